@@ -1,0 +1,97 @@
+"""Build ``electra_fast._C`` from ``csrc/``; with a CUDA torch and nvcc, its CUDA kernels too."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).parent
+
+# The instruction set of each of torch's CPU capabilities. A build takes this machine's;
+# ATEN_CPU_CAPABILITY=avx2 makes a wheel for others.
+INSTRUCTIONS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
+
+# Of the GPUs that have tensor cores and bfloat16. TORCH_CUDA_ARCH_LIST names others.
+ARCHITECTURES = "8.0 8.6 9.0 10.0 12.0+PTX"
+
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math"]
+CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
+# Without it at::parallel_for is serial and says nothing. Torch's own libgomp serves at run time.
+CXX_FLAGS += ["-fopenmp"]
+
+
+class Build(BuildExtension):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # An editable build hands in a fresh folder each time, where ninja would compile all anew.
+        version = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
+        self.build_temp = str(ROOT / "build" / version)
+
+
+def say(line: str) -> None:
+    print(f"electra_fast: {line}", file=sys.stderr)
+
+
+def sources(suffix: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/*{suffix}"))
+
+
+def cuda_sources() -> list[str]:
+    """Return the CUDA files, or none where they cannot be built. Building needs no GPU."""
+    if os.environ.get("ELECTRA_FAST_NO_CUDA") == "1":
+        missing = "ELECTRA_FAST_NO_CUDA=1"
+    elif torch.version.cuda is None:
+        missing = "this torch is built without CUDA"
+    elif CUDA_HOME is None:
+        missing = "no nvcc found; set CUDA_HOME"
+    else:
+        if not torch.cuda.is_available():  # torch would ask the GPUs, and fails where there is none
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        return sources(".cu")
+    if sources(".cu"):
+        say(f"built without the kernels of csrc/cuda: {missing}")
+    return []
+
+
+def cpu_flags() -> tuple[list[str], list[str]]:
+    """Return what at::vec wants of the compiler and the linker."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in INSTRUCTIONS:
+        return ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"], []
+    level = INSTRUCTIONS[capability]
+    define = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+    # The mark -z lets the loader refuse the library, in words, on a CPU that would die in it.
+    return [f"-march={level}", *define], [f"-Wl,-z,{level}"]
+
+
+def extensions() -> list[Extension]:
+    compiler = os.environ.get("CXX", "c++")
+    if sys.platform != "linux" or shutil.which(compiler.split()[0]) is None:
+        reason = f"no C++ compiler ({compiler})" if sys.platform == "linux" else "not on Linux"
+        say(f"built without electra_fast._C, the reference and Triton serve every op: {reason}")
+        return []
+    cuda = cuda_sources()
+    compile_flags, link_flags = cpu_flags()
+    extension = (CUDAExtension if cuda else CppExtension)(
+        "electra_fast._C",
+        sources(".cpp") + cuda,
+        # Named here, they are in the source distribution, whatever its maker can compile.
+        depends=sources(".h") + sources(".cu"),
+        define_macros=[("ELECTRA_FAST_CUDA", "1")] if cuda else [],
+        extra_compile_args={"cxx": CXX_FLAGS + compile_flags, "nvcc": ["-O3", "-std=c++20"]},
+        extra_link_args=link_flags,
+    )
+    return [extension]
+
+
+setup(
+    packages=["electra_fast", "electra_fast.ops", "electra_fast.testing", "electra_fast.kernels"],
+    # Not a top-level `kernels`: Hugging Face's package has that name, and pip would overwrite it.
+    package_dir={"electra_fast.kernels": "kernels"},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": Build},
+)

@@ -1,0 +1,390 @@
+"""ELECTRA's mathematics in plain PyTorch: the definition that every kernel is held against.
+
+The functions stand in the order of the paper (Clark et al. 2020, section 2) and have the signatures of
+`electra_fast.ops`. Arithmetic is float32, or float64 for float64 inputs, whatever the storage dtype; a
+result has the dtype of its first argument. Random decisions are integer functions of (seed, step, stream,
+index), so an implementation is compared with this page by equality.
+
+Axes: B sequences, L positions a sequence, T tokens in all, H heads, D head dim, W width, E embedding dim,
+V vocabulary, M masked slots in all.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from electra_fast.philox import MASKING, drop, philox, uniforms
+
+
+class MaskedTokens(NamedTuple):
+    ids: Tensor  # shape and dtype of the input: [MASK] at most of the masked positions
+    positions: Tensor  # [M] flat places t, rising within a sequence; 0 in an unused slot
+    targets: Tensor  # [M] original ids at `positions`; 0 in an unused slot
+    weights: Tensor  # [M] float32: 1, or 0 in an unused slot
+
+
+class MLMHead(NamedTuple):
+    loss: Tensor  # [] float32, weighted mean cross-entropy; the only field with a gradient
+    samples: Tensor  # [M] one token a slot drawn from the generator, dtype of the targets
+    correct: Tensor  # [] float32, weighted count of slots whose arg-max is the target
+    lse: Tensor  # [M] float32 log-sum-exp of the logits
+
+
+class ReplacedTokens(NamedTuple):
+    ids: Tensor  # original ids with the samples in place
+    replaced: Tensor  # bool, shape of ids: differs from the original
+
+
+class RTDLoss(NamedTuple):
+    loss: Tensor  # [] float32, weighted mean; the only field with a gradient
+    counts: Tensor  # [4] float32, weighted true positives, false positives, false and true negatives
+
+
+# --- layouts, dtypes, ids ---------------------------------------------------------------------------------
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in the dtype of the arithmetic."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors in the autocast dtype where autocast is enabled on their device."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def sequence_of(op: str, cu_seqlens: Tensor, T: int, max_seqlen: int | None = None) -> Tensor:
+    """Return the sequence ``[T]`` that each packed token belongs to. On the CPU the bounds are checked."""
+    if cu_seqlens.device.type == "cpu":
+        n = cu_seqlens.diff()
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (n < 0).any():
+            raise ValueError(
+                f"{op}: cu_seqlens must rise from 0 to the {T} tokens, got {cu_seqlens.tolist()}"
+            )
+        if max_seqlen is not None and (n > max_seqlen).any():
+            raise ValueError(f"{op}: max_seqlen must be at least {n.max().item()}, got {max_seqlen}")
+    t = torch.arange(T, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.bucketize(t, cu_seqlens[1:], right=True)
+
+
+def _legal(op: str, name: str, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return (ids with the bad ones at 0, which are bad). On the CPU a bad id raises at once."""
+    bad = (ids < 0) | (ids >= size)
+    if ids.device.type == "cpu" and bad.any():
+        place = bad.nonzero()[0].tolist()
+        raise IndexError(
+            f"{op}: {name} must be in [0, {size}), got {ids[bad][0].item()} at {place}; "
+            "electra_fast.check_batch finds such ids before training"
+        )
+    return ids.masked_fill(bad, 0), bad
+
+
+def _rows(op: str, name: str, table: Tensor, ids: Tensor) -> Tensor:
+    ids, bad = _legal(op, name, ids, table.shape[0])
+    return wide(F.embedding(ids, table)).masked_fill(bad[..., None], math.nan)
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over all elements, summed in float64; 0/0 = 0."""
+    total = weights.sum(dtype=torch.float64)
+    mean = (weights * values).sum(dtype=torch.float64) / total.masked_fill(total == 0, 1)
+    return mean.to(values.dtype)
+
+
+# --- masking (section 2: m_i ~ unif{1, n}, x_masked = REPLACE(x, m, [MASK])) -------------------------------
+
+
+def rate(probability: float) -> int:
+    """Return ceil(probability * 2^32): counts are integer arithmetic, the same on every backend."""
+    return math.ceil(probability * 2**32)
+
+
+def slot_count(ids: Tensor, mask_rate: int, cu_seqlens: Tensor | None) -> int:
+    """Return M, which depends on shapes alone. No tokens, no slots."""
+    if ids.numel() == 0:
+        return 0
+    if cu_seqlens is None:
+        return ids.shape[0] * max(1, (ids.shape[1] * mask_rate + 2**31) >> 32)
+    return ((mask_rate * ids.numel()) >> 32) + cu_seqlens.numel() - 1
+
+
+def mask_tokens(
+    ids: Tensor,
+    candidates: Tensor,
+    rng: Tensor,
+    *,
+    mask_id: int,
+    mask_prob: float = 0.15,
+    keep_prob: float = 0.15,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+) -> MaskedTokens:
+    P, T, device = rate(mask_prob), ids.numel(), ids.device
+    M = slot_count(ids, P, cu_seqlens)
+    candidates = candidates if key_mask is None else candidates & key_mask
+    x, candidates, t = ids.flatten(), candidates.flatten(), torch.arange(T, device=device)
+
+    # Sequence b is the run of tokens from start[b], has n[b] real tokens and owns the slots from base[b].
+    if cu_seqlens is None:
+        B, L = ids.shape
+        sequence, start = t // max(L, 1), torch.arange(B, device=device) * L
+        n = torch.full_like(start, L) if key_mask is None else key_mask.sum(dim=1)
+        base = torch.arange(B, device=device) * (M // max(B, 1))
+    else:
+        start, n = cu_seqlens[:-1].long(), cu_seqlens.long().diff()
+        sequence = sequence_of("mask_tokens", cu_seqlens, T, max_seqlen)
+        base = (P * start >> 32) + torch.arange(len(start), device=device)
+
+    # The k candidates with the smallest words of their sequence; a stable sort puts lower t first in a tie.
+    w0, w1, _, _ = philox(rng, torch.zeros_like(t), t, MASKING)
+    order = ((sequence << 33) + w0.masked_fill(~candidates, 2**32)).argsort(stable=True)
+    rank = torch.empty_like(t).scatter_(0, order, t) - start[sequence]
+    c = torch.zeros_like(start).index_add_(0, sequence, candidates.long())
+    k = torch.minimum(c, ((n * P + 2**31) >> 32).clamp(min=1))
+    taken = rank < k[sequence]
+
+    masked = x.masked_fill(taken & (w1 >= round(keep_prob * 2**32)), mask_id)
+    before = F.pad(taken.cumsum(0), (1, 0))
+    nth = before[:-1] - before[start][sequence]
+    slot = (base[sequence] + nth).masked_fill(~taken, M)  # one slot more takes what is not masked
+    fill = [torch.zeros(M + 1, dtype=d, device=device) for d in (ids.dtype, ids.dtype, torch.float32)]
+    source = (t.to(ids.dtype), x, torch.ones_like(x, dtype=torch.float32))
+    return MaskedTokens(
+        masked.view_as(ids), *(f.scatter(0, slot, s)[:M] for f, s in zip(fill, source, strict=True))
+    )
+
+
+# --- the encoder (Devlin et al. 2019, post-LayerNorm) ------------------------------------------------------
+
+
+def places(ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Return each token's place in its sequence, shape of ids."""
+    place = torch.arange(ids.shape[-1], device=ids.device)
+    if cu_seqlens is not None:
+        place = place - cu_seqlens[sequence_of("embed", cu_seqlens, ids.numel())]
+    return place.expand_as(ids)
+
+
+def embedding_sum(ids, type_ids, position_ids, word, position, type, cu_seqlens) -> Tensor:
+    """word[id] + position[place] + type[type id], the input of the embedding's LayerNorm"""
+    position_ids = places(ids, cu_seqlens) if position_ids is None else position_ids
+    type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
+    return (
+        _rows("embed", "ids", word, ids)
+        + _rows("embed", "position_ids", position, position_ids)
+        + _rows("embed", "type_ids", type, type_ids)
+    )
+
+
+def embed(
+    ids: Tensor,
+    type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    type: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    eps: float,
+    dropout: float = 0.0,
+    rng: Tensor | None = None,
+    stream: int = 0,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """dropout(LayerNorm(word[id] + position[place] + type[type id]))"""
+    (like,) = autocast(word[:0])
+    x = embedding_sum(ids, type_ids, position_ids, word, position, type, cu_seqlens)
+    y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+    return drop(y, dropout, rng, stream).to(like.dtype)
+
+
+def padding(op: str, cu_seqlens: Tensor, max_seqlen: int, T: int) -> tuple[Tensor, ...]:
+    """Return what pads a packed batch, ``x[t]``, and takes it apart, ``y[b, l]``: (t, key_mask, b, l)."""
+    t = cu_seqlens[:-1, None].long() + torch.arange(max_seqlen, device=cu_seqlens.device)
+    b = sequence_of(op, cu_seqlens, T, max_seqlen)
+    l = torch.arange(T, device=b.device) - cu_seqlens[b]
+    return t.clamp(max=max(T - 1, 0)), t < cu_seqlens[1:, None], b, l
+
+
+def attention_scores(q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool, scale: float | None):
+    """Return (s, visible): scale * q k^T, `[B, H, L, L]`, and which of it counts.
+
+    What does not count is the lowest number, not -inf: a row without a visible key would become NaN, and
+    so would its gradient.
+    """
+    L, D = q.shape[1], q.shape[3]
+    visible = torch.ones(L, L, dtype=torch.bool, device=q.device)
+    visible = visible.tril() if causal else visible
+    visible = visible if key_mask is None else visible & key_mask[:, None, None, :]
+    s = torch.einsum("blhd,bmhd->bhlm", wide(q), wide(k)) * (D**-0.5 if scale is None else scale)
+    return s.masked_fill(~visible, torch.finfo(s.dtype).min), visible
+
+
+def attention_rows(q: Tensor, t: Tensor | None) -> Tensor:
+    """Return dropout's row t*H + h of each query and head, `[B, H, L]`."""
+    B, L, H, _ = q.shape
+    t = torch.arange(B * L, device=q.device).view(B, L) if t is None else t
+    return t[:, None, :] * H + torch.arange(H, device=q.device)[:, None]
+
+
+def padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream, t=None) -> Tensor:
+    """`attention` of `[B, L, H, D]`; t `[B, L]` are the tokens' places in the batch that they came from."""
+    with torch.autocast(q.device.type, enabled=False):
+        s, visible = attention_scores(q, k, key_mask, causal, scale)
+        p = drop(s.softmax(-1).masked_fill(~visible, 0), dropout, rng, stream, attention_rows(q, t))
+        return torch.einsum("bhlm,bmhd->blhd", p, wide(v)).to(q.dtype)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    rng: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """dropout(softmax(scale * q k^T)) v over the visible keys; a query that sees no key gives 0."""
+    q, k, v = autocast(q, k, v)
+    if cu_seqlens is not None:  # the same on padded sequences, taken apart again
+        t, key_mask, b, l = padding("attention", cu_seqlens, max_seqlen, len(q))
+        o = padded_attention(q[t], k[t], v[t], key_mask, causal, scale, dropout, rng, stream, t)
+        return o[b, l]
+    return padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream)
+
+
+def attention_qkv(
+    qkv: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    rng: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """`attention` of the three slices of one tensor."""
+    return attention(
+        *qkv.unbind(-3),
+        key_mask=key_mask,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
+        causal=causal,
+        scale=scale,
+        dropout=dropout,
+        rng=rng,
+        stream=stream,
+    )
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dropout: float = 0.0,
+    rng: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """LayerNorm(residual + dropout(x))"""
+    z = drop(wide(x), dropout, rng, stream)
+    z = z if residual is None else z + wide(residual)
+    return F.layer_norm(z, z.shape[-1:], weight.to(z.dtype), bias.to(z.dtype), eps).to(x.dtype)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """gelu(x + bias) = z Phi(z), the erf form (Hendrycks & Gimpel 2016)"""
+    return F.gelu(wide(x) + wide(bias)).to(x.dtype)
+
+
+# --- generator (eq. 1: p_G(x_t | x) = softmax over e(x_t)^T h_G(x)_t; x_hat ~ p_G) --------------------------
+
+
+def inverse_cdf(logits: Tensor, u: Tensor) -> Tensor:
+    """Return min{v : p_0 + ... + p_v > u} for each row of float64 logits ``[M, V]``."""
+    cdf = logits.softmax(-1).cumsum(-1)
+    total = cdf[:, -1:].contiguous()  # 1 but for rounding; u scaled by it lands inside
+    sample = torch.searchsorted(cdf, u[:, None] * total, right=True)
+    last = torch.searchsorted(cdf, total)  # the last token whose probability is not 0
+    return torch.minimum(sample, last).clamp(max=logits.shape[-1] - 1)[:, 0]
+
+
+def mlm_head(
+    x: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    rng: Tensor,
+    *,
+    temperature: float = 1.0,
+    disallow_correct: bool = False,
+) -> MLMHead:
+    """Weighted mean of -log p(target), p = softmax(x table^T + bias), and one draw at the temperature."""
+    x, table = autocast(x, table)
+    unused = weights == 0  # such a row may hold anything
+    target, bad = _legal("mlm_head", "targets", targets.masked_fill(unused, 0).long(), table.shape[0])
+    with torch.autocast(x.device.type, enabled=False):
+        logits = wide(x).masked_fill(unused[:, None], 0) @ wide(table).T + wide(bias)
+    nll = F.cross_entropy(logits, target, reduction="none")
+    lse = (nll + logits.gather(-1, target[:, None])[:, 0]).detach()
+    loss = _mean(nll.masked_fill(bad, math.nan).masked_fill(unused, 0), weights)
+
+    with torch.no_grad():
+        draws = []
+        for rows, at, u in zip(
+            logits.split(256), target.split(256), uniforms(rng, len(x)).split(256), strict=True
+        ):
+            rows = rows.double() / temperature
+            if disallow_correct:
+                rows = rows.scatter(-1, at[:, None], -math.inf)
+            draws.append(inverse_cdf(rows, u))
+        samples = torch.cat(draws) if draws else target
+        correct = (weights * (logits.argmax(-1) == target)).sum()
+    return MLMHead(
+        loss, samples.masked_fill(unused, 0).to(targets.dtype), correct, lse.masked_fill(unused, 0)
+    )
+
+
+def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Tensor) -> ReplacedTokens:
+    """x_corrupt = REPLACE(x, m, x_hat); a sample that equals the original is no replacement."""
+    T = ids.numel()
+    used = weights != 0
+    place, bad = _legal("replace_tokens", "positions", positions.long().masked_fill(~used, 0), max(T, 1))
+    place = place.masked_fill(~used | bad, T)  # one place more takes what is not written
+    x = torch.cat([ids.flatten(), ids.new_zeros(1)]).scatter(0, place, samples.to(ids.dtype))
+    x = x[:T].view_as(ids)
+    return ReplacedTokens(x, x != ids)
+
+
+# --- discriminator (eq. 2: D(x, t) = sigmoid(w^T h_D(x)_t), and its loss L_Disc) ----------------------------
+
+
+def rtd_loss(logits: Tensor, replaced: Tensor, weights: Tensor | None = None) -> RTDLoss:
+    """Weighted mean of -log sigmoid(x) where replaced, -log sigmoid(-x) elsewhere."""
+    w = torch.ones_like(logits, dtype=torch.float32) if weights is None else weights
+    x = wide(logits).masked_fill(w == 0, 0)  # padding may hold anything
+    z = torch.where(replaced, -x, x)
+    loss = _mean(-F.logsigmoid(-z), w)  # no overflow at either end
+    with torch.no_grad():
+        guess = x > 0
+        cells = (guess & replaced, guess & ~replaced, ~guess & replaced, ~guess & ~replaced)
+        counts = torch.stack([(w * cell).sum(dtype=torch.float64) for cell in cells]).float()
+    return RTDLoss(loss, counts)

@@ -1,0 +1,61 @@
+"""Which implementation serves each op here, and why."""
+
+import importlib.metadata
+import importlib.util
+import sys
+
+import torch
+
+import electra_fast
+from electra_fast.ops import Ops, _register
+
+OLDEST = (8, 0)  # compute capability; Triton reaches no tensor core below it
+
+
+def info() -> dict:
+    """Return the versions, the devices and, for each op, what serves it on the CPU and on CUDA."""
+    return {
+        "electra_fast": electra_fast.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if _register.HAS_TRITON else "not installed",
+        "extension": _extension(),
+        "gpu": _gpu(),
+        "ops": {
+            op: {device: _register.served_by(op, device) for device in ("CPU", "CUDA")} for op in Ops._fields
+        },
+    }
+
+
+def _extension() -> str:
+    if importlib.util.find_spec("electra_fast._C") is None:
+        return "not built: no C++ compiler was found at installation"
+    devices = sorted({device for _, device in _register.COMPILED})
+    if "CUDA" in devices:
+        return "built for CPU and CUDA"
+    why = (
+        "this torch is built without CUDA" if torch.version.cuda is None else "nothing in csrc/cuda was built"
+    )
+    return f"built for CPU; not for CUDA: {why}"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none visible to torch"
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        return (
+            f"{name} (sm_{capability[0]}{capability[1]}): too old, Triton has no tensor-core path below sm_80"
+        )
+    return f"{name} (sm_{capability[0]}{capability[1]})"
+
+
+def report() -> str:
+    """Return `info()` as the page that `python -m electra_fast info` prints."""
+    facts = info()
+    served = facts.pop("ops")
+    lines = [f"{name:<13} {value}" for name, value in facts.items()]
+    width = max(len(by["CPU"]) for by in served.values())
+    lines += ["", f"{'op':<15} {'on the CPU':<{width}}  on CUDA"]
+    lines += [f"{op:<15} {by['CPU']:<{width}}  {by['CUDA']}" for op, by in served.items()]
+    return "\n".join(lines)

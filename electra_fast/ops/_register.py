@@ -1,0 +1,154 @@
+"""Declare one operator: its schema, what runs on each device, and what the compiler sees."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if importlib.util.find_spec("electra_fast._C") is None:
+    COMPILED: frozenset[tuple[str, str]] = frozenset()
+else:  # an extension that was built and does not load is an error, not a reason to be slow
+    from electra_fast import _C
+
+    COMPILED = frozenset(_C.implemented())
+
+
+class SlowPathWarning(UserWarning):
+    """An op runs on a GPU without a kernel for it."""
+
+
+class Implementations(NamedTuple):
+    """What can run one operator, by the arguments of its schema. None where there is no such thing."""
+
+    reference: Callable
+    cpu: Callable | None  # another library's kernel, or the one compiled from csrc/
+    triton: Callable | None
+    cuda: Callable | None  # compiled from csrc/
+
+
+class Kernels(NamedTuple):
+    """One implementation of an op: what its public function and its autograd function call."""
+
+    fwd: Callable
+    bwd: Callable | None = None
+
+
+OPERATORS: dict[str, Implementations] = {}
+
+
+def _lazy(target: str) -> Callable:
+    """Return a stand-in for "module:function" of `electra_fast.kernels` that imports it when first called."""
+    module, function = target.split(":")
+
+    @functools.cache
+    def resolve() -> Callable:
+        return getattr(importlib.import_module(f"electra_fast.kernels.{module}"), function)
+
+    return lambda *args: resolve()(*args)
+
+
+@functools.cache
+def _warn_slow(name: str, reason: str) -> None:
+    warnings.warn(
+        f"electra_fast: {name} runs without a kernel on this GPU: {reason}", SlowPathWarning, stacklevel=4
+    )
+
+
+def operator(
+    schema: str, *, default: Callable, fake: Callable, cpu: Callable | None = None, triton: str | None = None
+) -> torch._ops.OpOverload:
+    """Register `schema` in the electra_fast namespace and return its callable.
+
+    `default` runs on any device without a kernel of its own; `cpu` is another library's kernel for the CPU,
+    `triton` names the launcher for CUDA. A kernel compiled from csrc/ joins by TORCH_LIBRARY_IMPL and goes
+    before either. PyTorch's dispatcher does the rest.
+    """
+    op, arguments = schema.split("(", 1)
+    name = f"electra_fast::{op}"
+    reason = why_not_triton(triton)
+
+    def reference(*args):
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        if device == "cuda":
+            _warn_slow(op, reason)
+        with torch.autocast(device, enabled=False):  # the definition says which dtype, not the caller
+            return default(*args)
+
+    torch.library.define(name, "(" + arguments)
+    torch.library.impl(name, "CompositeExplicitAutograd", reference)
+    torch.library.register_fake(name, fake)
+    overload = getattr(torch.ops.electra_fast, op).default
+    launcher = _lazy(triton) if triton and HAS_TRITON else None
+    for device, kernel in (("CPU", cpu), ("CUDA", launcher)):
+        if kernel and (op, device) not in COMPILED:
+            torch.library.impl(name, device, kernel)
+    OPERATORS[op] = Implementations(
+        reference=reference,
+        cpu=overload if (op, "CPU") in COMPILED else cpu,
+        triton=launcher,
+        cuda=overload if (op, "CUDA") in COMPILED else None,
+    )
+    return overload
+
+
+def why_not_triton(triton: str | None) -> str:
+    if triton is None:
+        return "it has no kernel yet, plain PyTorch serves it"
+    return "" if HAS_TRITON else "Triton is not installed (pip install triton), plain PyTorch serves it"
+
+
+def public(fwd: torch._ops.OpOverload, bwd: torch._ops.OpOverload | None = None) -> Callable:
+    """Turn `function(kernels, …)` into the public op over these two operators.
+
+    The result has the signature without `kernels`; its `over(kernels)` is the same function, checks and
+    autograd included, over another implementation. So a test or a benchmark holds one kernel at a time.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+        signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+        def over(kernels: Kernels) -> Callable:
+            @functools.wraps(function)
+            def op(*args, **kwargs):
+                return function(kernels, *args, **kwargs)
+
+            op.__signature__ = signature
+            return op
+
+        result = over(Kernels(fwd, bwd))
+        result.over = over
+        return result
+
+    return decorate
+
+
+def implementations(name: str, function: Callable) -> dict[str, Callable]:
+    """Return each implementation of a public op that this installation has, by name."""
+    fwd, bwd = (name, None) if name in OPERATORS else (f"{name}_fwd", f"{name}_bwd")
+
+    def over(kind: str) -> Callable:
+        return function.over(Kernels(*(getattr(OPERATORS[op], kind) if op else None for op in (fwd, bwd))))
+
+    return {kind: over(kind) for kind in Implementations._fields if getattr(OPERATORS[fwd], kind)}
+
+
+def served_by(name: str, device: str) -> str:
+    """Return what serves a public op on "CPU" or "CUDA", and why not something better."""
+    op = name if name in OPERATORS else f"{name}_fwd"
+    if (op, device) in COMPILED:
+        return "compiled from csrc/"
+    if device == "CPU" and OPERATORS[op].cpu:
+        return "torch's own kernel"
+    if device == "CUDA" and OPERATORS[op].triton:
+        return "Triton"
+    if device == "CUDA" and not HAS_TRITON:
+        return "reference (Triton is not installed)"
+    return "reference (no kernel yet)" if COMPILED else "reference (built without electra_fast._C)"

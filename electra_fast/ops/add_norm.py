@@ -1,0 +1,126 @@
+"""Dropout, residual and LayerNorm: the end of both halves of an encoder layer."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from electra_fast.ops import _check as check
+from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.philox import drop
+from electra_fast.reference import wide
+
+OP = "add_norm"
+
+
+def _sum(x, residual, dropout, rng, stream):
+    z = drop(wide(x), dropout, rng, stream)
+    return z if residual is None else z + wide(residual)
+
+
+def _default_fwd(x, residual, weight, bias, eps, dropout, rng, stream):
+    z = _sum(x, residual, dropout, rng, stream)
+    y, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], weight.to(z.dtype), bias.to(z.dtype), eps)
+    return y.to(x.dtype), mean[..., 0], rstd[..., 0]
+
+
+def _default_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
+    z, w, stats = (
+        _sum(x, residual, dropout, rng, stream),
+        weight.to(mean.dtype),
+        (mean[..., None], rstd[..., None]),
+    )
+    dz, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        wide(dy), z, z.shape[-1:], *stats, w, w, [True] * 3
+    )
+    dx = drop(dz, dropout, rng, stream).to(x.dtype)
+    dresidual = dz.to(residual.dtype) if _own_gradient(residual, dropout) else x.new_empty(0)
+    return dx.clone() if dx is dz else dx, dresidual, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def _own_gradient(residual: Tensor | None, dropout: float) -> bool:
+    """Whether the residual's gradient is another tensor than that of x; without dropout they are equal."""
+    return residual is not None and dropout > 0
+
+
+def _fake_fwd(x, residual, weight, bias, eps, dropout, rng, stream):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=wide), x.new_empty(x.shape[:-1], dtype=wide)
+
+
+def _fake_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
+    dresidual = residual.new_empty(x.shape) if _own_gradient(residual, dropout) else x.new_empty(0)
+    return x.new_empty(x.shape), dresidual, torch.empty_like(weight), torch.empty_like(weight)
+
+
+_fwd = operator(
+    "add_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, float dropout, "
+    "Tensor? rng, int stream) -> (Tensor, Tensor, Tensor)",
+    default=_default_fwd,
+    fake=_fake_fwd,
+)
+_bwd = operator(
+    "add_norm_bwd(Tensor dy, Tensor x, Tensor? residual, Tensor weight, Tensor mean, Tensor rstd, "
+    "float dropout, Tensor? rng, int stream) -> (Tensor, Tensor, Tensor, Tensor)",
+    default=_default_bwd,
+    fake=_fake_bwd,
+)
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, x, residual, weight, bias, eps, dropout, rng, stream):
+        y, mean, rstd = kernels.fwd(x, residual, weight, bias, eps, dropout, rng, stream)
+        ctx.save_for_backward(x, residual, weight, mean, rstd, rng)
+        ctx.kernels, ctx.dropout, ctx.stream = kernels, dropout, stream
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        *saved, rng = ctx.saved_tensors
+        residual = saved[1]
+        dx, dresidual, dweight, dbias = ctx.kernels.bwd(dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream)
+        if residual is None:
+            dresidual = None
+        elif not _own_gradient(residual, ctx.dropout):
+            dresidual = dx
+        return None, dx, dresidual, dweight, dbias, None, None, None, None
+
+
+@public(_fwd, _bwd)
+def add_norm(
+    kernels: Kernels,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dropout: float = 0.0,
+    rng: Tensor | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """Return LayerNorm(residual + dropout(x)) over the last axis (Devlin et al. 2019, post-LayerNorm).
+
+    Args:
+        x: ``[..., W]``, any float dtype.
+        residual: shape and dtype of x; None: nothing is added.
+        weight, bias: ``[W]``, float32 or the dtype of x.
+        eps: added to the variance.
+        dropout: probability in [0, 1) that an element of x becomes 0; above 0 it needs `rng`.
+        rng: int64 ``[2]`` = (seed, step).
+        stream: the number of this dropout site.
+
+    Returns:
+        shape and dtype of x.
+
+    Raises:
+        TypeError, ValueError: an argument breaks these rules, with its name.
+    """
+    check.tensor(OP, "x", x, check.FLOATS)
+    check.optional(OP, "residual", residual, (x.dtype,), x.shape, x)
+    check.tensor(OP, "weight", weight, (torch.float32, x.dtype), x.shape[-1:], x)
+    check.tensor(OP, "bias", bias, (weight.dtype,), x.shape[-1:], x)
+    check.dropout(OP, dropout, rng, x)
+    residual = None if residual is None else residual.contiguous()
+    return _AddNorm.apply(kernels, x.contiguous(), residual, weight, bias, eps, dropout, rng, stream)

@@ -1,0 +1,61 @@
+"""Bias and GELU: the middle of the feed-forward network and of both heads."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from electra_fast import reference
+from electra_fast.ops import _check as check
+from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.reference import wide
+
+OP = "bias_gelu"
+
+
+def _default_bwd(dy, x, bias):
+    dz = torch.ops.aten.gelu_backward(wide(dy), wide(x) + wide(bias))
+    return dz.to(x.dtype), dz.flatten(0, -2).sum(0).to(bias.dtype)
+
+
+_fwd = operator(
+    "bias_gelu_fwd(Tensor x, Tensor bias) -> Tensor",
+    default=reference.bias_gelu,
+    fake=lambda x, bias: torch.empty_like(x),
+)
+_bwd = operator(
+    "bias_gelu_bwd(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
+    default=_default_bwd,
+    fake=lambda dy, x, bias: (torch.empty_like(x), torch.empty_like(bias)),
+)
+
+
+class _BiasGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, x, bias):
+        ctx.kernels = kernels
+        ctx.save_for_backward(x, bias)
+        return kernels.fwd(x, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return None, *ctx.kernels.bwd(dy.contiguous(), *ctx.saved_tensors)
+
+
+@public(_fwd, _bwd)
+def bias_gelu(kernels: Kernels, x: Tensor, bias: Tensor) -> Tensor:
+    """Return gelu(x + bias) = z Phi(z), the erf form (Hendrycks & Gimpel 2016), as BERT and ELECTRA use it.
+
+    Args:
+        x: ``[..., F]``, any float dtype.
+        bias: ``[F]``, float32 or the dtype of x.
+
+    Returns:
+        shape and dtype of x.
+
+    Raises:
+        TypeError, ValueError: an argument breaks these rules, with its name.
+    """
+    check.tensor(OP, "x", x, check.FLOATS)
+    check.tensor(OP, "bias", bias, (torch.float32, x.dtype), x.shape[-1:], x)
+    return _BiasGELU.apply(kernels, x.contiguous(), bias)

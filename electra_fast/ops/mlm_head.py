@@ -1,0 +1,137 @@
+"""The generator's head: tied vocabulary projection, its loss, and one sample a masked slot."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from electra_fast import reference
+from electra_fast.ops import _check as check
+from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.reference import MLMHead, wide
+
+OP = "mlm_head"
+
+
+def _default_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
+    return tuple(
+        reference.mlm_head(
+            x, table, bias, targets, weights, rng, temperature=temperature, disallow_correct=disallow_correct
+        )
+    )
+
+
+def _default_bwd(dloss, x, table, bias, targets, weights, lse):
+    """With P = softmax(logits): dlogits = dloss * w / sum(w) * (P - onehot(target))."""
+    unused = weights == 0
+    total = weights.sum()
+    scale = (dloss * weights / total.masked_fill(total == 0, 1))[:, None]
+    x_, table_ = wide(x).masked_fill(unused[:, None], 0), wide(table)
+    dlogits = torch.addmm(wide(bias), x_, table_.T).softmax(-1)
+    target = targets.long().masked_fill(unused, 0)[:, None]
+    bad = (target < 0) | (target >= len(table))
+    hit = dlogits.new_full(target.shape, -1.0).masked_fill(bad, math.nan)
+    dlogits.scatter_add_(1, target.masked_fill(bad, 0), hit).mul_(scale).masked_fill_(unused[:, None], 0)
+    dtable = dlogits.T @ x_
+    return (dlogits @ table_).to(x.dtype), dtable.to(table.dtype), dlogits.sum(0).to(bias.dtype)
+
+
+def _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    loss, lse = x.new_empty((), dtype=wide), x.new_empty(len(x), dtype=wide)
+    return loss, torch.empty_like(targets), x.new_empty((), dtype=torch.float32), lse
+
+
+_fwd = operator(
+    "mlm_head_fwd(Tensor x, Tensor table, Tensor bias, Tensor targets, Tensor weights, Tensor rng, "
+    "float temperature, bool disallow_correct) -> (Tensor, Tensor, Tensor, Tensor)",
+    default=_default_fwd,
+    fake=_fake_fwd,
+)
+_bwd = operator(
+    "mlm_head_bwd(Tensor dloss, Tensor x, Tensor table, Tensor bias, Tensor targets, Tensor weights, "
+    "Tensor lse) -> (Tensor, Tensor, Tensor)",
+    default=_default_bwd,
+    fake=lambda dloss, x, table, bias, *_: (
+        torch.empty_like(x),
+        torch.empty_like(table),
+        torch.empty_like(bias),
+    ),
+)
+
+
+class _MLMHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, x, table, bias, targets, weights, rng, temperature, disallow_correct):
+        head = kernels.fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct)
+        loss, samples, correct, lse = head
+        ctx.kernels = kernels
+        ctx.save_for_backward(x, table, bias, targets, weights, lse)
+        ctx.mark_non_differentiable(samples, correct, lse)
+        return loss, samples, correct, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss, *_):
+        return None, *ctx.kernels.bwd(dloss, *ctx.saved_tensors), None, None, None, None, None
+
+
+@public(_fwd, _bwd)
+def mlm_head(
+    kernels: Kernels,
+    x: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    rng: Tensor,
+    *,
+    temperature: float = 1.0,
+    disallow_correct: bool = False,
+) -> MLMHead:
+    """Return the masked-language-model loss and a draw a slot from the generator (Clark et al. 2020, eq. 1).
+
+    ``logits = x table^T + bias``; ``loss = sum_m w_m (lse_m - logits[m, target_m]) / sum_m w_m``, 0 where the
+    weights sum to 0. The sample is the inverse CDF in vocabulary order of softmax(logits / temperature) at
+    one uniform a slot.
+
+    Args:
+        x: ``[M, E]`` transformed hidden states of the masked slots, any float dtype.
+        table: ``[V, E]`` word embeddings, dtype of x; both are cast to the autocast dtype if enabled.
+        bias: ``[V]`` float32 or the dtype of x.
+        targets: ``[M]`` original ids, int32 or int64.
+        weights: ``[M]`` float32. A slot of weight 0 may hold anything; its sample and its lse are 0 and mean
+            nothing.
+        rng: int64 ``[2]`` = (seed, step).
+        temperature: above 0; of the sample only.
+        disallow_correct: never draw the target; of the sample only.
+
+    Returns:
+        MLMHead(loss, samples ``[M]`` dtype of targets, correct, lse ``[M]``). Only the loss carries a
+        gradient. `correct` is the weighted count of slots whose arg-max (the lowest id in a tie) is the
+        target.
+
+    Raises:
+        TypeError, ValueError: an argument breaks these rules. IndexError: a target outside [0, V), on the
+            CPU; on
+        CUDA the loss becomes NaN.
+    """
+    check.tensor(OP, "x", x, check.FLOATS, (None, None))
+    M, E = x.shape
+    check.tensor(OP, "table", table, check.FLOATS, (None, E), x)
+    x, table = reference.autocast(x, table)
+    check.tensor(OP, "table", table, (x.dtype,))
+    V = table.shape[0]
+    check.tensor(OP, "bias", bias, (*check.FLOAT32, x.dtype), (V,), x)
+    check.tensor(OP, "targets", targets, check.INTS, (M,), x)
+    check.tensor(OP, "weights", weights, check.FLOAT32, (M,), x)
+    check.rng(OP, rng, x)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"mlm_head: temperature must be positive and finite, got {temperature}")
+    if disallow_correct and V < 2:
+        raise ValueError(
+            "mlm_head: disallow_correct must be False where the vocabulary has one token, got True"
+        )
+    tensors = (t.contiguous() for t in (x, table, bias, targets, weights, rng))
+    return MLMHead(*_MLMHead.apply(kernels, *tensors, temperature, disallow_correct))

@@ -1,0 +1,85 @@
+"""Replaced-token-detection loss and its confusion counts."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from electra_fast import reference
+from electra_fast.ops import _check as check
+from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.reference import RTDLoss
+
+OP = "rtd_loss"
+
+
+def _default_bwd(dloss, counts, x, y, w):
+    total = counts.sum()
+    scale = dloss / total.masked_fill(total == 0, 1)
+    sign = 1 - 2 * y.to(scale.dtype)
+    dx = scale * sign * torch.sigmoid(sign * reference.wide(x))
+    return (dx if w is None else (dx * w).masked_fill(w == 0, 0)).to(x.dtype)
+
+
+def _fake_fwd(x, y, w):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((), dtype=wide), x.new_empty(4, dtype=torch.float32)
+
+
+_fwd = operator(
+    "rtd_loss_fwd(Tensor x, Tensor y, Tensor? w) -> (Tensor, Tensor)",
+    default=lambda x, y, w: tuple(reference.rtd_loss(x, y, w)),
+    fake=_fake_fwd,
+    triton="rtd_loss:rtd_loss_fwd",
+)
+_bwd = operator(
+    "rtd_loss_bwd(Tensor dloss, Tensor counts, Tensor x, Tensor y, Tensor? w) -> Tensor",
+    default=_default_bwd,
+    fake=lambda dloss, counts, x, y, w: torch.empty_like(x),
+    triton="rtd_loss:rtd_loss_bwd",
+)
+
+
+class _RTDLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, x, y, w):
+        loss, counts = kernels.fwd(x, y, w)
+        ctx.kernels = kernels
+        ctx.save_for_backward(counts, x, y, w)
+        ctx.mark_non_differentiable(counts)
+        return loss, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss, _):
+        return None, ctx.kernels.bwd(dloss, *ctx.saved_tensors), None, None
+
+
+@public(_fwd, _bwd)
+def rtd_loss(kernels: Kernels, logits: Tensor, replaced: Tensor, weights: Tensor | None = None) -> RTDLoss:
+    """Weighted mean sigmoid cross-entropy of logits against "was replaced" (Clark et al. 2020, L_Disc).
+
+    ``loss = sum_t w_t softplus(s_t x_t) / sum_t w_t`` with s = -1 where replaced, else 1; 0 where the weights
+    sum to 0.
+
+    Args:
+        logits: ``[...]`` float32, float16 or bfloat16 (float64 without a GPU); one discriminator score a
+            token.
+        replaced: bool, same shape; True where the token is not the original one.
+        weights: float32, same shape; 0 on padding, whose logit may be anything. None counts every token once.
+
+    Returns:
+        RTDLoss(loss, counts): float32 scalar, the only field with a gradient; float32 ``[4]`` = weighted true
+        positives, false positives, false negatives, true negatives, where logit > 0 predicts "replaced".
+
+    Raises:
+        TypeError, ValueError: an argument breaks these rules, with its name.
+
+    Note:
+        Deterministic: the sums are taken in a fixed order. Finite wherever the true loss is, at infinite
+            logits too.
+    """
+    check.tensor(OP, "logits", logits, check.FLOATS)
+    check.tensor(OP, "replaced", replaced, check.BOOL, logits.shape, logits)
+    check.optional(OP, "weights", weights, check.FLOAT32, logits.shape, logits)
+    x, y, w = (None if t is None else t.flatten().contiguous() for t in (logits, replaced, weights))
+    return RTDLoss(*_RTDLoss.apply(kernels, x, y, w))

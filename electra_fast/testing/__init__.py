@@ -1,0 +1,71 @@
+"""Hold a kernel against the reference: example inputs, an error budget, statistics, and proof that they bite.
+
+Anybody's function with the signature of an op is held against the reference in one line:
+
+    testing.check_op("rtd_loss", my_function)  # values and gradients, in every dtype
+    testing.check_masker(my_mask_tokens)  # counts, uniformity, independence
+"""
+
+import os
+import sys
+
+import torch
+
+if not torch.cuda.is_available():  # Triton decides at import whether it interprets its kernels
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from electra_fast import ops
+from electra_fast.ops import Ops, _register
+from electra_fast.testing.baseline import TORCH
+from electra_fast.testing.budget import assert_within_budget, check_example, check_op, run
+from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
+from electra_fast.testing.examples import Example, examples
+from electra_fast.testing.memory import guarded_memory
+from electra_fast.testing.mutations import mutations
+
+OPS = Ops._fields
+
+
+def implementations(op: str, device: str | None = None) -> dict:
+    """Return every implementation of an op that can run here, by name, each with the op's public signature.
+
+    `reference`: plain PyTorch with the backward written out; `cpu` and `cuda`: compiled from csrc/; `triton`:
+        on a GPU, or
+    in Triton's interpreter on the CPU where there is none.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = _register.implementations(op, getattr(ops, op))
+    runs = {
+        "reference": True,
+        "cpu": device == "cpu",
+        "cuda": device == "cuda",
+        "triton": device == "cuda" or interpreted(),
+    }
+    return {name: function for name, function in found.items() if runs[name]}
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels in this process."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    core = sys.modules.get("triton.language.standard")
+    return core is None or type(core.sum).__name__ == "InterpretedFunction"
+
+
+__all__ = [
+    "OPS",
+    "TORCH",
+    "Example",
+    "assert_within_budget",
+    "check_dropout",
+    "check_example",
+    "check_masker",
+    "check_op",
+    "check_sampler",
+    "examples",
+    "guarded_memory",
+    "implementations",
+    "interpreted",
+    "mutations",
+    "run",
+]

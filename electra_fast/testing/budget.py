@@ -1,0 +1,180 @@
+"""The error budget: a result is judged by what the same mathematics costs in plain PyTorch.
+
+With `ref` the reference in float64 and `low` plain PyTorch in the implementation's own dtype,
+
+    max |got - ref|      <= factor * (max |low - ref| + eps * max |ref|)
+    ||got - ref|| / ||ref|| <= factor * ||low - ref|| / ||ref|| + 4 eps(float32)
+
+with factor 2 for results and 3 for gradients. The second line catches what the first lets through: a bias too
+small for the maximum but present everywhere. The idea is flash-attention's.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_fast import reference
+from electra_fast.ops import Ops
+from electra_fast.testing.baseline import REPLAYED
+from electra_fast.testing.examples import Example
+
+STATISTICAL = 32  # elements from which the L2 norm of a rounding error says something
+
+
+def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Call `function` on an example; return its results and its gradients by name.
+
+    The upstream gradients differ from element to element and are the same for the same example.
+    """
+    args = {
+        name: x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        if name in example.gradients
+        else x
+        for name, x in example.args.items()
+    }
+    result = function(**args)
+    results = result._asdict() if hasattr(result, "_asdict") else {"result": result}
+    generator = torch.Generator().manual_seed(len(example.name))
+    loss = None
+    for y in results.values():
+        if isinstance(y, Tensor) and y.requires_grad:
+            upstream = torch.randn(y.shape, generator=generator).to(y) + 0.5
+            loss = (y * upstream).sum() if loss is None else loss + (y * upstream).sum()
+    gradients = {}
+    if loss is not None:
+        names = [name for name in example.gradients if args[name] is not None]
+        found = torch.autograd.grad(loss, [args[name] for name in names], allow_unused=True)
+        gradients = {name: g for name, g in zip(names, found, strict=True) if g is not None}
+    return {name: y.detach() if isinstance(y, Tensor) else y for name, y in results.items()}, gradients
+
+
+def assert_within_budget(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0) -> None:
+    """Refuse `got` if it is further from `ref` than `factor` times what `low` is; name the worst place."""
+    assert got.shape == ref.shape, f"{name}: shape {list(got.shape)}, the reference has {list(ref.shape)}"
+    eps = torch.finfo(got.dtype).eps
+    got, ref, low = (x.detach().double().cpu() for x in (got, ref, low))
+    strange = got.isfinite() != ref.isfinite()
+    assert not strange.any(), (
+        f"{name}: {got[strange][0]} at {strange.nonzero()[0].tolist()}, the reference has {ref[strange][0]}"
+    )
+    finite = ref.isfinite()
+    assert torch.equal(got[~finite].nan_to_num(), ref[~finite].nan_to_num()), (
+        f"{name}: another infinity than the reference's"
+    )
+    if not finite.any():
+        return
+    got, ref, low = (torch.where(finite & low.isfinite(), x, 0) for x in (got, ref, low))
+
+    error = (got - ref).abs()
+    bound = factor * ((low - ref).abs().max() + eps * ref.abs().max()) + torch.finfo(torch.float32).tiny
+    worst = torch.unravel_index(error.argmax(), error.shape)
+    assert error.max() <= bound, (
+        f"{name}: error {error.max():.3g} exceeds the budget {bound:.3g} at {[int(i) for i in worst]}: "
+        f"got {got[worst]:.6g}, the reference has {ref[worst]:.6g}"
+    )
+    if ref.numel() >= STATISTICAL and ref.norm() > 0:
+        ratio, allowed = (
+            (got - ref).norm() / ref.norm(),
+            factor * (low - ref).norm() / ref.norm() + 4 * 2.0**-23,
+        )
+        assert ratio <= allowed, f"{name}: relative L2 error {ratio:.3g} exceeds the budget {allowed:.3g}"
+
+
+def sample_bounds(x, table, bias, targets, rng, temperature=1.0, disallow_correct=False, weights=None):
+    """Return float64 (cdf [M, V], u [M], tol [M]); s is right where cdf[s-1] - tol <= u < cdf[s] + tol.
+
+    `tol` is the error that float32 accumulation of the logits may make, a row.
+    """
+    from electra_fast.philox import uniforms
+
+    x, table, bias = (t.detach().double().cpu() for t in (x, table, bias))
+    logits = (x @ table.T + bias) / temperature
+    if disallow_correct:
+        logits = logits.scatter(1, targets.cpu().long().clamp(min=0)[:, None], -torch.inf)
+    scale = (x.abs() @ table.abs().T + bias.abs()).amax(1) / temperature
+    return logits.softmax(-1).cumsum(-1), uniforms(rng.cpu(), len(x)), 2e-7 + 2.0**-22 * scale
+
+
+def assert_samples(example: Example, samples: Tensor) -> None:
+    """Refuse samples of `mlm_head` outside the float64 CDF bracket of their uniform."""
+    args = example.args
+    used = args["weights"].cpu() != 0
+    cdf, u, tol = sample_bounds(**{k: v for k, v in args.items() if k != "weights"})
+    cdf = torch.cat([torch.zeros(len(cdf), 1), cdf], 1).double()
+    s = samples.cpu().long()
+    assert ((s >= 0) & (s < cdf.shape[1] - 1)).all(), (
+        f"mlm_head: a sample outside the vocabulary: {s.tolist()}"
+    )
+    assert (s[~used] == 0).all(), "mlm_head: a sample other than 0 in an unused slot"
+    below, above = (cdf.gather(1, (s + i)[:, None])[:, 0] for i in (0, 1))
+    wrong = used & ~((below - tol <= u) & (u < above + tol))
+    assert not wrong.any(), (
+        f"mlm_head: slot {wrong.nonzero()[0].item()} drew {s[wrong][0]}, not the inverse CDF of its uniform"
+    )
+
+
+def check_example(function, example: Example) -> None:
+    """Hold `function` against the reference on one example."""
+    got, got_gradients = run(function, example)
+    name = f"{example.op} ({example.name})"
+    if example.exact:
+        wanted, _ = run(getattr(reference, example.op), example)
+        for field, y in wanted.items():
+            assert got[field].dtype == y.dtype, (
+                f"{name}.{field}: dtype {got[field].dtype}, the reference has {y.dtype}"
+            )
+            assert torch.equal(got[field].cpu(), y.cpu()), f"{name}.{field}: differs from the reference"
+        return
+    cpu = example.to(device="cpu")
+    ref, ref_gradients = run(getattr(reference, example.op), cpu.to(torch.float64))
+    low, low_gradients = run(getattr(REPLAYED, example.op), cpu)
+    for field, y in got.items():
+        if field == "samples":
+            assert_samples(example, y)
+        elif y.is_floating_point():
+            used = (
+                example.args["weights"].cpu() != 0 if field == "lse" else ...
+            )  # what an unused slot holds means nothing
+            assert_within_budget(
+                f"{name}.{field}",
+                y[used.to(y.device) if field == "lse" else ...],
+                ref[field][used],
+                low[field][used],
+            )
+    assert set(got_gradients) == set(ref_gradients), (
+        f"{name}: gradients of {sorted(got_gradients)}, not {sorted(ref_gradients)}"
+    )
+    for field, g in got_gradients.items():
+        wanted = example.args[field].dtype
+        assert g.dtype == wanted, f"{name}: the gradient of {field} has dtype {g.dtype}, not {wanted}"
+        low_g = low_gradients.get(field, torch.zeros_like(g)).nan_to_num().cpu()
+        assert_within_budget(f"{name}: gradient of {field}", g, ref_gradients[field], low_g, factor=3.0)
+
+
+def check_op(op: str, function, *, seed: int | None = None, device: str = "cpu", dtypes=None) -> None:
+    """Hold anybody's implementation of an op against the reference: `check_op("rtd_loss", my_function)`.
+
+    Args:
+        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature.
+        seed: of the example inputs; None draws a fresh one, which a failure names.
+        device: where the function runs.
+        dtypes: the floating dtypes to try; None: float32, bfloat16 and float16.
+
+    Raises:
+        AssertionError: a result is not the reference's (integers) or exceeds the error budget, with the worst
+            place.
+    """
+    from electra_fast.testing.examples import examples
+
+    if op not in Ops._fields:
+        raise ValueError(f"check_op: op must be one of {', '.join(Ops._fields)}, got {op}")
+    seed = torch.seed() % 2**31 if seed is None else seed
+    for example in examples(op, seed):
+        used = {x.dtype for name, x in example.args.items() if name in example.gradients}
+        if dtypes is not None and used and not used & set(dtypes):
+            continue
+        try:
+            check_example(function, example.to(device=device))
+        except AssertionError as error:
+            raise AssertionError(f"{error} [seed {seed}]") from error

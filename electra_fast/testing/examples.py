@@ -1,0 +1,247 @@
+"""Example inputs of every op: the regimes that break kernels, at sizes that the Triton interpreter can run.
+
+Fresh numbers from a seed, zero-mean at ELECTRA's own scale, with planted outliers, ties, peaked rows, a
+padded row, unused slots that hold NaN, odd sizes, and tensors that are not contiguous.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_fast import reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RNG = (-7, 3)  # a negative seed: its high half is all ones
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of one call by name, and which of them want a gradient."""
+
+    op: str
+    name: str
+    args: dict[str, Any]
+    gradients: tuple[str, ...] = ()
+    exact: bool = field(default=False, kw_only=True)  # every result is decided by integers
+
+    def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Example":
+        """Return the example with its floating tensors in `dtype`, on `device`."""
+
+        def moved(x):
+            if not isinstance(x, Tensor):
+                return x
+            return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+
+        return replace(self, args={name: moved(x) for name, x in self.args.items()})
+
+
+def _normal(generator, *shape, scale=1.0, dtype=torch.float32):
+    x = torch.randn(shape, generator=generator) * scale
+    if x.numel() > 8:
+        x.view(-1)[torch.randint(x.numel(), (5,), generator=generator)] *= 6  # outliers
+    return x.to(dtype)
+
+
+def _ids(generator, shape, V, dtype=torch.int64):
+    """Zipf-like ids, the special ones included."""
+    return (V * torch.rand(shape, generator=generator) ** 3).long().clamp(max=V - 1).to(dtype)
+
+
+def _rng(device="cpu"):
+    return torch.tensor(RNG, device=device)
+
+
+def _lengths(B, L):
+    """A full row, a short one, one token, padding alone."""
+    return torch.tensor([L, L // 2, 1, 0])[torch.arange(B) % 4]
+
+
+def _mask_tokens(g):
+    for name, B, L, dtype, options in (
+        ("padded", 5, 130, torch.int64, {}),
+        ("int32, a quarter, no keeping", 4, 64, torch.int32, {"mask_prob": 0.25, "keep_prob": 0.0}),
+        ("all candidates, all kept", 3, 33, torch.int64, {"mask_prob": 1.0, "keep_prob": 1.0}),
+        ("one in four billion", 2, 40, torch.int64, {"mask_prob": 2.0**-32}),
+        ("one position", 3, 1, torch.int64, {}),
+        ("long", 1, 1000, torch.int64, {}),
+        ("more than a block of slots", 2, 700, torch.int64, {"mask_prob": 1.0}),
+        ("no sequence", 0, 16, torch.int64, {}),
+        ("no position", 2, 0, torch.int64, {}),
+    ):
+        ids = _ids(g, (B, L), 90, dtype) + 5
+        args = {
+            "ids": ids,
+            "candidates": torch.rand(B, L, generator=g) > 0.1,
+            "rng": _rng(),
+            "mask_id": 103,
+            **options,
+        }
+        yield Example("mask_tokens", f"{name}, no padding", args, exact=True)
+        key_mask = torch.arange(L) < _lengths(B, L)[:, None]
+        yield Example("mask_tokens", name, {**args, "key_mask": key_mask}, exact=True)
+    for name, bounds, dtype in (
+        ("packed, an empty sequence first, within and last", [0, 0, 100, 100, 101, 260, 260], torch.int32),
+        ("packed, int64 bounds", [0, 7, 8, 75], torch.int64),
+        ("packed, no token", [0, 0], torch.int32),
+    ):
+        T, cu = bounds[-1], torch.tensor(bounds, dtype=dtype)
+        args = {"ids": _ids(g, (T,), 90) + 5, "candidates": torch.rand(T, generator=g) > 0.1, "rng": _rng()}
+        args |= {"mask_id": 103, "cu_seqlens": cu, "max_seqlen": max(int(cu.diff().max()), 1)}
+        yield Example("mask_tokens", name, args, exact=True)
+        yield Example("mask_tokens", f"{name}, all masked", {**args, "mask_prob": 1.0}, exact=True)
+
+
+def _replace_tokens(g):
+    for example in _mask_tokens(g):
+        masked = reference.mask_tokens(**example.args)
+        draw = _ids(g, masked.targets.shape, 90, masked.targets.dtype)
+        samples = torch.where(torch.rand(draw.shape, generator=g) < 0.5, masked.targets, draw)
+        args = {
+            "ids": example.args["ids"],
+            "samples": samples,
+            "positions": masked.positions,
+            "weights": masked.weights,
+        }
+        yield Example("replace_tokens", example.name, args, exact=True)
+
+
+def _rtd_loss(g):
+    for dtype in DTYPES:
+        for name, shape in (
+            ("a token", (1,)),
+            ("a block and one", (1025,)),
+            ("a batch", (3, 851)),
+            ("none", (0,)),
+        ):
+            x = _normal(g, *shape, scale=3, dtype=dtype)
+            y = torch.rand(shape, generator=g) < 0.15
+            w = torch.rand(shape, generator=g) * (torch.rand(shape, generator=g) < 0.8)
+            args = {"logits": x, "replaced": y}
+            yield Example("rtd_loss", f"{name} {dtype}", args, ("logits",))
+            yield Example("rtd_loss", f"{name}, weights {dtype}", {**args, "weights": w}, ("logits",))
+    x, y = (
+        torch.tensor([[1e4, -1e4, 0.0, -0.0], [9.0, 60.0, -60.0, 1.0]]),
+        torch.tensor([[True, False, True, False]] * 2),
+    )
+    yield Example("rtd_loss", "large logits, ties", {"logits": x, "replaced": y}, ("logits",))
+    rest = {"replaced": y.t(), "weights": torch.tensor([[1.0, 0.0, 0.5, 2.0]] * 2).t()}
+    garbage = x.index_fill(1, torch.tensor([1]), torch.nan).t()
+    yield Example("rtd_loss", "transposed, NaN in the padding", {"logits": garbage, **rest}, ("logits",))
+    nothing = {"logits": x, "replaced": y, "weights": torch.zeros(2, 4)}
+    yield Example("rtd_loss", "weights all 0", nothing, ("logits",))
+
+
+def _embed(g):
+    names = ("word", "position", "type", "norm_weight", "norm_bias")
+    for dtype in DTYPES:
+        for E, dropout in ((24, 0.0), (100, 0.1)):
+            tables = [_normal(g, n, E, scale=0.02, dtype=dtype) for n in (40, 16, 2)]
+            norm = [1 + _normal(g, E, scale=0.1), _normal(g, E, scale=0.1)]
+            args = dict(zip(names, tables + norm, strict=True))
+            args |= {"eps": 1e-12, "dropout": dropout, "rng": _rng(), "stream": 2}
+            ids = _ids(g, (3, 16), 40)
+            padded = {"ids": ids, "type_ids": None, "position_ids": None}
+            yield Example("embed", f"padded E={E} {dtype}", {**padded, **args}, names)
+            given = {"ids": ids.int(), "type_ids": ids.int() % 2, "position_ids": ids.flip(1) % 16}
+            yield Example("embed", f"all ids given E={E} {dtype}", {**given, **args}, names)
+            packed = {"ids": ids.flatten(), "type_ids": None, "position_ids": None}
+            packed["cu_seqlens"] = torch.tensor([0, 0, 16, 17, 33, 48], dtype=torch.int32)
+            yield Example("embed", f"packed E={E} {dtype}", {**packed, **args}, names)
+
+
+def _attention_sites(g):
+    """(name, shape of the tokens, keyword arguments)"""
+    holes = torch.rand(4, 21, generator=g) > 0.3
+    holes[2] = False  # a query without a visible key
+    yield "padded", (3, 17), {}
+    yield "holes and a row of padding", (4, 21), {"key_mask": holes}
+    yield "causal, own scale", (2, 9), {"causal": True, "scale": 0.05}
+    yield "dropout", (4, 21), {"key_mask": holes, "dropout": 0.1, "rng": _rng(), "stream": 5}
+    cu = torch.tensor([0, 0, 17, 18, 18, 40], dtype=torch.int32)
+    yield "packed", (40,), {"cu_seqlens": cu, "max_seqlen": 22}
+    yield (
+        "packed, dropout",
+        (40,),
+        {"cu_seqlens": cu, "max_seqlen": 32, "dropout": 0.3, "rng": _rng(), "stream": 6},
+    )
+
+
+def _attention(g):
+    for dtype in DTYPES:
+        for D in (64, 36):
+            for name, tokens, site in _attention_sites(g):
+                q, k, v = (_normal(g, *tokens, 2, D, dtype=dtype) for _ in range(3))
+                yield Example(
+                    "attention", f"{name} D={D} {dtype}", {"q": q, "k": k, "v": v, **site}, ("q", "k", "v")
+                )
+
+
+def _attention_qkv(g):
+    for dtype in DTYPES:
+        for name, tokens, site in _attention_sites(g):
+            qkv = _normal(g, *tokens, 3, 2, 64, dtype=dtype)
+            yield Example("attention_qkv", f"{name} {dtype}", {"qkv": qkv, **site}, ("qkv",))
+
+
+def _add_norm(g):
+    names = ("x", "residual", "weight", "bias")
+    for dtype in DTYPES:
+        for W, dropout in ((64, 0.0), (100, 0.1)):
+            tensors = [_normal(g, 3, 11, W, dtype=dtype), _normal(g, 3, 11, W, dtype=dtype)]
+            tensors += [1 + _normal(g, W, scale=0.1), _normal(g, W, scale=0.1)]
+            args = dict(zip(names, tensors, strict=True))
+            args |= {"eps": 1e-12, "dropout": dropout, "rng": _rng(), "stream": 4}
+            yield Example("add_norm", f"W={W} {dtype}", args, names)
+            alone = ("x", "weight", "bias")
+            yield Example("add_norm", f"W={W}, no residual {dtype}", {**args, "residual": None}, alone)
+
+
+def _bias_gelu(g):
+    for dtype in DTYPES:
+        args = {"x": _normal(g, 5, 7, 48, dtype=dtype), "bias": _normal(g, 48)}
+        yield Example("bias_gelu", f"{dtype}", args, ("x", "bias"))
+        args = {"x": _normal(g, 48, 33, dtype=dtype).t(), "bias": _normal(g, 48, dtype=dtype)}
+        yield Example("bias_gelu", f"transposed {dtype}", args, ("x", "bias"))
+
+
+def _mlm_head(g):
+    names = ("x", "table", "bias")
+    for dtype in DTYPES:
+        for M, V, E, options in (
+            (37, 257, 24, {}),
+            (9, 50, 64, {"temperature": 0.7, "disallow_correct": True}),
+        ):
+            table, bias = _normal(g, V, E, scale=0.3, dtype=dtype), _normal(g, V)
+            x, targets = _normal(g, M, E, dtype=dtype), _ids(g, (M,), V)
+            x[0] = 2 * table[targets[0]]  # a peaked row
+            weights = torch.ones(M)
+            weights[3::5] = 0
+            x[3], targets[3] = torch.nan, -100  # an unused slot may hold anything
+            weights[1] = 0.5
+            args = {
+                "x": x,
+                "table": table,
+                "bias": bias,
+                "targets": targets,
+                "weights": weights,
+                "rng": _rng(),
+            }
+            yield Example("mlm_head", f"M={M} V={V} {dtype}", {**args, **options}, names)
+    few = {"x": x[1:2], "table": table, "bias": bias, "targets": targets[1:2].int(), "rng": _rng()}
+    yield Example("mlm_head", "one slot", {**few, "weights": torch.ones(1)}, names)
+    yield Example("mlm_head", "no weight", {**few, "weights": torch.zeros(1)}, names)
+
+
+_MAKERS = (
+    _mask_tokens, _embed, _attention, _attention_qkv, _add_norm, _bias_gelu, _mlm_head,
+    _replace_tokens, _rtd_loss,
+)  # fmt: skip
+
+
+def examples(op: str, seed: int = 0) -> list[Example]:
+    """Return the examples of one op, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    makers = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
+    return list(makers[op](generator))

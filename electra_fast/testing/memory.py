@@ -1,0 +1,52 @@
+"""Fresh memory that a kernel must not trust, with canaries around it."""
+
+import contextlib
+import math
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MARGIN = 64  # elements before and after each tensor; a multiple of every vector width
+aten = torch.ops.aten
+
+
+class _Guard(TorchDispatchMode):
+    def __init__(self, poison: float):
+        super().__init__()
+        self.poison, self.buffers = poison, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function not in (
+            aten.empty.memory_format,
+            aten.empty_like.default,
+            aten.new_empty.default,
+            aten.empty_strided.default,
+        ):
+            return result
+        value = (
+            self.poison if result.dtype.is_floating_point else int(result.dtype != torch.bool) * 77 or True
+        )
+        buffer = torch.full((result.numel() + 2 * MARGIN,), value, dtype=result.dtype, device=result.device)
+        self.buffers.append((buffer, value))
+        return buffer[MARGIN : MARGIN + result.numel()].as_strided(result.shape, result.stride(), MARGIN)
+
+    def check(self):
+        for buffer, value in self.buffers:
+            for edge in (buffer[:MARGIN], buffer[-MARGIN:]):
+                intact = edge.isnan().all() if math.isnan(value) else (edge == value).all()
+                assert intact, (
+                    f"a kernel wrote outside a tensor of {buffer.numel() - 2 * MARGIN} {buffer.dtype}"
+                )
+
+
+@contextlib.contextmanager
+def guarded_memory(poison: float = math.nan):
+    """Fill what is allocated without a value with `poison`, and refuse a write outside it.
+
+    A result that differs between two poisons was read before it was written.
+    """
+    guard = _Guard(poison)
+    with guard:
+        yield
+    guard.check()

@@ -1,0 +1,80 @@
+"""Faults planted in a right implementation. A check that accepts one of them checks nothing."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from electra_fast.testing.examples import examples
+
+
+class _Gradient(torch.autograd.Function):
+    """The identity, with its gradient passed through `fault`."""
+
+    @staticmethod
+    def forward(ctx, x, fault):
+        ctx.fault = fault
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx):
+        return ctx.fault(dx), None
+
+
+def _on_argument(name: str, fault: Callable[[Tensor], Tensor], function: Callable) -> Callable:
+    @functools.wraps(function)
+    def broken(**args):
+        x = args.get(name)
+        return function(**args if x is None else {**args, name: fault(x)})
+
+    return broken
+
+
+def _on_results(fault: Callable[[Tensor], Tensor], fields: set[str] | None, function: Callable) -> Callable:
+    def broken(**args):
+        result = function(**args)
+        if isinstance(result, Tensor):
+            return fault(result)
+        return result._replace(
+            **{k: fault(v) for k, v in result._asdict().items() if fields is None or k in fields}
+        )
+
+    return broken
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x * 1.01 if x.is_floating_point() else x
+
+
+def _last_dropped(x: Tensor) -> Tensor:
+    """The last of the elements lost, as by a grid one tile too small."""
+    keep = torch.arange(x.numel(), device=x.device).view(x.shape) < x.numel() - max(x.numel() // 8, 1)
+    return torch.where(keep, x, torch.zeros_like(x))
+
+
+def mutations(op: str) -> dict[str, Callable[[Callable], Callable]]:
+    """Return by name what breaks an implementation of `op`: each takes the function and returns it broken."""
+    names = {name for example in examples(op) for name, x in example.args.items() if isinstance(x, Tensor)}
+    wanted = sorted({name for example in examples(op) for name in example.gradients})
+    broken = {"the last results lost": functools.partial(_on_results, _last_dropped, None)}
+    if wanted:
+        broken["results scaled by 1.01"] = functools.partial(_on_results, _scaled, None)
+    for name in wanted:
+        for fault, change in (
+            ("zero", torch.zeros_like),
+            ("flipped", torch.neg),
+            ("scaled by 1.01", _scaled),
+        ):
+            broken[f"gradient of {name} {fault}"] = functools.partial(
+                _on_argument, name, lambda x, change=change: _Gradient.apply(x, change)
+            )
+    for name in sorted(names & {"key_mask", "candidates", "replaced", "positions", "weights", "targets"}):
+        broken[f"{name} shifted by one"] = functools.partial(_on_argument, name, lambda x: x.roll(1, -1))
+    for name in sorted(names & {"bias", "norm_bias", "residual", "type", "position"}):
+        broken[f"{name} dropped"] = functools.partial(_on_argument, name, torch.zeros_like)
+    if "rng" in names:
+        broken["the next step's random numbers"] = functools.partial(
+            _on_argument, "rng", lambda x: x + torch.tensor([0, 1], device=x.device)
+        )
+    return broken

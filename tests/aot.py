@@ -1,0 +1,96 @@
+"""Compile every Triton kernel for one architecture, as its own launcher calls it, and report its resources.
+
+    TRITON_INTERPRET=0 python tests/aot.py 90
+
+A stand-in driver names the architecture, and a launch stops after the compiler: argument types, alignment and
+launch shapes are the real ones. Prints one JSON object a compiled kernel. Runs in a process of its own,
+because Triton decides at import whether kernels are interpreted.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may ask for
+
+
+def resources(kernel) -> dict:
+    """Return registers, stack, shared memory and tensor-core instructions of a compiled kernel."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", cubin.name], capture_output=True, text=True, check=True
+        )
+        sass = subprocess.run(
+            [tools / "nvdisasm", "-c", cubin.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack, _, local = map(
+        int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage.stdout).groups()
+    )
+    return {
+        "registers": registers,
+        "spill_bytes": stack + local,
+        "shared_bytes": kernel.metadata.shared,
+        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
+        "tensor_core": len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|QGMMA)\b", sass)),
+        "products": kernel.asm["ttir"].count("tt.dot"),
+    }
+
+
+def compiled_for(arch: int, run) -> dict[str, dict]:
+    """Return the resources of each kernel variant that `run()` launches, compiled for sm_<arch>."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class Driver:
+        get_current_device = staticmethod(lambda: arch)  # Triton caches compiled kernels by device
+        get_current_stream = staticmethod(lambda device: 0)
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", arch, 32))
+
+    found: dict[str, object] = {}
+    launch = JITFunction.run
+
+    def compile_only(self, *args, **kwargs):
+        kernel = launch(self, *args, **{**kwargs, "warmup": True})
+        found[f"{self.__name__} #{kernel.hash[:8]}"] = kernel
+
+    driver.set_active(Driver())
+    JITFunction.run = compile_only
+    try:
+        run()
+    finally:
+        JITFunction.run = launch
+    return {name: {"arch": arch, "warps": k.metadata.num_warps, **resources(k)} for name, k in found.items()}
+
+
+def launch_all() -> None:
+    """Call every Triton implementation, backward included, on each dtype and layout and on longer rows."""
+    import torch
+
+    from electra_fast import testing
+
+    for op in testing.OPS:
+        kernels = testing.implementations(op, device="cuda")
+        for example in testing.examples(op) if "triton" in kernels else ():
+            if example.name.startswith(("padded", "packed, int64", "a batch")):
+                testing.run(kernels["triton"], example)
+    mask_tokens = testing.implementations("mask_tokens", device="cuda")["triton"]
+    for L in (128, 512, 2048, 4096):
+        ids = torch.zeros(2, L, dtype=torch.long)
+        mask_tokens(ids, ids == 0, torch.tensor([1, 2]), mask_id=103)
+
+
+if __name__ == "__main__":
+    assert os.environ.get("TRITON_INTERPRET") == "0", "an interpreted kernel is not compiled"
+    for arch in map(int, sys.argv[1:]):
+        for name, row in compiled_for(arch, launch_all).items():
+            print(json.dumps({"kernel": name, **row}), flush=True)

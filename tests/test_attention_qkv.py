@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from electra_fast import ops, testing
+
+OP = "attention_qkv"
+
+
+def test_is_attention_of_its_slices(implementation, device):
+    function = testing.implementations(OP)[implementation[1]]
+    qkv = torch.randn(2, 9, 3, 2, 16, device=device, requires_grad=True)
+    upstream = torch.randn(2, 9, 2, 16, device=device)
+    site = {"key_mask": torch.rand(2, 9, device=device) > 0.3, "dropout": 0.2, "stream": 4}
+    site["rng"] = torch.tensor([1, 0], device=device)
+    (dqkv,) = torch.autograd.grad(function(qkv, **site), qkv, upstream)
+    slices = [x.detach().requires_grad_() for x in qkv.unbind(2)]
+    apart = torch.autograd.grad(
+        testing.implementations("attention")["reference"](*slices, **site), slices, upstream
+    )
+    assert torch.allclose(dqkv, torch.stack(apart, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 4, 8), (3, 4, 8)])
+def test_refuses(shape):
+    with pytest.raises(ValueError, match=r"attention_qkv: qkv must have shape \[\*, 3, H, D\], got"):
+        ops.attention_qkv(torch.zeros(shape))

@@ -1,0 +1,58 @@
+"""Break a kernel's source on purpose: the check must see it."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from electra_fast import ops, testing
+from electra_fast.ops._register import Kernels
+
+FAULTS = [
+    ("rtd_loss", "loss = tl.maximum(z, 0.0) + log1p", "loss = tl.maximum(z, 0.0)"),
+    ("rtd_loss", "z = tl.where(y, -x, x)", "z = x"),
+    ("rtd_loss", "acc += partial.to(tl.float64)", "acc = partial.to(tl.float64) * 1.01"),
+    ("rtd_loss", "guess & y, w", "guess, w"),
+    ("rtd_loss", "x = tl.where(w == 0, 0.0, x)", "x = x + 0.0"),
+    ("rtd_loss", "blocks = triton.cdiv(T, BLOCK_T)", "blocks = max(T // BLOCK_T, 1)"),
+    ("rtd_loss", "dx = scale * w * s * sigmoid", "dx = scale * s * sigmoid"),
+    ("rtd_loss", "s * x > 0, 1.0, e", "x > 0, 1.0, e"),
+    ("rtd_loss", "tl.store(dx_ptr + offs_t, ", "tl.store(dx_ptr + offs_t, 1.01 * "),
+    ("mask_tokens", "tl.where(below < k, kth | bit, kth)", "tl.where(below < k - 1, kth | bit, kth)"),
+    ("mask_tokens", "candidate = candidate & real", "candidate = candidate"),
+    ("mask_tokens", "+ half) >> 32", ") >> 32"),
+    ("mask_tokens", "tl.load(rng_ptr), 0, t, step, 0)", "tl.load(rng_ptr), 0, t, step, 1)"),
+    ("mask_tokens", "n = length", "n = length - 1"),
+    ("mask_tokens", "slot = ((P * start) >> 32) + b", "slot = ((P * start) >> 32)"),
+    ("mask_tokens", "range(k, slots, BLOCK)", "range(k, slots - 1, BLOCK)"),
+    ("mask_tokens", "w1.to(tl.int64) >= keep_rate", "w0.to(tl.int64) >= keep_rate"),
+    ("replace_tokens", "sample != original", "sample == original"),
+    ("replace_tokens", "used = in_m & (tl", "used = in_m | (tl"),
+    ("replace_tokens", "grid = (triton.cdiv(M, BLOCK),)", "grid = (max(M // BLOCK, 1),)"),
+    ("replace_tokens", "in_t = offs_t < T\n    tl.store(out", "in_t = offs_t < T - 1\n    tl.store(out"),
+]
+
+
+def launchers(path, op):
+    """Load the kernel file at `path` as a module of its own and return its launchers as this op's kernels."""
+    spec = importlib.util.spec_from_file_location(f"broken_{op}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = (op, None) if hasattr(module, op) else (f"{op}_fwd", f"{op}_bwd")
+    return Kernels(*(getattr(module, name) if name else None for name in names))
+
+
+@pytest.mark.skipif(
+    not testing.interpreted() and not torch.cuda.is_available(), reason="no way to run Triton here"
+)
+@pytest.mark.parametrize(
+    ("kernel", "right", "wrong"), FAULTS, ids=[f"{op}: {wrong}" for op, _, wrong in FAULTS]
+)
+def test_the_check_sees(kernel, right, wrong, tmp_path, device):
+    source = Path(__file__).parents[1].joinpath("kernels", f"{kernel}.py").read_text()
+    assert right in source, "the fault no longer fits the kernel"
+    broken = tmp_path / f"{kernel}.py"
+    broken.write_text(source.replace(right, wrong))
+    with pytest.raises(AssertionError), testing.guarded_memory():
+        testing.check_op(kernel, getattr(ops, kernel).over(launchers(broken, kernel)), seed=0, device=device)

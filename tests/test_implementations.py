@@ -1,0 +1,159 @@
+"""What holds for every implementation of every op."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+from electra_fast import ops, reference, testing
+from electra_fast.ops import _register
+from electra_fast.ops._register import Kernels
+
+
+def function_of(implementation):
+    op, name = implementation
+    return op, testing.implementations(op)[name]
+
+
+def small(op, device, seed=0, count=2):
+    """A few examples of an op: the first and the last ones of its list."""
+    examples = [e.to(device=device) for e in testing.examples(op, seed)]
+    return examples[:count] + examples[-count:]
+
+
+def test_matches_the_reference_within_the_error_budget(implementation, device, seed):
+    op, function = function_of(implementation)
+    testing.check_op(op, function, seed=seed, device=device)
+
+
+def test_every_planted_fault_is_found(op):
+    function = testing.implementations(op)["reference"]
+    for name, fault in testing.mutations(op).items():
+        with pytest.raises((AssertionError, IndexError)):
+            testing.check_op(op, fault(function), seed=1)
+            pytest.fail(f"{op}: the check accepts a fault: {name}", pytrace=False)
+
+
+def test_reads_only_what_was_written_and_writes_only_its_own(implementation, device):
+    op, function = function_of(implementation)
+    for example in small(op, device):
+        outcomes = []
+        for poison in (float("nan"), 3e4):
+            with testing.guarded_memory(poison):
+                outcomes.append(testing.run(function, example))
+        assert_bitwise(*outcomes)
+
+
+def test_is_deterministic(implementation, device):
+    op, function = function_of(implementation)
+    for example in small(op, device):
+        assert_bitwise(testing.run(function, example), testing.run(function, example))
+
+
+def assert_bitwise(first, second):
+    for a, b in zip(first, second, strict=True):
+        for name in a:
+            assert torch.equal(a[name].nan_to_num(), b[name].nan_to_num()), name
+
+
+def raw_calls(op, example):
+    """Return the (operator, arguments) calls that the public op makes, forward and backward."""
+    fwd, bwd = (op, None) if op in _register.OPERATORS else (f"{op}_fwd", f"{op}_bwd")
+    calls = []
+
+    def recorded(name):
+        operator = getattr(torch.ops.electra_fast, name).default
+
+        def call(*args):
+            calls.append((operator, tuple(a.detach() if isinstance(a, Tensor) else a for a in args)))
+            return operator(*args)
+
+        return call
+
+    function = getattr(ops, op).over(Kernels(recorded(fwd), recorded(bwd) if bwd else None))
+    testing.run(function, example)
+    return calls
+
+
+def test_opcheck(op, device):
+    for example in small(op, device, count=1):
+        for operator, args in raw_calls(op, example):
+            torch.library.opcheck(operator, args)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiles_into_one_graph_forward_and_backward(op, device):
+    example = small(op, device, count=1)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(getattr(ops, op), fullgraph=True, backend="aot_eager")
+    assert_bitwise(testing.run(compiled, example), testing.run(getattr(ops, op), example))
+
+
+def test_signature_is_the_references(op):
+    def parameters(function):
+        return [(p.name, p.default, p.kind) for p in inspect.signature(function).parameters.values()]
+
+    assert parameters(getattr(ops, op)) == parameters(getattr(reference, op))
+    assert (
+        len([p for p in inspect.signature(getattr(ops, op)).parameters.values() if p.kind != p.KEYWORD_ONLY])
+        <= 8
+    )
+
+
+def test_a_second_derivative_is_refused(differentiable):
+    op = differentiable
+    example = small(op, "cpu", count=1)[0]
+    args = {n: x.clone().requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
+    result = getattr(ops, op)(**args)
+    result = result if isinstance(result, Tensor) else result.loss
+    wanted = args[example.gradients[0]]
+    (first,) = torch.autograd.grad(result.square().sum(), wanted, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def _double(example):
+    return {n: x.double().requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
+
+
+@pytest.mark.parametrize("functions", [ops, reference], ids=["ops", "reference"])
+def test_gradcheck_in_float64(differentiable, functions):
+    op = differentiable
+    shrunk = {
+        "attention": "packed, dropout D=36",
+        "attention_qkv": "holes",
+        "rtd_loss": "large logits",
+        "mlm_head": "M=9",
+    }
+    example = next(e for e in testing.examples(op) if e.name.startswith(shrunk.get(op, "")) and e.gradients)
+    args = _double(example)
+    names = example.gradients
+
+    def scalar(*tensors):
+        result = getattr(functions, op)(**{**args, **dict(zip(names, tensors, strict=True))})
+        return result if isinstance(result, Tensor) else result.loss
+
+    inputs = tuple(args[n] for n in names)
+    assert torch.autograd.gradcheck(scalar, inputs, fast_mode=True)
+
+
+def test_no_gradient_no_graph(op, device):
+    example = small(op, device, count=1)[0]
+    with torch.inference_mode():
+        result = getattr(ops, op)(**example.args)
+    for y in result if isinstance(result, tuple) else (result,):
+        assert not y.requires_grad
+
+
+def test_a_call_costs_no_synchronisation(op, device):
+    if device == "cpu":
+        return  # nothing to synchronise with
+    for example in small(op, device, count=1):
+        function = getattr(ops, op)
+        testing.run(function, example)  # what the first call sets up may
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            testing.run(function, example)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,58 @@
+"""What this installation says of itself, and that a slow path is never silent."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import electra_fast
+from electra_fast import ops
+from electra_fast.ops import SlowPathWarning, _register
+
+
+def test_info_names_what_serves_each_op():
+    facts = electra_fast.info()
+    assert set(facts["ops"]) == set(ops.Ops._fields)
+    for op, served in facts["ops"].items():
+        assert served == {device: _register.served_by(op, device) for device in ("CPU", "CUDA")}
+    assert facts["ops"]["rtd_loss"]["CUDA"] == (
+        "Triton" if _register.HAS_TRITON else "reference (Triton is not installed)"
+    )
+    if ("mask_tokens", "CPU") in _register.COMPILED:
+        assert facts["ops"]["mask_tokens"]["CPU"] == "compiled from csrc/"
+
+
+def test_info_agrees_with_the_dispatcher():
+    import torch
+
+    for op, implementations in _register.OPERATORS.items():
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        name = f"electra_fast::{op}"
+        assert has_kernel(name, "CPU") == (implementations.cpu is not None), op
+        assert has_kernel(name, "CUDA") == bool(implementations.triton or implementations.cuda), op
+
+
+def test_the_command_line_prints_the_table():
+    said = subprocess.run(
+        [sys.executable, "-m", "electra_fast", "info"], capture_output=True, text=True, check=True
+    ).stdout
+    assert all(op in said for op in ops.Ops._fields) and electra_fast.__version__ in said
+
+
+def test_a_slow_path_warns_once():
+    _register._warn_slow.cache_clear()
+    with pytest.warns(
+        SlowPathWarning, match="electra_fast: embed_fwd runs without a kernel on this GPU: it has no"
+    ):
+        _register._warn_slow("embed_fwd", _register.why_not_triton(None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _register._warn_slow("embed_fwd", _register.why_not_triton(None))
+
+
+def test_every_public_name_can_be_imported():
+    for name in electra_fast.__all__:
+        assert getattr(electra_fast, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        electra_fast.nothing  # noqa: B018

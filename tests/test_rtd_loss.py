@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from electra_fast import ops, testing
+
+OP = "rtd_loss"
+
+
+def function_of(implementation):
+    return testing.implementations(OP)[implementation[1]]
+
+
+def test_finite_and_right_at_the_ends(implementation, device):
+    x = torch.tensor([1e4, -1e4, torch.inf, -torch.inf, -1e4, 0.0], device=device, requires_grad=True)
+    y = torch.tensor([True, False, True, False, True, True], device=device)
+    loss, counts = function_of(implementation)(x, y)
+    loss.backward()
+    assert loss.item() == pytest.approx((1e4 + torch.tensor(2.0).log().item()) / 6)
+    assert torch.allclose(x.grad.cpu(), torch.tensor([0, 0, 0, 0, -1, -0.5]) / 6)
+    assert counts.tolist() == [2, 0, 2, 2]
+
+
+def test_an_infinite_loss_stays_infinite(implementation, device):
+    x = torch.tensor([torch.inf, 0.0], device=device)
+    assert function_of(implementation)(x, torch.tensor([False, True], device=device)).loss == torch.inf
+
+
+def test_nan_is_not_lost(implementation, device):
+    y = torch.tensor([True, False], device=device)
+    x = torch.tensor([torch.nan, 1.0], device=device)
+    assert function_of(implementation)(x, y).loss.isnan()
+    w = torch.tensor([1.0, torch.nan], device=device)
+    assert function_of(implementation)(torch.zeros(2, device=device), y, w).loss.isnan()
+
+
+def test_what_has_no_weight_may_hold_anything(implementation, device):
+    x = torch.tensor([torch.nan, torch.inf, 2.0], device=device, requires_grad=True)
+    y = torch.tensor([True, False, False], device=device)
+    loss, counts = function_of(implementation)(x, y, torch.tensor([0.0, 0.0, 3.0], device=device))
+    loss.backward()
+    assert loss.item() == pytest.approx(2.126928, rel=1e-6)
+    assert x.grad[:2].tolist() == [0, 0] and counts.tolist() == [0, 3, 0, 0]
+
+
+@pytest.mark.parametrize("weights", [None, torch.zeros(0), torch.zeros(4)], ids=["none", "empty", "all 0"])
+def test_nothing_over_nothing_is_zero(implementation, device, weights):
+    n = 4 if weights is not None and len(weights) else 0
+    x = torch.randn(n, device=device, requires_grad=True)
+    w = None if weights is None else weights.to(device)
+    loss, counts = function_of(implementation)(x, x > 0, w)
+    loss.backward()
+    assert loss == 0 and (x.grad == 0).all() and counts.tolist() == [0, 0, 0, 0]
+
+
+def test_counts_are_exact_far_beyond_a_block(implementation, device):
+    T = 200_001
+    x = torch.ones(T, device=device)
+    counts = function_of(implementation)(x, torch.arange(T, device=device) % 3 == 0).counts
+    assert counts.tolist() == [66_667, 133_334, 0, 0]
+
+
+def test_a_retained_graph_gives_the_gradient_again(device):
+    x = torch.randn(100, device=device, requires_grad=True)
+    loss = ops.rtd_loss(x, x > 1).loss
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss, x, grad_outputs=torch.tensor(4.0, device=device))
+    assert torch.equal(4 * first, scaled)
+
+
+def test_takes_expanded_and_transposed_tensors_and_any_true_byte(implementation, device):
+    f = function_of(implementation)
+    x = torch.randn(7, 5, device=device)
+    odd = torch.full((7, 5), 255, dtype=torch.uint8, device=device).view(torch.bool)
+    assert torch.equal(
+        f(x.t(), odd.t()).loss, f(x.t().contiguous(), torch.ones_like(odd).t().contiguous()).loss
+    )
+    one = torch.ones(1, device=device).expand(7, 5)
+    assert f(one, odd).loss.item() == pytest.approx(0.3132617)
+
+
+def test_float64_is_for_the_reference(implementation, device):
+    x = torch.zeros(3, dtype=torch.float64, device=device)
+    if implementation[1] == "triton":
+        with pytest.raises(TypeError, match=r"got float64; electra_fast.reference.rtd_loss takes it"):
+            function_of(implementation)(x, x > 0)
+    else:
+        assert function_of(implementation)(x, x > 0).loss.dtype == torch.float64
+
+
+X, Y = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        ((X, Y[0]), ValueError, "rtd_loss: replaced must have shape [2, 3], got [3]"),
+        ((X, Y.int()), TypeError, "rtd_loss: replaced must be bool, got int32"),
+        (
+            (X.int(), Y),
+            TypeError,
+            "rtd_loss: logits must be float32, float16, bfloat16 or float64, got int32",
+        ),
+        ((X, Y, Y), TypeError, "rtd_loss: weights must be float32, got bool"),
+        ((X, Y, X[:1]), ValueError, "rtd_loss: weights must have shape [2, 3], got [1, 3]"),
+        ((X, Y.to("meta")), ValueError, "rtd_loss: replaced must be on cpu as the others are, got meta"),
+    ],
+)
+def test_refuses(args, error, message):
+    with pytest.raises(error) as caught:
+        ops.rtd_loss(*args)
+    assert message in str(caught.value)

@@ -1,0 +1,147 @@
+"""What one ELECTRA model is: the sizes of both towers and the settings of the pre-training task."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+SHARING = ("none", "embeddings", "gdes", "all")
+
+
+@dataclass(frozen=True)
+class ElectraConfig:
+    """Sizes and settings of one ELECTRA model (Clark et al. 2020); the defaults are `small`'s.
+
+    ``dataclasses.replace(ElectraConfig.base(), dropout=0.0)`` varies a preset. Two choices differ
+    from a first reading of the paper, and follow the code that was published with it:
+
+    - the generator has the depth of the discriminator and a fraction of its width (1/4, base 1/3);
+    - ``sharing="embeddings"`` ties the word, position and type tables *and* their LayerNorm.
+
+    ``sharing``: ``none`` two separate towers; ``embeddings`` one embedding for both; ``gdes`` the
+    discriminator adds a learned difference to the generator's tables, which it does not train
+    (He et al. 2021; not built yet); ``all`` one encoder for both, which needs towers of equal size.
+    """
+
+    vocab_size: int = 30522
+    max_positions: int = 512  # the longest sequence
+    type_vocab: int = 2
+    embedding: int = 128  # E; both towers project it to their width if it differs
+
+    layers: int = 12  # the discriminator: the encoder one keeps after pre-training
+    hidden: int = 256
+    heads: int = 4
+    ffn: int = 1024
+
+    generator_layers: int = 12
+    generator_hidden: int = 64
+    generator_heads: int = 1
+    generator_ffn: int = 256
+
+    eps: float = 1e-12  # of every LayerNorm
+    initializer: float = 0.02  # standard deviation before truncation at two of them
+    dropout: float = 0.1  # embeddings, attention probabilities, a layer's two outputs
+
+    mask_prob: float = 0.15
+    keep_prob: float = 0.15  # a masked position that keeps its token instead of showing [MASK]
+    temperature: float = 1.0  # of the samples; the generator's loss does not see it
+    disallow_correct: bool = False  # never sample the original token
+    mlm_weight: float = 1.0
+    rtd_weight: float = 50.0
+    sharing: str = "embeddings"
+
+    pad_id: int = 0
+    cls_id: int = 101
+    sep_id: int = 102
+    mask_id: int = 103
+
+    @classmethod
+    def tiny(cls) -> "ElectraConfig":
+        """For CPUs and tests: three million parameters, two of them the word table."""
+        return cls(
+            embedding=64, layers=4, hidden=128, heads=2, ffn=512,
+            generator_layers=4, generator_hidden=64, generator_heads=1, generator_ffn=256,
+        )  # fmt: skip
+
+    @classmethod
+    def small(cls) -> "ElectraConfig":
+        """The paper's small: 14 M parameters, trained on sequences of 128."""
+        return cls()
+
+    @classmethod
+    def base(cls) -> "ElectraConfig":
+        """The paper's base: a discriminator of 109 M parameters."""
+        return cls(
+            embedding=768, layers=12, hidden=768, heads=12, ffn=3072,
+            generator_layers=12, generator_hidden=256, generator_heads=4, generator_ffn=1024,
+        )  # fmt: skip
+
+    @classmethod
+    def large(cls) -> "ElectraConfig":
+        """The paper's large: a discriminator of 335 M parameters; it masks 25 % of the tokens."""
+        return cls(
+            embedding=1024, layers=24, hidden=1024, heads=16, ffn=4096,
+            generator_layers=24, generator_hidden=256, generator_heads=4, generator_ffn=1024,
+            mask_prob=0.25,
+        )  # fmt: skip
+
+    @property
+    def special_ids(self) -> tuple[int, int, int, int]:
+        """Ids that are never masked: pad, cls, sep, mask."""
+        return self.pad_id, self.cls_id, self.sep_id, self.mask_id
+
+    def for_generator(self) -> "ElectraConfig":
+        """This config with the generator's sizes in `layers`, `hidden`, `heads` and `ffn`.
+
+        Every module reads those four fields, so that one class serves both towers.
+        """
+        return dataclasses.replace(
+            self,
+            layers=self.generator_layers,
+            hidden=self.generator_hidden,
+            heads=self.generator_heads,
+            ffn=self.generator_ffn,
+        )
+
+    def __post_init__(self) -> None:
+        for field in _SIZES:
+            value = getattr(self, field)
+            is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            self._require(field, is_size, "be a positive integer")
+
+        for hidden, heads in (("hidden", "heads"), ("generator_hidden", "generator_heads")):
+            H = getattr(self, heads)
+            divisible = getattr(self, hidden) % H == 0
+            self._require(hidden, divisible, f"be divisible by {heads} ({H})", f"change {heads}")
+
+        for field in ("pad_id", "cls_id", "sep_id", "mask_id"):
+            inside = 0 <= getattr(self, field) < self.vocab_size
+            rule = f"be in [0, {self.vocab_size}), the vocabulary"
+            self._require(field, inside, rule, "take the id from the tokenizer")
+
+        # Written so that a NaN fails every one of them.
+        self._require("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
+        self._require("mask_prob", 0 < self.mask_prob <= 1, "be in (0, 1]")
+        self._require("keep_prob", 0 <= self.keep_prob <= 1, "be in [0, 1]")
+        self._require("temperature", 0 < self.temperature < math.inf, "be positive and finite")
+        for field in ("eps", "initializer"):
+            self._require(field, 0 < getattr(self, field) < math.inf, "be positive and finite")
+        for field in ("mlm_weight", "rtd_weight"):
+            self._require(field, 0 <= getattr(self, field) < math.inf, "be finite, not negative")
+
+        self._require("sharing", self.sharing in SHARING, f"be one of {', '.join(SHARING)}")
+        if self.sharing == "all":
+            for field in ("layers", "hidden", "heads", "ffn"):
+                equal = getattr(self, "generator_" + field) == getattr(self, field)
+                rule = f"equal {field} ({getattr(self, field)}) when sharing is 'all'"
+                self._require("generator_" + field, equal, rule, "or take sharing='embeddings'")
+
+    def _require(self, field: str, satisfied: bool, rule: str, remedy: str = "") -> None:
+        if not satisfied:
+            message = f"ElectraConfig: {field} must {rule}, got {getattr(self, field)!r}"
+            raise ValueError(f"{message}; {remedy}" if remedy else message)
+
+
+_SIZES = (
+    "vocab_size", "max_positions", "type_vocab", "embedding", "layers", "hidden", "heads", "ffn",
+    "generator_layers", "generator_hidden", "generator_heads", "generator_ffn",
+)  # fmt: skip

@@ -1,0 +1,183 @@
+"""The layers: they compute what PyTorch's own layers compute, and their dropout can be replayed."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from electra_fast.config import ElectraConfig
+from electra_fast.modules import (
+    DiscriminatorHead,
+    Encoder,
+    EncoderLayer,
+    FeedForward,
+    GeneratorHead,
+    SelfAttention,
+    SharedEmbedding,
+)
+from electra_fast.ops import FUSED, Ops
+
+CONFIG = ElectraConfig(vocab_size=300, max_positions=40, embedding=16, layers=2, hidden=32, heads=2, ffn=64)
+
+
+def padded(*lengths, L):
+    """Return (ids, key_mask) of random tokens."""
+    ids = torch.randint(104, 300, (len(lengths), L))
+    key_mask = torch.arange(L) < torch.tensor(lengths)[:, None]
+    return ids.masked_fill(~key_mask, 0), key_mask
+
+
+def spy(calls):
+    """Return FUSED with every call appended to `calls` as (op, keywords, result)."""
+
+    def watch(name, op):
+        def watched(*args, **kwargs):
+            calls.append((name, kwargs, op(*args, **kwargs)))
+            return calls[-1][2]
+
+        return watched
+
+    return Ops(*(watch(name, op) for name, op in FUSED._asdict().items()))
+
+
+# --- what they compute ---
+
+
+def test_layer_computes_what_pytorchs_transformer_layer_does():
+    ours = EncoderLayer(CONFIG).eval()
+    theirs = nn.TransformerEncoderLayer(
+        32, 2, 64, activation="gelu", layer_norm_eps=CONFIG.eps, batch_first=True
+    ).eval()
+    attention, feed_forward = ours.attention, ours.feed_forward
+    for target, source in (
+        (theirs.self_attn.out_proj, attention.out),
+        (theirs.norm1, attention.norm),
+        (theirs.linear1, feed_forward.dense_in),
+        (theirs.linear2, feed_forward.dense_out),
+        (theirs.norm2, feed_forward.norm),
+    ):
+        target.load_state_dict(source.state_dict())
+    theirs.self_attn.in_proj_weight.data = attention.qkv.weight.data
+    theirs.self_attn.in_proj_bias.data = attention.qkv.bias.data
+
+    _, key_mask = padded(12, 1, 7, L=12)
+    x = torch.randn(3, 12, 32)
+    expected = theirs(x, src_key_padding_mask=~key_mask)
+    torch.testing.assert_close(ours(x, key_mask=key_mask)[key_mask], expected[key_mask], atol=1e-5, rtol=1e-5)
+
+
+def test_packed_sequences_give_what_padded_ones_give():
+    encoder = Encoder(CONFIG).eval()
+    lengths = torch.tensor([12, 1, 7])
+    ids, key_mask = padded(*lengths, L=12)
+    types = torch.randint(0, 2, ids.shape)
+    cu_seqlens = torch.tensor([0, 12, 13, 20], dtype=torch.int32)
+    packed = encoder(ids[key_mask], type_ids=types[key_mask], cu_seqlens=cu_seqlens, max_seqlen=12)
+    expected = encoder(ids, type_ids=types, key_mask=key_mask)[key_mask]
+    torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_head_logits_are_those_of_its_loss():
+    head = GeneratorHead(CONFIG)
+    nn.init.normal_(head.bias)
+    x, table = torch.randn(9, 32), torch.randn(300, 16)
+    targets, rng = torch.randint(0, 300, (9,)), torch.tensor([1, 2])
+    mlm = head(x, table, targets, torch.ones(9), rng)
+    expected = nn.functional.cross_entropy(head.logits(x, table), targets)
+    torch.testing.assert_close(mlm.loss, expected)
+
+
+def test_projection_only_where_widths_differ():
+    assert Encoder(CONFIG).project.weight.shape == (32, 16)
+    assert Encoder(dataclasses.replace(CONFIG, embedding=32)).project is None
+
+
+def test_every_parameter_gets_a_gradient():
+    ids, key_mask = padded(12, 5, L=12)
+    encoder, head = Encoder(CONFIG), DiscriminatorHead(CONFIG)
+    head(encoder(ids, key_mask=key_mask)).sin().sum().backward()
+    for name, parameter in (*encoder.named_parameters(), *head.named_parameters()):
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+# --- initial values ---
+
+
+def test_initial_values_are_those_of_the_published_code():
+    config = ElectraConfig.tiny()
+    encoder, rtd, mlm = Encoder(config), DiscriminatorHead(config), GeneratorHead(config)
+    layer = encoder.layers[0]
+    normal = (encoder.embedding.words, layer.attention.qkv.weight, layer.attention.out.weight)
+    normal += (layer.feed_forward.dense_in.weight, rtd.dense.weight, mlm.dense.weight)
+    for weight in normal:  # truncation at two standard deviations leaves 0.88 of one
+        assert weight.abs().max() <= 0.04
+        assert weight.std().item() == pytest.approx(0.0176, rel=0.05)
+    for weight in (encoder.project.weight, rtd.score.weight):  # Glorot: sqrt(6 / (in + out))
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.9 * bound < weight.abs().max() <= bound
+    for module in (encoder, rtd, mlm):
+        for name, parameter in module.named_parameters():
+            assert not name.endswith("bias") or not parameter.any(), name
+
+
+# --- dropout ---
+
+
+def modules_and_inputs():
+    ids, x = padded(12, 9, L=12)[0], torch.randn(2, 12, 32)
+    return [
+        (SharedEmbedding(CONFIG), ids),
+        (SelfAttention(CONFIG), x),
+        (FeedForward(CONFIG), x),
+        (EncoderLayer(CONFIG), x),
+        (Encoder(CONFIG), ids),
+    ]
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    for module, x in modules_and_inputs():
+        first = module(x, rng=torch.tensor([5, 0]))
+        assert torch.equal(first, module(x, rng=torch.tensor([5, 0])))
+        assert not torch.equal(first, module(x, rng=torch.tensor([5, 1])))
+        assert not torch.equal(first, module(x, rng=torch.tensor([6, 0])))
+
+
+def test_without_rng_manual_seed_decides():
+    for module, x in modules_and_inputs():
+        torch.manual_seed(0)
+        first, second = module(x), module(x)
+        torch.manual_seed(0)
+        assert torch.equal(first, module(x))
+        assert not torch.equal(first, second)
+
+
+def test_no_dropout_in_eval_mode_or_at_probability_zero():
+    for module, x in modules_and_inputs():
+        module.eval()
+        state = torch.get_rng_state()
+        assert torch.equal(module(x), module(x, rng=torch.tensor([5, 0])))
+        assert torch.equal(state, torch.get_rng_state())
+    layer, x = EncoderLayer(dataclasses.replace(CONFIG, dropout=0.0)), torch.randn(1, 4, 32)
+    assert torch.equal(layer(x), layer.eval()(x))
+
+
+def test_each_place_of_dropout_has_its_own_stream():
+    calls = []
+    Encoder(CONFIG, spy(calls))(padded(12, L=12)[0], stream=7)
+    sites = [(name, keywords["stream"]) for name, keywords, _ in calls if "stream" in keywords]
+    layer = ("attention_qkv", "add_norm", "add_norm")
+    assert sites == list(zip(("embed", *layer, *layer), range(7, 14), strict=True))
+    assert Encoder.streams(CONFIG) == len(sites)
+
+
+@pytest.mark.parametrize("rng", [None, torch.tensor([3, 4])])
+def test_activation_checkpointing_replays_dropout(rng):
+    layer, x = EncoderLayer(CONFIG), torch.randn(2, 12, 32, requires_grad=True)
+    gradients = []
+    for run in (layer, lambda *a, **k: checkpoint(layer, *a, use_reentrant=False, **k)):
+        torch.manual_seed(0)
+        y = run(x, rng=rng)
+        gradients.append(torch.autograd.grad(y.sin().sum(), (x, *layer.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

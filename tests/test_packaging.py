@@ -1,0 +1,104 @@
+"""What is built, what it contains, and that it imports where half of what it can use is missing."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import electra_fast.kernels
+
+ROOT = Path(__file__).parents[1]
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+WHEEL = (*PIP, "wheel", "-v", "--no-index", "--no-deps", "--no-build-isolation", "-w", "dist", ".")
+SDIST = (sys.executable, "-c", "from setuptools.build_meta import build_sdist; build_sdist('dist')")
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler"
+)
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def build(checkout: Path, *command: str, **environment: str) -> tuple[Path, str]:
+    """Return the one file that a build leaves in dist/, and what the build said."""
+    result = run(*command, cwd=checkout, **environment)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    (built,) = (checkout / "dist").iterdir()
+    return built, said
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the sources, so that builds leave nothing here and may run beside each other."""
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+    return shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out)
+
+
+def test_wheel_without_a_compiler(checkout):
+    wheel, said = build(checkout, *WHEEL, CXX="/nonexistent")
+    assert re.search(r"built without electra_fast\._C.*no C\+\+ compiler \(/nonexistent\)", said)
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+    archive = zipfile.ZipFile(wheel)
+    (top_level,) = (name for name in archive.namelist() if name.endswith("/top_level.txt"))
+    assert archive.read(top_level).decode().split() == ["electra_fast"]
+    sources = (ROOT / "kernels").glob("*.py")
+    assert {f"electra_fast/kernels/{path.name}" for path in sources} <= set(archive.namelist())
+    roots = {name.split("/")[0] for name in archive.namelist()}
+    assert roots == {"electra_fast", top_level.split("/")[0]}
+
+
+@needs_compiler
+def test_sdist_holds_what_a_build_needs(checkout):
+    sdist, _ = build(checkout, *SDIST)
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = [path for folder in ("csrc", "kernels") for path in (ROOT / folder).rglob("*")]
+    sources = [path for path in sources if path.suffix in (".cpp", ".cu", ".h", ".py")]
+    needed = {str(path.relative_to(ROOT)) for path in sources}
+    assert needed | {"setup.py", "pyproject.toml", "LICENSE"} <= names
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_wheel_with_a_compiler(checkout):
+    wheel, said = build(checkout, *WHEEL)
+    assert not re.search(r"csrc/\S+: warning:", said)
+    assert any(name.startswith("electra_fast/_C.") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_editable_install_maps_kernels():
+    assert electra_fast.kernels.__name__ == "electra_fast.kernels"
+    assert Path(electra_fast.kernels.__file__) == ROOT / "kernels/__init__.py"
+
+
+def test_bare_kernels_is_not_hugging_faces():
+    # As transformers asks, and as those ask who want a kernel from it.
+    program = "import kernels; assert not hasattr(kernels, '__version__'); kernels.get_kernel"
+    for line in (program, "from kernels import get_kernel"):
+        result = run(sys.executable, "-c", line, cwd=ROOT)
+        assert "ImportError: this folder is the package 'electra_fast.kernels'" in result.stderr
+
+
+def test_imports_without_extension_triton_and_gpu():
+    program = """
+import sys
+sys.modules["electra_fast._C"] = sys.modules["triton"] = None  # as if neither were installed
+import torch
+from electra_fast import ops
+ids = torch.full((2, 8), 7)
+masked = ops.mask_tokens(ids, ids == 7, torch.tensor([1, 2]), mask_id=103)
+assert masked.weights.tolist() == [1, 1]
+"""
+    result = run(sys.executable, "-c", program, cwd=ROOT, CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr

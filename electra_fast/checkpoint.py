@@ -119,10 +119,14 @@ class PretrainedHalf(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"architectures": [self.hugging_face_class]} | config_to_hugging_face(self.tower)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tensors = self.state_dict()
         tensors.pop(TIED_TABLE, None)  # as transformers does: loading ties it again
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        # Under another name first: a full disk or a kill leaves the old checkpoint as it was.
+        unfinished = {name: folder / f"{name}.part" for name in ("config.json", "model.safetensors")}
+        unfinished["config.json"].write_text(json.dumps(config, indent=2) + "\n")
+        save_file(tensors, unfinished["model.safetensors"], metadata={"format": "pt"})
+        for name, file in unfinished.items():
+            file.replace(folder / name)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, ops: Ops = FUSED) -> Self:

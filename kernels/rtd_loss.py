@@ -6,8 +6,7 @@ With s = -1 where the token was replaced and 1 elsewhere, z = s x:
 
 so that no difference cancels and an infinite logit on the right side costs 0. One pass reads every token once
 and leaves five float32 sums a block of BLOCK_T tokens; a second launch of one program adds these up in
-float64 and in a fixed order, so loss and counts do not depend on the order in which programs finish. Counts
-are exact up to 2^24.
+float64 and in a fixed order, so loss and counts do not depend on the order in which programs finish.
 """
 
 import torch

@@ -9,8 +9,6 @@ import torch
 import electra_fast
 from electra_fast.ops import Ops, _register
 
-OLDEST = (8, 0)  # compute capability; Triton reaches no tensor core below it
-
 
 def info() -> dict:
     """Return the versions, the devices and, for each op, what serves it on the CPU and on CUDA."""

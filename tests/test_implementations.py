@@ -149,11 +149,19 @@ def test_no_gradient_no_graph(op, device):
 def test_a_call_costs_no_synchronisation(op, device):
     if device == "cpu":
         return  # nothing to synchronise with
-    for example in small(op, device, count=1):
-        function = getattr(ops, op)
-        testing.run(function, example)  # what the first call sets up may
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            testing.run(function, example)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    example = small(op, device, count=1)[0]
+    args = {n: x.requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
+
+    def step():
+        result = getattr(ops, op)(**args)
+        results = result if isinstance(result, tuple) else (result,)
+        wanted = [y.sum() for y in results if y.requires_grad]
+        if wanted:
+            sum(wanted).backward()
+
+    step()  # what the first call sets up may
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

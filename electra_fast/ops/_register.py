@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+OLDEST_GPU = (8, 0)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if importlib.util.find_spec("electra_fast._C") is None:
     COMPILED: frozenset[tuple[str, str]] = frozenset()
@@ -51,7 +52,26 @@ def _lazy(target: str) -> Callable:
     def resolve() -> Callable:
         return getattr(importlib.import_module(f"electra_fast.kernels.{module}"), function)
 
-    return lambda *args: resolve()(*args)
+    def launch(*args):
+        x = _first_tensor(args)
+        _refuse_old_gpu(x.device)
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            return resolve()(*args)
+
+    return launch
+
+
+@functools.cache
+def _refuse_old_gpu(device: torch.device) -> None:
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < OLDEST_GPU:
+        raise NotImplementedError(
+            f"electra_fast: a GPU must have compute capability 8.0 or more, got {capability[0]}.{capability[1]}; "
+            "Triton has no tensor-core path below. electra_fast.reference runs there"
+        )
+
+
+def _first_tensor(args: tuple) -> Tensor:
+    return next(a for a in args if isinstance(a, Tensor))
 
 
 @functools.cache
@@ -75,7 +95,7 @@ def operator(
     reason = why_not_triton(triton)
 
     def reference(*args):
-        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        device = _first_tensor(args).device.type
         if device == "cuda":
             _warn_slow(op, reason)
         with torch.autocast(device, enabled=False):  # the definition says which dtype, not the caller

@@ -13,43 +13,19 @@ OP = "embed"
 
 
 def _default_fwd(
-    ids,
-    type_ids,
-    position_ids,
-    word,
-    position,
-    type,
-    weight,
-    bias,
-    cu_seqlens,
-    eps,
-    dropout,
-    rng,
-    stream,
-    dtype,
+    ids, types, places, word, position, type, weight, bias, cu_seqlens, eps, dropout, rng, stream, dtype
 ):
-    x = reference.embedding_sum(ids, type_ids, position_ids, word, position, type, cu_seqlens)
+    x = reference.embedding_sum(ids, types, places, word, position, type, cu_seqlens)
     y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
     return drop(y, dropout, rng, stream).to(dtype), mean[..., 0], rstd[..., 0]
 
 
 def _default_bwd(
-    dy,
-    ids,
-    type_ids,
-    position_ids,
-    word,
-    position,
-    type,
-    weight,
-    mean,
-    rstd,
-    cu_seqlens,
-    dropout,
-    rng,
-    stream,
+    dy, ids, types, places, word, position, type, weight, mean, rstd, cu_seqlens, dropout, rng, stream
 ):
-    x = reference.embedding_sum(ids, type_ids, position_ids, word, position, type, cu_seqlens)
+    places = reference.places(ids, cu_seqlens) if places is None else places
+    types = torch.zeros_like(ids) if types is None else types
+    x = reference.embedding_sum(ids, types, places, word, position, type, cu_seqlens)
     dy = drop(reference.wide(dy), dropout, rng, stream)
     w, stats = weight.to(x.dtype), (mean[..., None], rstd[..., None])
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
@@ -59,49 +35,18 @@ def _default_bwd(
     def table_gradient(table, at):
         return torch.ops.aten.embedding_dense_backward(dx, at.long(), len(table), -1, False).to(table.dtype)
 
-    places = reference.places(ids, cu_seqlens) if position_ids is None else position_ids
-    types = torch.zeros_like(ids) if type_ids is None else type_ids
     tables = ((word, ids), (position, places), (type, types))
     return *(table_gradient(*t) for t in tables), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
-def _fake_fwd(
-    ids,
-    type_ids,
-    position_ids,
-    word,
-    position,
-    type,
-    weight,
-    bias,
-    cu_seqlens,
-    eps,
-    dropout,
-    rng,
-    stream,
-    dtype,
-):
+def _fake_fwd(ids, types, places, word, *rest):
+    *_, dtype = rest
     wide = torch.float64 if word.dtype == torch.float64 else torch.float32
     y = word.new_empty((*ids.shape, word.shape[1]), dtype=dtype)
     return y, word.new_empty(ids.shape, dtype=wide), word.new_empty(ids.shape, dtype=wide)
 
 
-def _fake_bwd(
-    dy,
-    ids,
-    type_ids,
-    position_ids,
-    word,
-    position,
-    type,
-    weight,
-    mean,
-    rstd,
-    cu_seqlens,
-    dropout,
-    rng,
-    stream,
-):
+def _fake_bwd(dy, ids, types, places, word, position, type, weight, *rest):
     return tuple(torch.empty_like(t) for t in (word, position, type, weight, weight))
 
 
@@ -124,11 +69,9 @@ _bwd = operator(
 class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, *args):
-        ids, type_ids, position_ids, word, position, type, weight, _, cu_seqlens, _, *site, _ = args
         y, mean, rstd = kernels.fwd(*args)
-        dropout, rng, stream = site
-        tables = (word, position, type, weight)
-        ctx.save_for_backward(ids, type_ids, position_ids, *tables, mean, rstd, cu_seqlens, rng)
+        *looked_up, _, cu_seqlens, _, dropout, rng, stream, _ = args  # without bias, eps, dtype
+        ctx.save_for_backward(*looked_up, mean, rstd, cu_seqlens, rng)
         ctx.kernels, ctx.dropout, ctx.stream = kernels, dropout, stream
         return y
 

@@ -41,10 +41,8 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none visible to torch"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    if capability < OLDEST:
-        return (
-            f"{name} (sm_{capability[0]}{capability[1]}): too old, Triton has no tensor-core path below sm_80"
-        )
+    if capability < _register.OLDEST_GPU:
+        return f"{name} (sm_{capability[0]}{capability[1]}): too old, the kernels need sm_80"
     return f"{name} (sm_{capability[0]}{capability[1]})"
 
 

@@ -73,21 +73,23 @@ def sequence_of(op: str, cu_seqlens: Tensor, T: int, max_seqlen: int | None = No
     return torch.bucketize(t, cu_seqlens[1:], right=True)
 
 
-def _legal(op: str, name: str, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return (ids with the bad ones at 0, which are bad). On the CPU a bad id raises at once."""
+def _legal(op: str, name: str, ids: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+    """Return (ids with the bad ones at 0, which are bad). On the CPU a bad id raises at once: (ids, None)."""
     bad = (ids < 0) | (ids >= size)
-    if ids.device.type == "cpu" and bad.any():
-        place = bad.nonzero()[0].tolist()
+    if ids.device.type != "cpu":
+        return ids.masked_fill(bad, 0), bad
+    if bad.any():
         raise IndexError(
-            f"{op}: {name} must be in [0, {size}), got {ids[bad][0].item()} at {place}; "
+            f"{op}: {name} must be in [0, {size}), got {ids[bad][0].item()} at {bad.nonzero()[0].tolist()}; "
             "electra_fast.check_batch finds such ids before training"
         )
-    return ids.masked_fill(bad, 0), bad
+    return ids, None
 
 
 def _rows(op: str, name: str, table: Tensor, ids: Tensor) -> Tensor:
     ids, bad = _legal(op, name, ids, table.shape[0])
-    return wide(F.embedding(ids, table)).masked_fill(bad[..., None], math.nan)
+    rows = wide(F.embedding(ids, table))
+    return rows if bad is None else rows.masked_fill(bad[..., None], math.nan)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -345,7 +347,8 @@ def mlm_head(
         logits = wide(x).masked_fill(unused[:, None], 0) @ wide(table).T + wide(bias)
     nll = F.cross_entropy(logits, target, reduction="none")
     lse = (nll + logits.gather(-1, target[:, None])[:, 0]).detach()
-    loss = _mean(nll.masked_fill(bad, math.nan).masked_fill(unused, 0), weights)
+    nll = nll if bad is None else nll.masked_fill(bad, math.nan)
+    loss = _mean(nll.masked_fill(unused, 0), weights)
 
     with torch.no_grad():
         draws = []
@@ -368,7 +371,8 @@ def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Ten
     T = ids.numel()
     used = weights != 0
     place, bad = _legal("replace_tokens", "positions", positions.long().masked_fill(~used, 0), max(T, 1))
-    place = place.masked_fill(~used | bad, T)  # one place more takes what is not written
+    used = used if bad is None else used & ~bad
+    place = place.masked_fill(~used, T)  # one place more takes what is not written
     x = torch.cat([ids.flatten(), ids.new_zeros(1)]).scatter(0, place, samples.to(ids.dtype))
     x = x[:T].view_as(ids)
     return ReplacedTokens(x, x != ids)

@@ -63,9 +63,12 @@ def _lazy(target: str) -> Callable:
 
 @functools.cache
 def _refuse_old_gpu(device: torch.device) -> None:
-    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < OLDEST_GPU:
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < OLDEST_GPU:
         raise NotImplementedError(
-            f"electra_fast: a GPU must have compute capability 8.0 or more, got {capability[0]}.{capability[1]}; "
+            f"electra_fast: a GPU must have compute capability 8.0 or more, got {major}.{minor}; "
             "Triton has no tensor-core path below. electra_fast.reference runs there"
         )
 

@@ -34,7 +34,7 @@ def _default_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
     )
     dx = drop(dz, dropout, rng, stream).to(x.dtype)
     dresidual = dz.to(residual.dtype) if _own_gradient(residual, dropout) else x.new_empty(0)
-    return dx.clone() if dx is dz else dx, dresidual, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    return dx, dresidual, dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
 def _own_gradient(residual: Tensor | None, dropout: float) -> bool:

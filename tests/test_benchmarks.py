@@ -1,0 +1,263 @@
+"""The benchmark harness: what it measures with, what it refuses, and what it prints."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
+
+from benchmarks import clock, conftest, gate, machine, report, runner
+from benchmarks.cases import Case, OpCase
+from benchmarks.inputs import SIZES
+from electra_fast import reference
+from electra_fast.testing.baseline import TORCH
+
+ROOT = Path(__file__).parents[1]
+SIZE = next(iter(SIZES))
+
+
+def test_every_op_has_its_bench_file(op):
+    assert f"def bench_{op}(" in (ROOT / "benchmarks" / f"bench_{op}.py").read_text()
+
+
+# --- the clock ---------------------------------------------------------------------------------------------
+
+
+def test_a_round_lasts_as_long_as_was_measured():
+    now = clock.Clock()
+    start = now()
+    assert now() == start
+    now.add(0.25)
+    assert now() - start == 0.25
+
+
+def test_quantiles_lie_between_the_samples():
+    assert clock.quantile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
+    assert clock.quantile([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0.2) == 2.0
+    assert clock.quantile([7.0], 0.8) == 7.0
+
+
+def test_rounds_are_interleaved_and_begin_in_turn():
+    a, b, c = (clock.Timed(None, name, None) for name in "abc")
+    seen = []
+    clock.interleave([a, b, c], 3, lambda one: seen.append(one.how))
+    assert "".join(seen) == "abc" + "bca" + "cab"
+
+
+def test_cpu_time_is_a_call_s_and_not_a_wait_s():
+    timed = clock.CPU().prepare(lambda: time.sleep(0.01))
+    timed.seconds = 0.01
+    clock.CPU().sample(timed)
+    assert timed.times[0] < 0.005 < timed.host[0]
+
+
+# --- right first -------------------------------------------------------------------------------------------
+
+GELU = {"x": torch.linspace(-4, 4, 96).view(12, 8), "bias": torch.linspace(-1, 1, 8)}
+MASK = {
+    "ids": torch.arange(200, 456).view(4, 64),
+    "candidates": torch.ones(4, 64, dtype=torch.bool),
+    "key_mask": torch.arange(64) < torch.tensor([[64], [40], [7], [1]]),
+    "rng": torch.tensor([0, 1]),
+    "mask_id": 103,
+}
+
+
+def test_the_gate_lets_the_baselines_pass():
+    gate.check_call("bias_gelu", TORCH.bias_gelu, GELU, ("x", "bias"))
+    gate.check_call("mask_tokens", TORCH.mask_tokens, MASK, ())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, bias: F.gelu(x + bias, approximate="tanh"),
+        lambda x, bias: F.gelu(x + bias.detach()) + 0 * bias.sum(),
+        lambda x, bias: F.gelu(x + bias).bfloat16().float(),
+        lambda x, bias: F.gelu(x + bias) * torch.nan,
+    ],
+    ids=["another GELU", "no gradient of bias", "rounded", "NaN"],
+)
+def test_the_gate_refuses_other_work(wrong):
+    with pytest.raises(AssertionError):
+        gate.check_call("bias_gelu", wrong, GELU, ("x", "bias"))
+
+
+@pytest.mark.parametrize("change", [{"mask_prob": 0.3}, {"key_mask": torch.ones(4, 64, dtype=torch.bool)}])
+def test_the_gate_refuses_other_masks(change):
+    with pytest.raises(AssertionError):
+        gate.check_call("mask_tokens", lambda **args: reference.mask_tokens(**args | change), MASK, ())
+
+
+class Fake(Case):
+    """One right provider, one wrong, one that raises."""
+
+    name, providers = "fake, small, forward", ("fused", "wrong", "broken")
+    seconds = 0.01
+
+    def prepare(self, provider):
+        if provider == "wrong":
+            gate.check_call("bias_gelu", lambda x, bias: F.gelu(x), GELU, ("x",))
+        return (lambda: 1 / 0) if provider == "broken" else (lambda: F.gelu(GELU["x"]))
+
+    def info(self, provider):
+        return {"op": "fake", "unit": "B/s", "work": 768}
+
+
+class Benchmark:
+    """What the runner uses of pytest-benchmark's fixture."""
+
+    def __init__(self):
+        self.extra_info, self.group, self.rounds = {}, None, []
+
+    def pedantic(self, function, rounds):
+        for _ in range(rounds):
+            start = runner.CLOCK()
+            function()
+            self.rounds.append(runner.CLOCK() - start)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A runner with a minute to spend, which does not look at memory."""
+    run = runner.Runner(60.0, time.monotonic())
+    monkeypatch.setattr(run.clock, "peak_bytes", lambda function: 0)
+    return run
+
+
+def test_a_wrong_provider_gets_a_word_and_no_number(run):
+    benchmark = Benchmark()
+    run.report(benchmark, Fake(), "fused")
+    assert len(benchmark.rounds) >= Fake.rounds[0] and min(benchmark.rounds) > 0
+    assert benchmark.extra_info["ratio"] == {}, "there is nothing to compare with"
+    for provider, line in (("wrong", "wrong: fake, small, forward, wrong: "), ("broken", "fails: .*ZeroDiv")):
+        with pytest.raises(pytest.fail.Exception, match=line):
+            run.report(Benchmark(), Fake(), provider)
+
+
+def test_what_no_time_is_left_for_is_dropped_by_name():
+    run = runner.Runner(0.0, time.monotonic())
+    with pytest.raises(pytest.skip.Exception, match="dropped: fake, small, forward, fused: needs 0 s"):
+        run.report(Benchmark(), Fake(), "fused")
+
+
+def test_triton_in_the_interpreter_is_never_timed(monkeypatch):
+    assert "triton" not in OpCase.providers
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(conftest, "device", lambda: "cuda")
+    with pytest.raises(pytest.UsageError, match="no speeds"):
+        conftest.refuse_the_interpreter()
+
+
+# --- what is printed ---------------------------------------------------------------------------------------
+
+
+def result(**changes):
+    def benchmark(group, provider, seconds, ratio):
+        extra = {"provider": provider, "p20": seconds, "p80": seconds, "host": seconds, "ratio": ratio}
+        extra |= {"unit": "B/s", "work": 10**6, "peak_bytes": 10**6, "how": "CPU time"}
+        extra |= {
+            "op": group.split(",")[0],
+            "served_by": "reference (no kernel yet)" if provider == "fused" else None,
+        }
+        return {"group": group, "extra_info": extra, "stats": {"median": seconds}}
+
+    machine = {"device": "cpu", "device_name": "A CPU", "threads": 2, "cpu_capability": "AVX2"}
+    op = "embed, small, forward+backward"
+    return {
+        "machine_info": machine | {"torch": "2.13.0", "sources": "abc"},
+        "datetime": "2026-11-23T08:00:00",
+        "benchmarks": [
+            benchmark(op, "torch", 0.004, {"fused": 0.5}),
+            benchmark(op, "fused", 0.002, {"torch": 2.0}),
+            benchmark(op, "compile", 0.006, {"fused": 0.5}),
+            benchmark("pretraining, small, step", "fused", 1.5, {}),
+        ],
+        "wrong": ["rtd_loss, small, forward, reference: loss: 1 from float64"],
+        "fails": [],
+        "dropped": ["pretraining, small, step, compile: needs 240 s, 9 s are left"],
+        "budget": 240.0,
+        "seconds": 99.5,
+    } | changes
+
+
+def test_the_table_has_every_case_and_says_what_is_missing():
+    lines = report.table(result()).splitlines()
+    assert lines[0] == "A CPU (2 threads, AVX2), 2026-11-23, torch 2.13.0"
+    rows = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert "2.00" in rows["fused"] or "1 500" in rows["fused"]
+    assert rows["torch"].split()[1:] == "4.00 4.00 - 4.00 4 000 250 MB/s 1.00 2.00x as fast".split()
+    assert rows["torch.compile"].endswith("2.00x as fast (then 3.00)")
+    wrong = lines[lines.index("rtd_loss, small, forward") + 1]
+    assert wrong.split() == ["reference", "wrong"]
+    assert "without a kernel here, so that fused is plain PyTorch: embed, pretraining" in lines
+    assert "  pretraining, small, step, compile: needs 240 s, 9 s are left" in lines
+
+
+def test_the_markdown_says_whether_kernels_changed_since():
+    assert "changed" not in report.markdown(result(), "abc")
+    text = report.markdown(result(), "abd")
+    assert "kernels changed since" in text
+    assert "| embed | small | 2.00 | 4.00 (2.00x) | 2.00x |" in text
+    assert "| rtd_loss | small |  |  |  |" in text
+
+
+def test_the_readme_s_tables_are_replaced_and_nothing_else(tmp_path):
+    readme, results = tmp_path / "README.md", tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    assert report.update_readme(readme, tmp_path) == 1, "no results, no README"
+    (results / "cpu.json").write_text(json.dumps(result()))
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.update_readme(readme, tmp_path) == 0
+    text = readme.read_text()
+    assert report.update_readme(readme, tmp_path) == 0 and readme.read_text() == text
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "old" not in text and "A CPU" in text
+
+
+def test_the_hash_changes_with_a_source(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    seen = {machine.source_hash(tmp_path)}
+    for name, text in (("kernels/a.py", "1"), ("kernels/a.py", "2"), ("csrc/cuda/a.cu", "2")):
+        (tmp_path / name).write_text(text)
+        seen.add(machine.source_hash(tmp_path))
+    (tmp_path / "kernels" / "a.py").rename(tmp_path / "kernels" / "b.py")
+    assert len(seen | {machine.source_hash(tmp_path)}) == 5
+
+
+def test_results_are_named_after_the_device():
+    assert [machine.slug(name) for name in ("NVIDIA H200", "NVIDIA GeForce RTX 4090")] == ["h200", "rtx-4090"]
+
+
+# --- the command line --------------------------------------------------------------------------------------
+
+
+def benchmarks(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_run_and_a_comparison(tmp_path):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    name = f"bench_bias_gelu[{SIZE}-forward-torch]"
+    done = benchmarks("--only", name, "--budget", 200, "--json", a)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"bias_gelu, {SIZE}, forward" in done.stdout and "1 numbers in" in done.stdout
+    saved = json.loads(a.read_text())
+    (one,) = saved["benchmarks"]
+    assert one["stats"]["median"] > 0 and set(one["extra_info"]["ratio"]) == {"fused", "reference"}
+    assert one["extra_info"]["peak_bytes"] > 0
+    assert saved["machine_info"]["sources"] == machine.source_hash()
+
+    b.write_text(a.read_text())
+    done = benchmarks("compare", a, os.path.relpath(b, ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert name in done.stdout

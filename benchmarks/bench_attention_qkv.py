@@ -1,0 +1,17 @@
+"""attention_qkv: one tensor, and the padding of a real batch, as the encoder calls it."""
+
+from benchmarks.cases import FLOPS, Call, cases
+
+
+@cases(value=90)
+def bench_attention_qkv(make):
+    H, D = make.config.heads, make.config.hidden // make.config.heads
+    qkv = make.normal(make.B, make.L, 3, H, D)
+    product = 2 * make.B * H * make.L**2 * D  # of padded sequences: work saved counts as speed
+    return Call(
+        {"qkv": qkv, "key_mask": make.batch().key_mask, **make.site(3)},
+        gradients=("qkv",),
+        unit=FLOPS,
+        forward=2 * product,  # q k^T and p v
+        backward=5 * product,  # q k^T again, and the gradients of p, q, k and v
+    )

@@ -1,0 +1,140 @@
+"""A case is one op at one size, forward or forward and backward; a provider is what runs it.
+
+    @cases(value=70)
+    def bench_bias_gelu(make):
+        ...
+        return Call(arguments, gradients=..., unit=..., forward=..., backward=...)
+
+declares the cases of an op: its arguments at `make.size`, and the work that they are.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+
+from benchmarks import gate
+from benchmarks.inputs import SIZES, Make
+from benchmarks.machine import device
+from electra_fast import ops
+from electra_fast.ops._register import served_by
+from electra_fast.testing.baseline import TORCH
+
+BYTES, FLOPS = "B/s", "FLOP/s"
+FORWARD, BOTH = "forward", "forward+backward"
+
+
+class Call(NamedTuple):
+    """The arguments of one call and the work that it is: bytes that must move, or FLOPs."""
+
+    args: dict[str, Any]
+    unit: str
+    forward: int
+    backward: int = 0
+    gradients: tuple[str, ...] = ()
+
+
+class Case:
+    """What the runner knows of a case. `OpCase` and the step's `StepCase` say how to run it."""
+
+    name: str  # of the group: its providers do the same work
+    providers: tuple[str, ...]
+    seconds = 0.6  # to measure a provider for
+    rounds = (5, 40)  # at least, at most
+    compiling = 15.0  # seconds to expect of a first call that compiles
+
+    def prepare(self, provider: str) -> Callable[[], Any]:
+        """Check the provider, AssertionError if it is wrong; return one call of it."""
+        raise NotImplementedError
+
+    def info(self, provider: str) -> dict[str, Any]:
+        """Return what the results say of the case."""
+        raise NotImplementedError
+
+
+class OpCase(Case):
+    providers = ("fused", "torch", "reference", "compile")
+    right: ClassVar[set[tuple[str, str, str]]] = set()  # checked, with their backward: op, size, provider
+
+    def __init__(self, op: str, inputs: Callable[[Make], Call], size: str, passes: str):
+        self.op, self.inputs, self.passes = op, inputs, passes
+        self.size = SIZES[size]
+        self.name = f"{op}, {size}, {passes}"
+
+    @functools.cached_property
+    def call(self) -> Call:
+        return self.inputs(Make(self.size))
+
+    def prepare(self, provider: str) -> Callable[[], Any]:
+        function = {
+            "fused": getattr(ops.FUSED, self.op),
+            "torch": getattr(TORCH, self.op),
+            "reference": getattr(ops.REFERENCE, self.op),
+        }.get(provider)
+        if provider == "compile":
+            function = torch.compile(getattr(TORCH, self.op), dynamic=False)
+        subject = (self.op, self.size.name, provider)
+        if subject not in self.right and provider != "reference":
+            if provider == "fused":
+                gate.check_kernel(self.op, function, self.call.args)
+            gate.check_call(self.op, function, self.call.args, self.call.gradients)
+            self.right.add(subject)
+        return once(function, self.call, self.passes)
+
+    def info(self, provider: str) -> dict[str, Any]:
+        work = self.call.forward + (self.call.backward if self.passes == BOTH else 0)
+        served = served_by(self.op, device().upper()) if provider == "fused" else None
+        facts = {"op": self.op, "size": self.size.name, "passes": self.passes}
+        return facts | {"unit": self.call.unit, "work": work, "served_by": served}
+
+
+def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:
+    """Return one call of `function` without arguments, its backward included if asked for."""
+    if passes == FORWARD:
+
+        def forward():
+            with torch.no_grad():
+                return function(**call.args)
+
+        return forward
+
+    leaves = {n: call.args[n].detach().clone().requires_grad_() for n in call.gradients}
+    args, wanted = call.args | leaves, tuple(leaves.values())
+
+    def result():
+        y = function(**args)
+        return y if isinstance(y, torch.Tensor) else y.loss
+
+    upstream = torch.full_like(result(), 0.5)
+    return lambda: torch.autograd.grad(result(), wanted, upstream)
+
+
+def cases(value: float) -> Callable:
+    """Make a benchmark of every size, pass and provider out of the function that makes arguments.
+
+    `value` says how much a reader wants the number: where time is short, the higher goes first.
+    """
+
+    def decorate(inputs: Callable[[Make], Call]) -> Callable:
+        op = inputs.__name__.removeprefix("bench_")
+        both = op not in ("mask_tokens", "replace_tokens")  # these two have no gradient
+        passes = [BOTH, FORWARD] if both else [FORWARD]
+        of = functools.cache(functools.partial(OpCase, op, inputs))
+        return parametrize(of, OpCase.providers, SIZES, passes, value)
+
+    return decorate
+
+
+def parametrize(of: Callable[[str, str], Case], providers, sizes, passes, value: float) -> Callable:
+    """Return the test function over the case `of(size, passes)` for each size, pass and provider."""
+
+    @pytest.mark.value(value)
+    @pytest.mark.parametrize("provider", providers)
+    @pytest.mark.parametrize("passes", passes)
+    @pytest.mark.parametrize("size", sizes)
+    def bench(benchmark, runner, size, passes, provider):
+        runner.report(benchmark, of(size, passes), provider)
+
+    return bench

@@ -1,0 +1,151 @@
+"""Time one call: CPU time on the CPU, events around graph replays with a cold L2 on CUDA."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.autograd.profiler import profile  # torch.profiler's loads the compiler, 4 s
+
+SHORTEST = 2e-3  # seconds; a round on the CPU repeats a call until it lasts as long as this
+
+
+class Clock:
+    """pytest-benchmark's timer. It stands still, and is moved on by what a round measured."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def add(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Timed:
+    """One provider of a group, and what each round measured of it."""
+
+    function: Callable  # one call
+    how: str  # what the times are
+    run: Callable  # the same work; on CUDA the replay of a graph, where one could be captured
+    seconds: float = 0.0  # that one call took, to plan by
+    times: list[float] = field(default_factory=list)  # seconds a call
+    host: list[float] = field(default_factory=list)  # seconds until the call returned to the host
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Return the value at q of the sorted values, between two of them by linear interpolation."""
+    ranked = sorted(values)
+    place = q * (len(ranked) - 1)
+    below = int(place)
+    above = min(below + 1, len(ranked) - 1)
+    return ranked[below] + (place - below) * (ranked[above] - ranked[below])
+
+
+def interleave(timed: list[Timed], rounds: int, sample: Callable[[Timed], None]) -> None:
+    """Sample all in turn, `rounds` times, so that drift hits all alike.
+
+    Each round begins with another one, so that none always follows the same neighbour.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            first = r % len(timed)
+            for one in timed[first:] + timed[:first]:
+                sample(one)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+class CPU:
+    """By CPU time: other people's work on shared cores slows a call down, but is not charged to it."""
+
+    def prepare(self, function: Callable) -> Timed:
+        return Timed(function, "CPU time of all threads", function)
+
+    def sample(self, timed: Timed) -> None:
+        calls = max(1, round(SHORTEST / max(timed.seconds, 1e-7)))
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            timed.run()
+        timed.times.append((time.process_time() - cpu) / calls)
+        timed.host.append((time.perf_counter() - wall) / calls)
+
+    def synchronize(self) -> None:
+        pass
+
+    def peak_bytes(self, function: Callable) -> int:
+        """Return the most that PyTorch's allocator held for one call, from the profiler's events."""
+        with profile(profile_memory=True) as p:
+            function()
+        events = [e for e in p.kineto_results.events() if e.name() == "[memory]"]
+        held = most = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
+        return most
+
+
+class CUDA:
+    """By events around graph replays. Filling a buffer larger than L2 before each empties L2.
+
+    The fill lasts longer than the host needs to enqueue what follows, so that between the events
+    the device does not wait for the host.
+    """
+
+    def __init__(self):
+        properties = torch.cuda.get_device_properties(0)
+        self.buffer = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+
+    def prepare(self, function: Callable) -> Timed:
+        timed = Timed(function, "graph replay, cold L2", function)
+        for _ in range(5):
+            self.synchronize()
+            start = time.perf_counter()
+            function()
+            timed.host.append(time.perf_counter() - start)
+        if getattr(function, "synchronizes", False):
+            timed.how = "eager calls, cold L2: it waits for the host, so no graph can hold it"
+            return timed
+        try:
+            timed.run = self._capture(function)
+        except RuntimeError as error:
+            self.synchronize()
+            timed.how = f"eager calls, cold L2; capture failed: {str(error).splitlines()[0]}"
+        return timed
+
+    def _capture(self, function: Callable) -> Callable:
+        side = torch.cuda.Stream()  # warm up beside the default stream, as capture demands
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function()
+        return graph.replay
+
+    def sample(self, timed: Timed) -> None:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.buffer.zero_()
+        start.record()
+        timed.run()
+        end.record()
+        end.synchronize()
+        timed.times.append(start.elapsed_time(end) / 1e3)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def peak_bytes(self, function: Callable) -> int:
+        self.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated() - before

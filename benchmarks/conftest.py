@@ -1,0 +1,94 @@
+"""Run the cases in order of value within a budget of time, on a clock of our own."""
+
+import os
+import time
+
+import pytest
+
+from benchmarks import STARTED
+from benchmarks.machine import device, info
+from benchmarks.report import LATE
+from benchmarks.runner import CLOCK, Runner
+
+DEFAULT_BUDGET = {"cpu": 240.0, "cuda": 480.0}  # seconds, unless --budget says otherwise
+RUNNER = pytest.StashKey[Runner]()
+REFUSED = pytest.StashKey[dict[str, list[str]]]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("electra_fast")
+    group.addoption("--budget", type=float, help="seconds that all benchmarks may take together")
+    group.addoption("--only", help="run the cases whose name holds this text")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "value(v): how much a reader wants this number")
+    config.stash[REFUSED] = {"wrong": [], "fails": [], "dropped": []}
+    refuse_the_interpreter()
+
+
+def refuse_the_interpreter() -> None:
+    """On the CPU no op is dispatched to Triton; on a GPU it must run there."""
+    if device() == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+        raise pytest.UsageError("unset TRITON_INTERPRET: the interpreter's times are no speeds")
+
+
+def pytest_collection_modifyitems(config, items):
+    only = config.getoption("only")
+    if only:
+        dropped = [item for item in items if only not in item.nodeid]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if only in item.nodeid]
+    items.sort(key=_order)
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+
+
+def _budget(config) -> float:
+    given = config.getoption("budget")
+    return DEFAULT_BUDGET[device()] if given is None else given
+
+
+def _order(item) -> tuple[bool, float]:
+    """Sort by value, all that compile after all others; providers of a group stay in their order."""
+    return item.callspec.params["provider"] in LATE, -item.get_closest_marker("value").args[0]
+
+
+@pytest.fixture
+def runner(request) -> Runner:
+    stash = request.config.stash
+    if RUNNER not in stash:
+        stash[RUNNER] = Runner(_budget(request.config), STARTED)
+    return stash[RUNNER]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" and not report.passed:
+        # The runner's own lines begin with one of the words; anything else is a failure.
+        text = str(call.excinfo.value).removeprefix("Skipped: ")
+        word, _, line = text.partition(": ")
+        known = word in item.config.stash[REFUSED]
+        item.config.stash[REFUSED][word if known else "fails"].append(line if known else text)
+    return report
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["cpu"].pop("flags", None)  # two hundred lines
+    machine_info.update(info())
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    output_json["budget"] = _budget(config)
+    output_json["seconds"] = time.monotonic() - STARTED
+    output_json |= config.stash[REFUSED]
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["stats"]["data"]  # its quantiles are in extra_info
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if RUNNER in config.stash and not config.stash[RUNNER].has_numbers():  # no JSON, so no table
+        for word, lines in config.stash[REFUSED].items():
+            for line in lines:
+                terminalreporter.write_line(f"{word}: {line}")

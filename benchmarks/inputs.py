@@ -1,0 +1,85 @@
+"""The sizes that are timed, and what makes the arguments at them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.machine import device
+from electra_fast import data, reference
+from electra_fast.config import ElectraConfig
+from electra_fast.data import Padded
+
+CUDA = device() == "cuda"
+
+
+class Size(NamedTuple):
+    name: str
+    B: int  # sequences
+    L: int  # positions a sequence
+    preset: Callable[[], ElectraConfig]
+
+    @property
+    def config(self) -> ElectraConfig:
+        # No dropout on the CPU: there it would be measured in place of the op.
+        return dataclasses.replace(self.preset(), dropout=0.1 if CUDA else 0.0)
+
+
+def by_name(*sizes: Size) -> dict[str, Size]:
+    return {size.name: size for size in sizes}
+
+
+if CUDA:
+    SIZES = by_name(
+        Size("small 128x128", 128, 128, ElectraConfig.small),
+        Size("base 256x512", 256, 512, ElectraConfig.base),
+    )
+    # The graphs of all providers are held at once, so that base has an eighth of the paper's batch.
+    STEPS = by_name(
+        Size("small 128x128", 128, 128, ElectraConfig.small), Size("base 32x512", 32, 512, ElectraConfig.base)
+    )
+else:
+    SIZES = STEPS = by_name(Size("small 16x128", 16, 128, ElectraConfig.small))
+
+
+@functools.cache
+def batches(B: int, L: int) -> data.Batches:
+    """Return batches of the default corpus: real ids, and as much padding as documents leave."""
+    documents = data.documents()
+    encoded = data.encode(documents, data.train_tokenizer(documents))
+    return data.Batches(encoded, seq_len=L, batch_size=B)
+
+
+class Make:
+    """Makes the arguments of a case, the same numbers each time, in the dtype that is timed."""
+
+    def __init__(self, size: Size):
+        self.size, self.config = size, size.config
+        self.B, self.L = size.B, size.L
+        self.device = device()
+        self.dtype = torch.bfloat16 if CUDA else torch.float32
+        self.generator = torch.Generator(self.device).manual_seed(0)
+        self.rng = torch.tensor([0, 1], device=self.device)  # (seed, step)
+
+    def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> torch.Tensor:
+        x = torch.randn(*shape, generator=self.generator, device=self.device)
+        return (mean + scale * x).to(self.dtype)
+
+    def batch(self) -> Padded:
+        return Padded(*(x.to(self.device) for x in batches(self.B, self.L).padded(0)))
+
+    def candidates(self, ids: torch.Tensor) -> torch.Tensor:
+        return ~torch.isin(ids, torch.tensor(self.config.special_ids, device=ids.device))
+
+    def masked(self) -> reference.MaskedTokens:
+        """Return a real batch's masked tokens."""
+        ids, key_mask = self.batch()
+        settings = {"mask_id": self.config.mask_id, "mask_prob": self.config.mask_prob}
+        candidates = self.candidates(ids)
+        return reference.mask_tokens(ids, candidates, self.rng, key_mask=key_mask, **settings)
+
+    def site(self, stream: int) -> dict[str, Any]:
+        """Return the keyword arguments of a dropout site."""
+        return {"dropout": self.config.dropout, "rng": self.rng, "stream": stream}

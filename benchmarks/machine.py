@@ -1,0 +1,81 @@
+"""What the numbers were measured on, and a hash of the sources that they were measured of."""
+
+import hashlib
+import importlib.metadata
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("kernels/*.py", "csrc/**/*", "electra_fast/ops/*.py")
+
+
+def source_hash(root: Path = ROOT) -> str:
+    """Return a SHA-256 of every kernel source's path and content."""
+    digest = hashlib.sha256()
+    for file in sorted({f for pattern in SOURCES for f in root.glob(pattern) if f.is_file()}):
+        for part in (file.relative_to(root).as_posix().encode(), file.read_bytes()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def slug(name: str) -> str:
+    """Return the name of a results file: "NVIDIA GeForce RTX 4090" is rtx-4090."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "-".join(w for w in words if w not in ("nvidia", "geforce", "tesla")) or "device"
+
+
+def device_slug() -> str:
+    return slug(torch.cuda.get_device_name()) if device() == "cuda" else "cpu"
+
+
+def cpu_model() -> str:
+    """Return the CPU's name as Linux gives it, "unknown" elsewhere."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else "unknown"
+
+
+def clocks() -> str | None:
+    """Return the GPU's clocks now and at most, where nvidia-smi answers."""
+    query = "clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"{query}: {answer.stdout.strip()}" if answer.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def info() -> dict:
+    """Return what goes into the results beside pytest-benchmark's own machine info."""
+    facts = {
+        "device": device_slug(),
+        "device_name": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
+        "sources": source_hash(),
+    }
+    if device() == "cuda":
+        facts |= {
+            "device_name": torch.cuda.get_device_name(),
+            "cuda": torch.version.cuda,
+            "clocks": clocks(),
+        }
+    return facts

@@ -72,7 +72,7 @@ def row(provider: str, benchmark: dict | str) -> list[str]:
         return [label, benchmark] + [""] * (len(COLUMNS) - 2)
     extra, median = benchmark["extra_info"], benchmark["stats"]["median"]
     return [
-        label,
+        f"{label}, no baseline" if extra.get("no_baseline") else label,
         digits(median * 1e3),
         f"{digits(extra['p20'] * 1e3)} - {digits(extra['p80'] * 1e3)}",
         digits(extra["host"] * 1e6),

@@ -102,3 +102,12 @@ assert masked.weights.tolist() == [1, 1]
 """
     result = run(sys.executable, "-c", program, cwd=ROOT, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
+
+
+def test_an_extension_built_for_another_torch_says_so(tmp_path):
+    shutil.copytree(ROOT / "electra_fast", tmp_path / "electra_fast", ignore=shutil.ignore_patterns("*.so"))
+    (tmp_path / "electra_fast" / "_C.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    said = run(sys.executable, "-c", "import electra_fast.ops", cwd=tmp_path).stderr
+    assert re.search(
+        r"ImportError: electra_fast\._C does not load beside torch \d.*undefined symbol: _ZN3c10", said
+    )

@@ -16,7 +16,14 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 if importlib.util.find_spec("electra_fast._C") is None:
     COMPILED: frozenset[tuple[str, str]] = frozenset()
 else:  # an extension that was built and does not load is an error, not a reason to be slow
-    from electra_fast import _C
+    try:
+        from electra_fast import _C
+    except ImportError as error:
+        raise ImportError(
+            f"electra_fast._C does not load beside torch {torch.__version__} (CUDA {torch.version.cuda}), as it "
+            "was built for another torch or CPU; build it again with `pip install --no-build-isolation -e .`, "
+            f"or delete electra_fast/_C*.so to do without. The loader says: {error}"
+        ) from error
 
     COMPILED = frozenset(_C.implemented())
 

@@ -20,9 +20,9 @@ else:  # an extension that was built and does not load is an error, not a reason
         from electra_fast import _C
     except ImportError as error:
         raise ImportError(
-            f"electra_fast._C does not load beside torch {torch.__version__} (CUDA {torch.version.cuda}), as it "
-            "was built for another torch or CPU; build it again with `pip install --no-build-isolation -e .`, "
-            f"or delete electra_fast/_C*.so to do without. The loader says: {error}"
+            f"electra_fast._C does not load beside torch {torch.__version__} (CUDA {torch.version.cuda}): it "
+            "was built for another torch or CPU. Build it again, `pip install --no-build-isolation -e .`, or "
+            f"delete electra_fast/_C*.so to do without. The loader says: {error}"
         ) from error
 
     COMPILED = frozenset(_C.implemented())

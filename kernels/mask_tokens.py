@@ -32,7 +32,7 @@ def _smallest(key, candidate, k):
     return below | (tie & (tl.cumsum(tie.to(tl.int32), axis=0) <= room))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "M"])  # they change with every packed batch, and must not recompile
 def _mask_tokens(
     ids_ptr,  # [T]
     candidates_ptr,  # [T] uint8, not 0 where the token may be masked

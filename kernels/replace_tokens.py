@@ -12,7 +12,7 @@ from torch import Tensor
 BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])  # it changes with every packed batch, and must not recompile
 def _copy(
     ids_ptr,  # [T]
     out_ptr,  # [T] out
@@ -26,7 +26,7 @@ def _copy(
     tl.store(replaced_ptr + offs_t, tl.zeros((BLOCK,), tl.uint8), mask=in_t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "M"])
 def _replace_tokens(
     ids_ptr,  # [T]
     positions_ptr,  # [M]

@@ -30,7 +30,7 @@ def _load(x_ptr, y_ptr, w_ptr, T, BLOCK_T: tl.constexpr):
     return x, y, w, offs_t, in_t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])  # it changes with every packed batch, and must not recompile
 def _rtd_loss_partials(
     x_ptr,  # [T] logits
     y_ptr,  # [T] uint8, not 0 where the token was replaced
@@ -59,7 +59,7 @@ def _rtd_loss_partials(
     tl.store(out + 4 * blocks, tl.sum(tl.where((guess == 0) & (y == 0), w, 0.0), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _rtd_loss_total(
     partial_ptr,  # [5, blocks] f32
     loss_ptr,  # [] f32 out
@@ -82,7 +82,7 @@ def _rtd_loss_total(
     tl.store(counts_ptr + index - 1, sums.to(tl.float32), mask=(index > 0) & (index < 5))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _rtd_loss_bwd(
     dloss_ptr,  # [] upstream gradient
     counts_ptr,  # [4] f32, their sum is the sum of the weights

@@ -89,8 +89,25 @@ def launch_all() -> None:
         mask_tokens(ids, ids == 0, torch.tensor([1, 2]), mask_id=103)
 
 
+def launch_packed() -> None:
+    """Call the ops on packed batches of many sizes, which must not compile a kernel for each."""
+    import torch
+
+    from electra_fast import testing
+
+    ops = {op: testing.implementations(op, device="cuda").get("triton") for op in testing.OPS}
+    for T in (1, 15, 16, 17, 1024, 4099):
+        ids, cu_seqlens = torch.zeros(T, dtype=torch.long), torch.tensor([0, T], dtype=torch.int32)
+        packed = {"cu_seqlens": cu_seqlens, "max_seqlen": 128}
+        masked = ops["mask_tokens"](ids, ids == 0, torch.tensor([1, 2]), mask_id=103, **packed)
+        ops["replace_tokens"](ids, masked.positions, masked.targets, masked.weights)
+        logits = torch.zeros(T, requires_grad=True)
+        ops["rtd_loss"](logits, ids == 0).loss.backward()
+
+
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "0", "an interpreted kernel is not compiled"
-    for arch in map(int, sys.argv[1:]):
-        for name, row in compiled_for(arch, launch_all).items():
+    packed = "--packed" in sys.argv
+    for arch in map(int, [word for word in sys.argv[1:] if word != "--packed"]):
+        for name, row in compiled_for(arch, launch_packed if packed else launch_all).items():
             print(json.dumps({"kernel": name, **row}), flush=True)

@@ -17,12 +17,22 @@ aot = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(aot)
 
 
+def compiled(*arguments) -> list[dict]:
+    command = [sys.executable, AOT, *map(str, arguments)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_batches_of_many_sizes_share_one_kernel():
+    names = [row["kernel"].split()[0] for row in compiled(90, "--packed")]
+    assert len(names) == len(set(names)) == 6, names
+
+
 @pytest.mark.parametrize("arch", sorted(set(aot.SHARED_LIMIT) - {89}))  # 89 takes what is compiled for 86
 def test_compiles_within_the_resources_of(arch):
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, AOT, str(arch)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = compiled(arch)
     for row in rows:
         print(row)
         assert row["arch"] == arch and row["spill_bytes"] == 0, row

@@ -239,3 +239,12 @@ def test_a_run_and_a_comparison(tmp_path):
     done = benchmarks("compare", a, os.path.relpath(b, ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
     assert name in done.stdout
+
+
+def test_the_readme_says_where_its_numbers_are_older_than_the_kernels():
+    readme = (ROOT / "README.md").read_text()
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        result = json.loads(file.read_text())
+        if result["machine_info"]["sources"] != machine.source_hash():
+            stale = f"**{report.headline(result)}** (kernels changed since)"
+            assert stale in readme, "run `python -m benchmarks report`"

@@ -128,6 +128,7 @@ def mask_tokens(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> MaskedTokens:
+    """k = min(c, max(1, round(n mask_prob))) of a sequence's c candidates, uniformly without replacement."""
     P, T, device = rate(mask_prob), ids.numel(), ids.device
     M = slot_count(ids, P, cu_seqlens)
     candidates = candidates if key_mask is None else candidates & key_mask

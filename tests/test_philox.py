@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from electra_fast import testing
-from electra_fast.philox import drop, keep_mask, philox, uniforms
+from electra_fast.philox import MASKING, SAMPLING, drop, keep_mask, philox, uniforms
 
 LOW = 0xFFFFFFFF
 
@@ -72,11 +72,20 @@ def test_dropout_follows_the_layout_of_the_contract():
             assert keep[i, column] == (bits >= round(p * 65536))
 
 
-def test_no_two_uses_share_a_counter():
-    """Masking and sampling have streams of their own; within a stream (c0, row) tells elements apart."""
-    calls = {(column // 32) * 4 + (column % 8) // 2 for column in range(128)}
-    words = {((c // 32) * 4 + (c % 8) // 2, (c // 8) % 4, c % 2) for c in range(128)}
-    assert len(words) == 128 and len(calls) == 16
+def test_no_two_uses_share_bits():
+    """Every (counter, word, half) that a small step draws: masks, samples and two dropout sites, three steps."""
+    drawn = []
+    for step in range(3):
+        for t in range(24):
+            drawn += [(0, t, step, MASKING, word, half) for word in (0, 1) for half in (0, 1)]
+        for m in range(6):
+            drawn += [(0, m, step, SAMPLING, word, half) for word in (0, 1) for half in (0, 1)]
+        for stream in (2, 3):
+            for row in range(24):
+                for column in range(70):
+                    call, word = (column // 32) * 4 + (column % 8) // 2, (column // 8) % 4
+                    drawn.append((call, row, step, stream, word, column % 2))
+    assert len(drawn) == len(set(drawn)) == 3 * (24 * 4 + 6 * 4 + 2 * 24 * 70)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -78,6 +78,15 @@ def test_takes_expanded_and_transposed_tensors_and_any_true_byte(implementation,
     assert f(one, odd).loss.item() == pytest.approx(0.3132617)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pointer_need_not_be_aligned(implementation, device, dtype):
+    f = function_of(implementation)
+    x, w = torch.randn(1300, device=device).to(dtype), torch.rand(1300, device=device)
+    aligned = f(x[1:].clone(), (x > 0)[1:].clone(), w[1:].clone())
+    shifted = f(x[1:], (x > 0)[1:], w[1:])
+    assert torch.equal(aligned.loss, shifted.loss) and torch.equal(aligned.counts, shifted.counts)
+
+
 def test_float64_is_for_the_reference(implementation, device):
     x = torch.zeros(3, dtype=torch.float64, device=device)
     if implementation[1] == "triton":

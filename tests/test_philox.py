@@ -73,7 +73,7 @@ def test_dropout_follows_the_layout_of_the_contract():
 
 
 def test_no_two_uses_share_bits():
-    """Every (counter, word, half) that a small step draws: masks, samples and two dropout sites, three steps."""
+    """Each (counter, word, half) that three small steps draw: masks, samples and two dropout sites."""
     drawn = []
     for step in range(3):
         for t in range(24):

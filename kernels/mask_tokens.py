@@ -1,9 +1,9 @@
 """Choose the masked positions of each sequence and write [MASK] there: one program a sequence.
 
 Of the c candidates the k with the smallest Philox words are taken, ties by the lower place. The k-th smallest
-word is found bit by bit from the top, 32 counts over the row that lies in registers. Compiled for sm_90 at
-128 positions that is 820 instructions in one warp and no barrier; a sort is 2874, and counting each pair
-spills from 256 positions on.
+word is found bit by bit from the top, 32 counts over the row that lies in registers: at 128 positions one
+warp and no barrier. A sort takes more than twice the instructions, and counting each pair spills from 256
+positions on.
 
 k = min(c, max(1, (n P + 2^31) >> 32)) for n real tokens, with P the 32-bit fixed-point rate: the same on
 every backend, where a float32 product would round n * 0.15 wrongly at n = 190, 350, 390, …
@@ -56,18 +56,22 @@ def _mask_tokens(
     P = tl.zeros((), tl.int64) + mask_rate
     if cu_seqlens_ptr is None:
         start = b * L
+        before = start
         end = start + L
         slot = b * N
         next_slot = slot + N
     else:
         start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
+        before = tl.load(cu_seqlens_ptr + tl.maximum(b - 1, 0)).to(tl.int64)
         end = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
         slot = ((P * start) >> 32) + b
         next_slot = ((P * end) >> 32) + b + 1
 
-    # Bounds outside the batch, which the host cannot see without a synchronisation, leave the sequence empty.
-    length = tl.where((start >= 0) & (start <= end) & (end <= T), end - start, 0).to(tl.int32)
-    slots = (tl.minimum(next_slot, M) - slot).to(tl.int32)
+    # Bounds that the host cannot see without a synchronisation: where they are wrong nothing is touched, and
+    # the slots keep the NaN that they came with.
+    legal = (start >= 0) & (before <= start) & (start <= end) & (end <= T) & (end - start <= BLOCK)
+    length = tl.where(legal, end - start, 0).to(tl.int32)
+    slots = tl.where(legal, tl.minimum(next_slot, M) - slot, 0).to(tl.int32)
 
     # Scalar bases and 32-bit offsets: 64-bit offsets a token cost twice the registers.
     offs_l = tl.arange(0, BLOCK)
@@ -133,8 +137,12 @@ def mask_tokens(
             f"mask_tokens: a sequence must have at most {MAX_BLOCK} tokens for the Triton kernel, "
             f"got {max_seqlen}; electra_fast.reference.mask_tokens has no such limit"
         )
-    out, positions, targets = torch.empty_like(ids), ids.new_empty(M), ids.new_empty(M)
-    weights = ids.new_empty(M, dtype=torch.float32)
+    if cu_seqlens is None:
+        out, positions, targets = torch.empty_like(ids), ids.new_empty(M), ids.new_empty(M)
+        weights = ids.new_empty(M, dtype=torch.float32)
+    else:  # wrong bounds leave tokens and slots to nobody: these must make the loss NaN, and no read wild
+        out, positions, targets = ids.clone(), ids.new_zeros(M), ids.new_zeros(M)
+        weights = ids.new_full((M,), float("nan"), dtype=torch.float32)
     if T > 0:
         flags = (None if m is None else m.view(torch.uint8) for m in (candidates, key_mask))
         candidates, key_mask = flags

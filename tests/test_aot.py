@@ -39,7 +39,7 @@ def test_compiles_within_the_resources_of(arch):
         assert row["shared_bytes"] <= aot.SHARED_LIMIT[arch] * 1024, row
         assert row["tensor_core"] > 0 or row["products"] == 0, row
     launched = {row["kernel"].split()[0].removeprefix("_") for row in rows}
-    wanted = {name for name, implementations in OPERATORS.items() if implementations.triton}
-    missing = {name for name in wanted if not any(kernel.startswith(name) for kernel in launched)}
-    missing -= {"rtd_loss_fwd"} if {"rtd_loss_partials", "rtd_loss_total"} <= launched else set()
-    assert not missing, f"no kernel was compiled for {missing}"
+    for operator, implementations in OPERATORS.items():
+        if implementations.triton:
+            names = operator.removesuffix("_fwd")
+            assert any(kernel.startswith(names) for kernel in launched), f"no kernel compiled for {operator}"

@@ -155,6 +155,31 @@ def test_refuses_wrong_bounds_on_the_cpu(bounds, name):
         masked(IDS.flatten(), function=function, cu_seqlens=torch.tensor(bounds), max_seqlen=16)
 
 
+@pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("bounds", "max_seqlen"),
+    [
+        ([-40, 40], 64),
+        ([0, 64], 64),
+        ([0, 30, 9, 40], 64),
+        ([0, 40], 16),
+        ([2**31 - 1, 40], 64),
+        ([0, 9], 64),
+    ],
+    ids=["below", "above", "falling", "longer than said", "far off", "half the batch"],
+)
+def test_wrong_bounds_make_the_loss_nan_on_a_gpu_and_touch_nothing(bounds, max_seqlen, device):
+    ids = torch.arange(40, device=device) + 7
+    cu = torch.tensor(bounds, device=device)
+    with testing.guarded_memory():
+        out = masked(
+            ids, function=testing.implementations(OP)["triton"], cu_seqlens=cu, max_seqlen=max_seqlen
+        )
+    assert out.weights.isnan().any()
+    assert ((out.ids == ids) | (out.ids == 103)).all()
+    assert ((out.positions >= 0) & (out.positions < 40)).all()
+
+
 def test_refuses_a_packed_batch_without_max_seqlen_or_with_padding():
     packed = {"cu_seqlens": torch.tensor([0, 16])}
     with pytest.raises(TypeError, match="max_seqlen must be an int in a packed batch, got NoneType"):

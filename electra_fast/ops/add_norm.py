@@ -24,11 +24,8 @@ def _default_fwd(x, residual, weight, bias, eps, dropout, rng, stream):
 
 
 def _default_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
-    z, w, stats = (
-        _sum(x, residual, dropout, rng, stream),
-        weight.to(mean.dtype),
-        (mean[..., None], rstd[..., None]),
-    )
+    z = _sum(x, residual, dropout, rng, stream)
+    w, stats = weight.to(z.dtype), (mean[..., None], rstd[..., None])
     dz, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         wide(dy), z, z.shape[-1:], *stats, w, w, [True] * 3
     )

@@ -29,9 +29,9 @@ OPS = Ops._fields
 def implementations(op: str, device: str | None = None) -> dict:
     """Return every implementation of an op that can run here, by name, each with the op's public signature.
 
-    `reference`: plain PyTorch with the backward written out; `cpu` and `cuda`: compiled from csrc/; `triton`:
-        on a GPU, or
-    in Triton's interpreter on the CPU where there is none.
+    `reference` is plain PyTorch with the backward written out. `cpu` and `cuda` are compiled from csrc/, or,
+    on the CPU, another library's kernel. `triton` runs on a GPU, or in Triton's interpreter where there is
+    none; it is missing where Triton was imported before this module, which is too late to interpret.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = _register.implementations(op, getattr(ops, op))

@@ -90,10 +90,8 @@ def _padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream, t,
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if drop is _draw:
         if causal and mask is not None:
-            mask, causal = (
-                mask & torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril(),
-                False,
-            )
+            mask = mask & torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+            causal = False
         o = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
     else:
         s = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)

@@ -14,6 +14,7 @@ class _Guard(TorchDispatchMode):
     def __init__(self, poison: float):
         super().__init__()
         self.poison, self.buffers = poison, []
+        self.whole = 77 if math.isnan(poison) else 44  # of integer tensors; odd is True
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -24,9 +25,8 @@ class _Guard(TorchDispatchMode):
             aten.empty_strided.default,
         ):
             return result
-        value = (
-            self.poison if result.dtype.is_floating_point else int(result.dtype != torch.bool) * 77 or True
-        )
+        value = self.poison if result.dtype.is_floating_point else self.whole
+        value = value % 2 == 1 if result.dtype == torch.bool else value
         buffer = torch.full((result.numel() + 2 * MARGIN,), value, dtype=result.dtype, device=result.device)
         self.buffers.append((buffer, value))
         return buffer[MARGIN : MARGIN + result.numel()].as_strided(result.shape, result.stride(), MARGIN)
@@ -44,7 +44,8 @@ class _Guard(TorchDispatchMode):
 def guarded_memory(poison: float = math.nan):
     """Fill what is allocated without a value with `poison`, and refuse a write outside it.
 
-    A result that differs between two poisons was read before it was written.
+    A result that differs between NaN and another poison was read before it was written. What compiled code
+    allocates by itself is not seen.
     """
     guard = _Guard(poison)
     with guard:

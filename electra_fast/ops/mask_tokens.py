@@ -80,8 +80,8 @@ def mask_tokens(
         0.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name. Bounds in cu_seqlens are looked at
-            on the CPU alone; on CUDA wrong ones touch nothing outside the batch, and some weights are NaN.
+        TypeError, ValueError: an argument breaks these rules, with its name. The bounds in cu_seqlens are
+            read on the CPU alone; on CUDA wrong ones touch nothing outside the batch, and some weights are NaN.
     """
     check.tensor(OP, "ids", ids, check.INTS)
     check.tensor(OP, "candidates", candidates, check.BOOL, ids.shape, ids)

@@ -81,7 +81,7 @@ def mask_tokens(
 
     Raises:
         TypeError, ValueError: an argument breaks these rules, with its name. The bounds in cu_seqlens are
-            read on the CPU alone; on CUDA wrong ones touch nothing outside the batch, and some weights are NaN.
+            read on the CPU alone; on CUDA wrong ones touch nothing outside the batch and make weights NaN.
     """
     check.tensor(OP, "ids", ids, check.INTS)
     check.tensor(OP, "candidates", candidates, check.BOOL, ids.shape, ids)

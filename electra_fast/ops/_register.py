@@ -14,6 +14,7 @@ from torch import Tensor
 OLDEST_GPU = (8, 0)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if importlib.util.find_spec("electra_fast._C") is None:
+    _C = None
     COMPILED: frozenset[tuple[str, str]] = frozenset()
 else:  # an extension that was built and does not load is an error, not a reason to be slow
     try:
@@ -39,6 +40,7 @@ class Implementations(NamedTuple):
     cpu: Callable | None  # another library's kernel, or the one compiled from csrc/
     triton: Callable | None
     cuda: Callable | None  # compiled from csrc/
+    serving: dict[str, str]  # device: what serves it there, in words; the reference is not named
 
 
 class Kernels(NamedTuple):
@@ -92,13 +94,20 @@ def _warn_slow(name: str, reason: str) -> None:
 
 
 def operator(
-    schema: str, *, default: Callable, fake: Callable, cpu: Callable | None = None, triton: str | None = None
+    schema: str,
+    *,
+    default: Callable,
+    fake: Callable,
+    cpu: Callable | None = None,
+    triton: str | None = None,
+    triton_first: bool = False,
 ) -> torch._ops.OpOverload:
     """Register `schema` in the electra_fast namespace and return its callable.
 
     `default` runs on any device without a kernel of its own; `cpu` is another library's kernel for the CPU,
-    `triton` names the launcher for CUDA. A kernel compiled from csrc/ joins by TORCH_LIBRARY_IMPL and goes
-    before either. PyTorch's dispatcher does the rest.
+    `triton` names the launcher for CUDA. A kernel compiled from csrc/ goes before either, unless Triton's is
+    the faster one (`triton_first`): the compiled one then serves where Triton is not installed, and is
+    otherwise the overload `<op>.compiled`, for comparison. PyTorch's dispatcher does the rest.
     """
     op, arguments = schema.split("(", 1)
     name = f"electra_fast::{op}"
@@ -114,18 +123,31 @@ def operator(
     torch.library.define(name, "(" + arguments)
     torch.library.impl(name, "CompositeExplicitAutograd", reference)
     torch.library.register_fake(name, fake)
-    overload = getattr(torch.ops.electra_fast, op).default
+    packet = getattr(torch.ops.electra_fast, op)
+    compiled = {"CPU": (op, "CPU") in COMPILED, "CUDA": (op, "CUDA") in COMPILED}
     launcher = _lazy(triton) if triton and HAS_TRITON else None
-    for device, kernel in (("CPU", cpu), ("CUDA", launcher)):
-        if kernel and (op, device) not in COMPILED:
+
+    serving = {}
+    for device, kernel, words in (("CPU", cpu, "torch's own kernel"), ("CUDA", launcher, "Triton")):
+        if compiled[device] and not (kernel and triton_first):
+            _C.serve(op, device, op, device)
+            serving[device] = "compiled from csrc/"
+        elif kernel:
             torch.library.impl(name, device, kernel)
+            serving[device] = words
+    cuda = packet.default if compiled["CUDA"] else None
+    if compiled["CUDA"] and serving["CUDA"] == "Triton":
+        torch.library.define(f"{name}.compiled", "(" + arguments)
+        _C.serve(op, "CUDA", f"{op}.compiled", "CUDA")
+        cuda = packet.compiled
     OPERATORS[op] = Implementations(
         reference=reference,
-        cpu=overload if (op, "CPU") in COMPILED else cpu,
+        cpu=packet.default if compiled["CPU"] else cpu,
         triton=launcher,
-        cuda=overload if (op, "CUDA") in COMPILED else None,
+        cuda=cuda,
+        serving=serving,
     )
-    return overload
+    return packet.default
 
 
 def why_not_triton(triton: str | None) -> str:
@@ -167,18 +189,15 @@ def implementations(name: str, function: Callable) -> dict[str, Callable]:
     def over(kind: str) -> Callable:
         return function.over(Kernels(*(getattr(OPERATORS[op], kind) if op else None for op in (fwd, bwd))))
 
-    return {kind: over(kind) for kind in Implementations._fields if getattr(OPERATORS[fwd], kind)}
+    kinds = [kind for kind in Implementations._fields if kind != "serving"]
+    return {kind: over(kind) for kind in kinds if getattr(OPERATORS[fwd], kind)}
 
 
 def served_by(name: str, device: str) -> str:
     """Return what serves a public op on "CPU" or "CUDA", and why not something better."""
     op = name if name in OPERATORS else f"{name}_fwd"
-    if (op, device) in COMPILED:
-        return "compiled from csrc/"
-    if device == "CPU" and OPERATORS[op].cpu:
-        return "torch's own kernel"
-    if device == "CUDA" and OPERATORS[op].triton:
-        return "Triton"
+    if device in OPERATORS[op].serving:
+        return OPERATORS[op].serving[device]
     if device == "CUDA" and not HAS_TRITON:
         return "reference (Triton is not installed)"
     return "reference (no kernel yet)" if COMPILED else "reference (built without electra_fast._C)"

@@ -22,22 +22,24 @@ def _default_fwd(x, table, bias, targets, weights, rng, temperature, disallow_co
     )
 
 
-def _default_bwd(dloss, x, table, bias, targets, weights, lse):
-    """With P = softmax(logits): dlogits = dloss * w / sum(w) * (P - onehot(target)).
+def _default_bwd(x, table, bias, targets, weights, rng, temperature, disallow_correct, want_dx, want_dtable):
+    """With P = softmax(logits): dlogits = w / sum(w) * (P - onehot(target)).
 
     A kernel takes exp(logits - lse) for P and needs no second sum; here nothing is saved by its rounding.
     """
+    head = _default_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct)
     unused = weights == 0
     total = weights.sum()
-    scale = (dloss * weights / total.masked_fill(total == 0, 1))[:, None]
-    x_, table_ = wide(x).masked_fill(unused[:, None], 0), wide(table)
-    dlogits = torch.addmm(wide(bias), x_, table_.T).softmax(-1)
+    scale = (weights / total.masked_fill(total == 0, 1))[:, None]
+    x, table = wide(x).masked_fill(unused[:, None], 0), wide(table)
+    dlogits = torch.addmm(wide(bias), x, table.T).softmax(-1)
     target = targets.long().masked_fill(unused, 0)[:, None]
     bad = (target < 0) | (target >= len(table))
     hit = dlogits.new_full(target.shape, -1.0).masked_fill(bad, math.nan)
     dlogits.scatter_add_(1, target.masked_fill(bad, 0), hit).mul_(scale).masked_fill_(unused[:, None], 0)
-    dtable = dlogits.T @ x_
-    return (dlogits @ table_).to(x.dtype), dtable.to(table.dtype), dlogits.sum(0).to(bias.dtype)
+    dx = dlogits @ table if want_dx else x.new_empty(0)
+    dtable = dlogits.T @ x if want_dtable else x.new_empty(0)
+    return *head, dx, dtable, dlogits.sum(0)
 
 
 def _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
@@ -46,38 +48,46 @@ def _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_corre
     return loss, torch.empty_like(targets), x.new_empty((), dtype=torch.float32), lse
 
 
-_fwd = operator(
-    "mlm_head_fwd(Tensor x, Tensor table, Tensor bias, Tensor targets, Tensor weights, Tensor rng, "
-    "float temperature, bool disallow_correct) -> (Tensor, Tensor, Tensor, Tensor)",
-    default=_default_fwd,
-    fake=_fake_fwd,
+def _fake_bwd(x, table, bias, targets, weights, rng, temperature, disallow_correct, want_dx, want_dtable):
+    head = _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct)
+    dx = head[0].new_empty(x.shape if want_dx else 0)
+    dtable = head[0].new_empty(table.shape if want_dtable else 0)
+    return *head, dx, dtable, head[0].new_empty(bias.shape)
+
+
+_ARGUMENTS = (
+    "Tensor x, Tensor table, Tensor bias, Tensor targets, Tensor weights, Tensor rng, float temperature, "
+    "bool disallow_correct"
 )
+_fwd = operator(
+    f"mlm_head_fwd({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", default=_default_fwd, fake=_fake_fwd
+)
+# The gradient needs nothing but what the forward pass has at hand, so it is made in the same sweep: three
+# products where a backward pass that computes the logits again takes four. Float32 of a loss whose own
+# gradient is 1; in float16 it would underflow before the loss's scale is known.
 _bwd = operator(
-    "mlm_head_bwd(Tensor dloss, Tensor x, Tensor table, Tensor bias, Tensor targets, Tensor weights, "
-    "Tensor lse) -> (Tensor, Tensor, Tensor)",
+    f"mlm_head_bwd({_ARGUMENTS}, bool want_dx, bool want_dtable) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
-    fake=lambda dloss, x, table, bias, *_: (
-        torch.empty_like(x),
-        torch.empty_like(table),
-        torch.empty_like(bias),
-    ),
+    fake=_fake_bwd,
 )
 
 
 class _MLMHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernels, x, table, bias, targets, weights, rng, temperature, disallow_correct):
-        head = kernels.fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct)
-        loss, samples, correct, lse = head
-        ctx.kernels = kernels
-        ctx.save_for_backward(x, table, bias, targets, weights, lse)
-        ctx.mark_non_differentiable(samples, correct, lse)
-        return loss, samples, correct, lse
+    def forward(ctx, kernels, x, table, bias, *rest):
+        *head, dx, dtable, dbias = kernels.bwd(x, table, bias, *rest)
+        ctx.save_for_backward(dx, dtable, dbias)
+        ctx.dtypes = x.dtype, table.dtype, bias.dtype
+        ctx.mark_non_differentiable(*head[1:])
+        return tuple(head)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dloss, *_):
-        return None, *ctx.kernels.bwd(dloss, *ctx.saved_tensors), None, None, None, None, None
+        wanted = zip(ctx.needs_input_grad[1:4], ctx.saved_tensors, ctx.dtypes, strict=True)
+        gradients = [(gradient * dloss).to(dtype) if needed else None for needed, gradient, dtype in wanted]
+        return None, *gradients, *[None] * 7
 
 
 @public(_fwd, _bwd)
@@ -136,5 +146,10 @@ def mlm_head(
         raise ValueError(
             "mlm_head: disallow_correct must be False where the vocabulary has one token, got True"
         )
-    tensors = (t.contiguous() for t in (x, table, bias, targets, weights, rng))
-    return MLMHead(*_MLMHead.apply(kernels, *tensors, temperature, disallow_correct))
+    tensors = [t.contiguous() for t in (x, table, bias, targets, weights, rng)]
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, table, bias)]
+    if any(wanted):
+        head = _MLMHead.apply(kernels, *tensors, temperature, disallow_correct, *wanted[:2])
+    else:
+        head = kernels.fwd(*tensors, temperature, disallow_correct)
+    return MLMHead(*head)

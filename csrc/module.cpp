@@ -5,7 +5,7 @@
 
 #include "registry.h"
 
-PYBIND11_MODULE(_C, module) {
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "Kernels of electra_fast written in C++ and CUDA";
   module.def("implemented", &electra_fast::implemented,
              "Return the (op, device) pairs that this library can serve.");

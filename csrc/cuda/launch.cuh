@@ -1,0 +1,19 @@
+// One way to launch a kernel, without <<<>>>, so that the sources are plain C++ too: tests/host runs
+// them on a CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace electra_fast {
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, cudaStream_t stream,
+                   const A&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+}
+
+}  // namespace electra_fast

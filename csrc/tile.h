@@ -1,0 +1,75 @@
+// Products of tiles on the CPU, and how their operands lie in memory.
+#pragma once
+
+#include <ATen/native/CPUBlas.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace electra_fast {
+
+// `wide` is the arithmetic of a storage type T, `operand` what a product reads T as. Everything but
+// bfloat16 with AVX512 is read as what it is computed in: no other CPU multiplies it faster.
+template <class T>
+struct Types {
+  using wide = float;
+  using operand = float;
+};
+template <>
+struct Types<double> {
+  using wide = double;
+  using operand = double;
+};
+#ifdef CPU_CAPABILITY_AVX512
+template <>
+struct Types<c10::BFloat16> {
+  using wide = float;
+  using operand = c10::BFloat16;
+};
+#endif
+
+template <class Operand>
+constexpr int64_t kPair = sizeof(Operand) == 2 ? 2 : 1;  // rows of b that lie interleaved
+
+// c [m, n] = a [m, k] b [k, n], or += if `add`, on the calling thread. Of bfloat16 each two rows of b
+// lie interleaved, `b[k / 2][n][2]`, as its instructions want them. The kernel of a shape is compiled
+// when it is first met, so callers pad to a few shapes.
+inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                    int64_t ldb, float* c, int64_t ldc, bool add) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
+}
+
+inline void product(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda,
+                    const c10::BFloat16* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/true);
+}
+
+// For checks in float64, not for speed.
+inline void product(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+                    int64_t ldb, double* c, int64_t ldc, bool add) {
+  for (int64_t i = 0; i < m; ++i, a += lda, c += ldc) {
+    if (!add) std::fill(c, c + n, 0.0);
+    for (int64_t l = 0; l < k; ++l)
+      for (int64_t j = 0; j < n; ++j) c[j] += a[l] * b[l * ldb + j];
+  }
+}
+
+// Write the transpose of rows [rows, columns] as an operand b [columns, stride] of a product.
+template <class T, class Operand>
+void transpose(const T* from, int64_t rows, int64_t columns, Operand* to, int64_t stride) {
+  constexpr int64_t kSide = 16, P = kPair<Operand>;  // a square of both lies in the L1 cache
+  for (int64_t r0 = 0; r0 < rows; r0 += kSide) {
+    for (int64_t c0 = 0; c0 < columns; c0 += kSide) {
+      const int64_t r1 = std::min(r0 + kSide, rows), c1 = std::min(c0 + kSide, columns);
+      for (int64_t c = c0; c < c1; ++c) {
+        Operand* row = to + c / P * stride * P + c % P;
+        for (int64_t r = r0; r < r1; ++r)
+          row[r * P] = static_cast<Operand>(from[r * columns + c]);
+      }
+    }
+  }
+}
+
+}  // namespace electra_fast

@@ -88,6 +88,23 @@ def launch_all() -> None:
         ids = torch.zeros(2, L, dtype=torch.long)
         mask_tokens(ids, ids == 0, torch.tensor([1, 2]), mask_id=103)
 
+    mlm_head = testing.implementations("mlm_head", device="cuda")["triton"]
+    for E, dtype, options in (
+        (128, torch.bfloat16, {}),
+        (128, torch.bfloat16, {"temperature": 0.5, "disallow_correct": True}),
+        (128, torch.float32, {}),
+        (768, torch.bfloat16, {}),
+    ):
+        launch_mlm_head(mlm_head, 256, E, dtype, **options)
+
+
+def launch_mlm_head(mlm_head, M, E, dtype, **options) -> None:
+    import torch
+
+    x, table = (torch.zeros(n, E, dtype=dtype, requires_grad=True) for n in (M, 30522))
+    targets, weights, rng = torch.zeros(M, dtype=torch.long), torch.ones(M), torch.tensor([1, 2])
+    mlm_head(x, table, torch.zeros(30522), targets, weights, rng, **options).loss.backward()
+
 
 def launch_packed() -> None:
     """Call the ops on packed batches of many sizes, which must not compile a kernel for each."""
@@ -103,6 +120,7 @@ def launch_packed() -> None:
         ops["replace_tokens"](ids, masked.positions, masked.targets, masked.weights)
         logits = torch.zeros(T, requires_grad=True)
         ops["rtd_loss"](logits, ids == 0).loss.backward()
+        launch_mlm_head(ops["mlm_head"], len(masked.targets), 128, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def compiled(*arguments) -> list[dict]:
 
 def test_batches_of_many_sizes_share_one_kernel():
     names = [row["kernel"].split()[0] for row in compiled(90, "--packed")]
-    assert len(names) == len(set(names)) == 6, names
+    assert len(names) == len(set(names)) == 13, names
 
 
 @pytest.mark.parametrize("arch", sorted(set(aot.SHARED_LIMIT) - {89}))  # 89 takes what is compiled for 86
@@ -41,5 +41,5 @@ def test_compiles_within_the_resources_of(arch):
     launched = {row["kernel"].split()[0].removeprefix("_") for row in rows}
     for operator, implementations in OPERATORS.items():
         if implementations.triton:
-            names = operator.removesuffix("_fwd")
-            assert any(kernel.startswith(names) for kernel in launched), f"no kernel compiled for {operator}"
+            op = operator.removesuffix("_fwd").removesuffix("_bwd")
+            assert any(kernel.startswith(op) for kernel in launched), f"no kernel compiled for {op}"

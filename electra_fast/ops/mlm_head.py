@@ -60,7 +60,11 @@ _ARGUMENTS = (
     "bool disallow_correct"
 )
 _fwd = operator(
-    f"mlm_head_fwd({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", default=_default_fwd, fake=_fake_fwd
+    f"mlm_head_fwd({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    default=_default_fwd,
+    fake=_fake_fwd,
+    triton="mlm_head:mlm_head_fwd",
+    triton_first=True,
 )
 # The gradient needs nothing but what the forward pass has at hand, so it is made in the same sweep: three
 # products where a backward pass that computes the logits again takes four. Float32 of a loss whose own
@@ -70,6 +74,8 @@ _bwd = operator(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
     fake=_fake_bwd,
+    triton="mlm_head:mlm_head_bwd",
+    triton_first=True,
 )
 
 

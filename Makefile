@@ -53,7 +53,7 @@ gpu-test gpu-bench: $(venv)
 lint: $(venv)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' | xargs clang-format --dry-run --Werror
+	find csrc tests/host -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | xargs clang-format --dry-run --Werror
 
 clean:
 	rm -rf build dist *.egg-info electra_fast/_C*.so

@@ -80,7 +80,7 @@ def extensions() -> list[Extension]:
         "electra_fast._C",
         sources(".cpp") + cuda,
         # Named here, they are in the source distribution, whatever its maker can compile.
-        depends=sources(".h") + sources(".cu"),
+        depends=sources(".h") + sources(".cuh") + sources(".cu"),
         define_macros=[("ELECTRA_FAST_CUDA", "1")] if cuda else [],
         extra_compile_args={"cxx": CXX_FLAGS + compile_flags, "nvcc": ["-O3", "-std=c++20"]},
         extra_link_args=link_flags,

@@ -6,8 +6,12 @@ import random
 from electra_fast import testing  # first: it has Triton interpret its kernels where there is no GPU
 from electra_fast.ops._register import OPERATORS
 
+import host  # isort: skip
 import pytest  # isort: skip
 import torch  # isort: skip
+
+if not torch.cuda.is_available():
+    host.install()
 
 SEED = "ELECTRA_FAST_TEST_SEED"  # how the controller hands its seed to the workers
 

@@ -1,6 +1,7 @@
 """Break a kernel's source on purpose: the check must see it."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from electra_fast import ops, testing
 from electra_fast.ops._register import Kernels
 
+ROOT = Path(__file__).parents[1]
 FAULTS = [
     ("rtd_loss", "loss = tl.maximum(z, 0.0) + log1p", "loss = tl.maximum(z, 0.0)"),
     ("rtd_loss", "z = tl.where(y, -x, x)", "z = x"),
@@ -30,26 +32,60 @@ FAULTS = [
     ("replace_tokens", "used = in_m & (tl", "used = in_m | (tl"),
     ("replace_tokens", "grid = (triton.cdiv(M, BLOCK),)", "grid = (max(M // BLOCK, 1),)"),
     ("replace_tokens", "in_t = offs_t < T\n    tl.store(out", "in_t = offs_t < T - 1\n    tl.store(out"),
+    ("mlm_head", "dbias *= self.scale", "dbias *= 1.01 * self.scale"),
+    ("_mlm_sweep", "used = w != 0", "used = m < M"),
+    ("_mlm_sweep", 'mask=v < V, other=float("-inf")', "mask=v < V, other=0.0"),
+    (
+        "_mlm_sweep",
+        "total += tl.sum(w.to(tl.float64), axis=0)",
+        "total += tl.sum(used.to(tl.float64), axis=0)",
+    ),
+    ("_mlm_draw", "= _uniform(rng_ptr, slot)", "= _uniform(rng_ptr, r)"),
+    ("_mlm_draw", "up_to - z, 0.0", "up_to, 0.0"),
+    ("_mlm_draw", "barred = block_y\n", "barred = -1\n"),
+    ("_mlm_draw", "loss += tl.sum(w * ", "loss += tl.sum("),
+    ("_mlm_draw", "* inverse_temperature).to(tl.float64)", ").to(tl.float64)"),
+    ("_mlm_gradient", "acc = dot(d.to(x.dtype), tokens, acc)", "acc = dot(p.to(x.dtype), tokens, acc)"),
+    ("_mlm_gradient", "total += tl.sum(d, axis=1)", "total += tl.sum(p, axis=1)"),
+    ("_mlm_gradient", "mask=used & (e < E), other=0.0", "mask=e < E, other=0.0"),
+    (
+        "_mlm_gradient",
+        "total = tl.load(dbias_ptr + v, mask=v < V, other=0.0)",
+        "total = tl.zeros((BLOCK_V,), tl.float32) + 1e-3",
+    ),
 ]
 
 
-def launchers(path, op):
-    """Load the kernel file at `path` as a module of its own and return its launchers as this op's kernels."""
-    spec = importlib.util.spec_from_file_location(f"broken_{op}", path)
+def load(path, name):
+    """Load a kernel file as the module `name`, whatever else has that name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def launchers(path, monkeypatch):
+    """Return an op and its launchers: the kernel file at `path`, or the one that imports it."""
+    op, folder = path.stem, ROOT / "kernels"
+    if op.startswith("_"):
+        monkeypatch.setitem(sys.modules, f"electra_fast.kernels.{op}", load(path, f"broken{op}"))
+        users = [f for f in folder.glob("[a-z]*.py") if f"kernels.{op} import" in f.read_text()]
+        (path,) = users
+        op = path.stem
+    module = load(path, f"broken_{op}")
     names = (op, None) if hasattr(module, op) else (f"{op}_fwd", f"{op}_bwd")
-    return Kernels(*(getattr(module, name) if name else None for name in names))
+    return op, Kernels(*(getattr(module, name) if name else None for name in names))
 
 
 @pytest.mark.skipif(not testing.interpreted(), reason="on a GPU a broken kernel may take the context with it")
 @pytest.mark.parametrize(
     ("kernel", "right", "wrong"), FAULTS, ids=[f"{op}: {wrong}" for op, _, wrong in FAULTS]
 )
-def test_the_check_sees(kernel, right, wrong, tmp_path):
-    source = Path(__file__).parents[1].joinpath("kernels", f"{kernel}.py").read_text()
+def test_the_check_sees(kernel, right, wrong, tmp_path, monkeypatch):
+    source = (ROOT / "kernels" / f"{kernel}.py").read_text()
     assert right in source, "the fault no longer fits the kernel"
     broken = tmp_path / f"{kernel}.py"
     broken.write_text(source.replace(right, wrong))
+    op, kernels = launchers(broken, monkeypatch)
     with pytest.raises(AssertionError), testing.guarded_memory():
-        testing.check_op(kernel, getattr(ops, kernel).over(launchers(broken, kernel)), seed=0)
+        testing.check_op(op, getattr(ops, op).over(kernels), seed=0)

@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from electra_fast import ops, testing
+from electra_fast.testing import Example, distributions
+from electra_fast.testing.budget import assert_samples
 
 OP = "mlm_head"
 
@@ -24,8 +26,39 @@ def test_loss_is_torchs_cross_entropy(implementation, device):
     assert out.correct == (logits.argmax(-1) == args["targets"]).sum()
 
 
-def test_draws_from_the_softmax(implementation, device):
+@pytest.fixture
+def fast(implementation, device):
+    """Leave out what runs a program or a block at a time in Python or in fibres."""
+    if device == "cpu" and implementation[1] in ("triton", "cuda"):
+        pytest.skip("slow without a GPU; test_implementations_draw_the_same holds its draws instead")
+
+
+def test_draws_from_the_softmax(implementation, device, fast):
     testing.check_sampler(testing.implementations(OP)[implementation[1]], device=device)
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0], ids=["flat", "peaked"])
+def test_two_million_draws(scale, device):
+    g = torch.Generator().manual_seed(2)
+    x, table = scale * torch.randn(1, 16, generator=g), torch.randn(257, 16, generator=g)
+    counts = torch.zeros(257)
+    for step in range(2):
+        change = {"targets": torch.zeros(2**20, dtype=torch.long), "weights": torch.ones(2**20)}
+        change |= {"x": x.repeat(2**20, 1), "table": table, "bias": torch.zeros(257)}
+        samples = ops.mlm_head(**arguments(device, **change, rng=torch.tensor([3, step]))).samples
+        counts += samples.bincount(minlength=257).cpu()
+    p = (x @ table.T).double().softmax(-1)[0]
+    distributions.assert_plausible("two million draws", distributions.chi_square(counts, p * 2**21))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "disallow_correct": True}], ids=["", "options"])
+def test_implementations_draw_the_same(device, options):
+    """Except where u is within rounding of a boundary, which one row in a hundred may be."""
+    args = arguments(device, M=200, V=300, E=24)
+    draws = {n: f(**args, **options).samples for n, f in testing.implementations(OP).items()}
+    for name, samples in draws.items():
+        assert_samples(Example(OP, name, args | options), samples)
+        assert (samples != draws["reference"]).sum() <= 2, name
 
 
 @pytest.mark.parametrize(
@@ -106,6 +139,82 @@ def test_a_strange_row_keeps_to_itself_and_draws_a_valid_id(implementation, devi
     assert torch.equal(out.samples[rest], whole.samples[rest])
 
 
+def test_any_number_of_threads_gives_the_same_bits(device):
+    if device != "cpu":
+        pytest.skip("of the CPU's kernel")
+    example = next(e for e in testing.examples(OP) if e.name.startswith("M=37"))
+    args = {"table": torch.randn(5000, 24), "bias": torch.randn(5000), "x": torch.randn(300, 24)}
+    args |= {"targets": torch.randint(5000, (300,)), "weights": torch.ones(300)}
+    example.args.update(args)
+    threads, outcomes = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            outcomes.append(testing.run(ops.mlm_head, example))
+    finally:
+        torch.set_num_threads(threads)
+    for results, gradients in outcomes[1:]:
+        assert all(torch.equal(results[k], v) for k, v in outcomes[0][0].items())
+        assert all(torch.equal(gradients[k], v) for k, v in outcomes[0][1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_whole_vocabulary(device, dtype):
+    """Many tiles of tokens, a multiple of nothing, and more slots than one chunk."""
+    g = torch.Generator().manual_seed(4)
+    args = {"x": torch.randn(300, 72, generator=g).to(dtype), "table": torch.randn(30522, 72, generator=g)}
+    args |= {"bias": torch.randn(30522, generator=g), "weights": (torch.rand(300, generator=g) > 0.5).float()}
+    args["table"] = (0.2 * args["table"]).to(dtype)
+    args = arguments(device, **args, targets=torch.randint(30522, (300,), generator=g))
+    testing.check_example(ops.mlm_head, Example(OP, "a whole vocabulary", args, ("x", "table", "bias")))
+
+
+def test_the_right_arg_max_is_the_lowest_id_in_a_tie(implementation, device):
+    args = arguments(device, V=400)
+    args["table"][:] = 0
+    args["bias"][:] = 0
+    args["bias"][[70, 75, 300]] = 2.0
+    args["targets"][:] = torch.tensor([70, 75, 300, 0, 70, 75], device=device)
+    assert testing.implementations(OP)[implementation[1]](**args).correct == 2
+
+
+def test_only_the_wanted_gradients_are_made(implementation, device):
+    args = arguments(device)
+    args["x"].requires_grad_()
+    out = testing.implementations(OP)[implementation[1]](**args)
+    (dx,) = torch.autograd.grad(out.loss, args["x"])
+    args["table"].requires_grad_()
+    wanted = torch.autograd.grad(ops.REFERENCE.mlm_head(**args).loss, args["x"])[0]
+    assert torch.allclose(dx, wanted, atol=1e-6)
+
+
+def test_backward_runs_twice(implementation, device):
+    args = arguments(device)
+    args["table"].requires_grad_()
+    loss = testing.implementations(OP)[implementation[1]](**args).loss
+    first, third = (torch.autograd.grad(g * loss, args["table"], retain_graph=True)[0] for g in (1, 3))
+    assert torch.allclose(3 * first, third)
+
+
+def test_a_gradient_that_float16_could_not_hold_survives_until_it_is_scaled(implementation, device):
+    """With 1e5 slots a gradient is 1e-5 P; a loss scale that comes later must not find zeros."""
+    half = {name: arguments()[name].half() for name in ("x", "table")}
+    args = arguments(device, **half, weights=torch.tensor([1e-4] * 5 + [1e4]))
+    args["x"].requires_grad_()
+    loss = testing.implementations(OP)[implementation[1]](**args).loss
+    (dx,) = torch.autograd.grad(loss * 2.0**26, args["x"])
+    assert (dx[:5] != 0).any(1).all()
+
+
+def test_pointers_need_no_alignment(implementation, device):
+    args = arguments(device)
+    for name in ("x", "table", "bias", "targets", "weights"):
+        x = args[name]
+        args[name] = torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+    f, rest = testing.implementations(OP)[implementation[1]], arguments(device)
+    assert torch.equal(f(**args).samples, f(**rest).samples)
+
+
 def test_large_logits_stay_finite(implementation, device):
     args = arguments(device, x=torch.full((6, 16), 1e3), table=torch.randn(31, 16) * 1e3)
     assert testing.implementations(OP)[implementation[1]](**args).loss.isfinite()
@@ -120,6 +229,21 @@ def test_a_bad_target_raises_on_the_cpu_and_makes_the_loss_nan_on_a_gpu(device, 
             ops.mlm_head(**args)
     else:
         assert ops.mlm_head(**args).loss.isnan()
+
+
+@pytest.mark.parametrize("bad", [31, -1, 2**31 + 5])
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_bad_target_spoils_its_own_row(device, name, bad):
+    args = arguments(device)
+    args["targets"][3] = bad
+    args["x"].requires_grad_()
+    if name not in testing.implementations(OP):
+        pytest.skip(f"no {name} here")
+    with testing.guarded_memory():
+        out = testing.implementations(OP)[name](**args)
+        out.loss.backward()
+    assert out.loss.isnan() and (out.samples >= 0).all() and (out.samples < 31).all()
+    assert args["x"].grad[3].isnan().all() and args["x"].grad[[0, 1, 2, 4, 5]].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_sdist_holds_what_a_build_needs(checkout):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = [path for folder in ("csrc", "kernels") for path in (ROOT / folder).rglob("*")]
-    sources = [path for path in sources if path.suffix in (".cpp", ".cu", ".h", ".py")]
+    sources = [path for path in sources if path.suffix in (".cpp", ".cu", ".cuh", ".h", ".py")]
     needed = {str(path.relative_to(ROOT)) for path in sources}
     assert needed | {"setup.py", "pyproject.toml", "LICENSE"} <= names
 

@@ -1,5 +1,5 @@
-// One way to launch a kernel, without <<<>>>, so that the sources are plain C++ too: tests/host runs
-// them on a CPU.
+// One way to launch a kernel, without <<<>>>, so that the sources are plain C++ too: tests/host
+// runs them on a CPU.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -4,12 +4,10 @@
 //   dl_v = w (exp(l_v - lse) - [v = target])
 //   sample = min{v : p_0 + ... + p_v > u},  p = softmax(l / temperature)
 //
-// A block takes a row and reads it once. Each of its warps sums one span of the vocabulary, relative
-// to the largest logit so far; the warp in whose span the running sum passes u looks into it again.
-// Terms are float32, sums of more than kItems of them float64, and none depends on the order in which
-// threads run.
-
-#include "mlm_head.h"
+// A block takes a row and reads it once. Each of its warps sums one span of the vocabulary,
+// relative to the largest logit so far; the warp in whose span the running sum passes u looks into
+// it again. Terms are float32, sums of more than kItems of them float64, and none depends on the
+// order in which threads run.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -19,6 +17,7 @@
 
 #include "../philox.h"
 #include "launch.cuh"
+#include "mlm_head.h"
 
 namespace electra_fast {
 namespace {
@@ -105,29 +104,41 @@ __device__ void mask(float (&l)[kItems], int base, int banned) {
 // rounding, or a goal of infinity, leaves none, the last one with a term above 0; the span has one,
 // its term at the top being 1.
 __device__ int find(const Span& span, int banned, float beta, float top, double goal) {
+  const int lane = threadIdx.x % kWarp;
+  const auto term = [&](int v) {
+    const bool possible = v < span.end && v != banned;
+    return possible ? expf(beta * (span.logits[v] + span.bias[v] - top)) : 0.0f;
+  };
   double below = 0;
   int last = span.begin;
   for (int base = span.begin; base < span.end; base += kGroup) {
-    float p[kItems];
-    span.load(base, p);
-    mask(p, base, banned);
     float part = 0;
     for (int k = 0; k < kItems; ++k) {
-      p[k] = expf(beta * (p[k] - top));
-      if (p[k] > 0) last = Span::id(base, k);
-      part += p[k];
+      const int v = Span::id(base, k);
+      const float p = term(v);
+      if (p > 0) last = v;
+      part += p;
     }
     const double sum = warp_sum(part);
-    if (below + sum > goal) {
-      for (int k = 0; k < kItems; ++k) {
-        const double through = below + warp_scan(p[k]);
-        const unsigned passed = __ballot_sync(kAll, p[k] > 0 && through > goal);
-        if (passed) return base + k * kWarp + __ffs(passed) - 1;
-        below = __shfl_sync(kAll, through, kWarp - 1);
-      }
-      break;
+    if (below + sum <= goal) {
+      below += sum;
+      continue;
     }
-    below += sum;
+    // This group has it. Now a lane takes neighbours, so that one scan tells which lane has it.
+    const int first = base + lane * kItems;
+    double own = 0;
+    for (int k = 0; k < kItems; ++k) own += term(first + k);
+    const double through = below + warp_scan(own);
+    const unsigned passed = __ballot_sync(kAll, own > 0 && through > goal);
+    if (passed == 0) break;
+    double running = through - own;
+    int found = -1;
+    for (int k = 0; k < kItems && (found < 0 || running <= goal); ++k) {
+      const float p = term(first + k);
+      running += p;
+      if (p > 0) found = first + k;
+    }
+    return __shfl_sync(kAll, found, __ffs(passed) - 1);
   }
   for (int d = kWarp / 2; d > 0; d /= 2) last = max(last, __shfl_xor_sync(kAll, last, d));
   return last;
@@ -207,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
 
-  // Every warp adds up the spans, a lane each, and so finds out by itself whether it has the sample.
+  // Every warp adds up the spans, a lane each, and so knows by itself whether it has the sample.
   const SoftSum mine = read(open_of, warps);
   const float highest = warp_max(mine.top);
   const double share = mine.sum * expf(beta * (mine.top - highest));
@@ -239,16 +250,16 @@ __global__ void __launch_bounds__(kThreads)
   const int target = w == 0 ? -1 : legal_target(rows, r);
   const float shift = target < 0 ? NAN : lse[r];
   const int first = blockIdx.y * kItems * kThreads + threadIdx.x;
-  float dl[kItems] = {};  // all loads before the first store, which may be to where they came from
-  for (int k = 0; w != 0 && k < kItems; ++k) {
+  float l[kItems];  // all loads before the first store, which may be to where they came from
+  for (int k = 0; k < kItems; ++k) {
     const int v = first + k * kThreads;
-    if (v >= rows.V) break;
-    const float p = expf(rows.logits[row + v] + rows.bias[v] - shift);
-    dl[k] = w * (p - (v == target ? 1.0f : 0.0f));
+    l[k] = w != 0 && v < rows.V ? rows.logits[row + v] + rows.bias[v] : 0;
   }
   for (int k = 0; k < kItems; ++k) {
     const int v = first + k * kThreads;
-    if (v < rows.V) store(dlogits + row + v, dl[k]);
+    if (v >= rows.V) return;
+    const float p = expf(l[k] - shift);
+    store(dlogits + row + v, w == 0 ? 0 : w * (p - (v == target ? 1.0f : 0.0f)));
   }
 }
 

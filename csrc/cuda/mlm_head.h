@@ -1,4 +1,5 @@
-// The CUDA kernels of mlm_head by the pointers they take. A launch tells its error and does not wait.
+// The CUDA kernels of mlm_head by the pointers they take. A launch tells its error and does not
+// wait.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,8 +37,8 @@ cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
 
 enum class Storage { kFloat32, kFloat16, kBFloat16 };
 
-// dlogits [R, V] = w (softmax(logits) - onehot(target)), not yet divided by the sum of weights, which
-// would be too small for float16. In float32 it may be the logits' own memory.
+// dlogits [R, V] = w (softmax(logits) - onehot(target)), not yet divided by the sum of weights,
+// which would be too small for float16. In float32 it may be the logits' own memory.
 cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, void* dlogits,
                               Storage storage, cudaStream_t stream);
 

@@ -130,8 +130,9 @@ def bias_gelu(x, bias):
 def mlm_head(x, table, bias, targets, weights, rng, *, temperature=1.0, disallow_correct=False):
     """All logits, F.cross_entropy over them, and a draw by the Gumbel arg-max (google-research/electra)."""
     x, table = autocast(x, table)
-    logits = F.linear(x, table, bias.to(x.dtype)).float()
-    target = targets.long().masked_fill(weights == 0, 0)
+    unused = weights == 0
+    logits = F.linear(x.masked_fill(unused[:, None], 0), table, bias.to(x.dtype)).float()
+    target = targets.long().masked_fill(unused, 0)
     nll = F.cross_entropy(logits, target, reduction="none")
     loss = (weights * nll).sum() / weights.sum()
     with torch.no_grad():

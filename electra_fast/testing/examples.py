@@ -212,13 +212,15 @@ def _mlm_head(g):
         for M, V, E, options in (
             (37, 257, 24, {}),
             (9, 50, 64, {"temperature": 0.7, "disallow_correct": True}),
+            (18, 290, 144, {}),
         ):
             table, bias = _normal(g, V, E, scale=0.3, dtype=dtype), _normal(g, V)
+            bias = bias.to(dtype) if options else bias
             x, targets = _normal(g, M, E, dtype=dtype), _ids(g, (M,), V)
-            x[0] = 2 * table[targets[0]]  # a peaked row
+            x[2] = 2 * table[targets[2]]  # a peaked row
             weights = torch.ones(M)
-            weights[3::5] = 0
-            x[3], targets[3] = torch.nan, -100  # an unused slot may hold anything
+            weights[::5] = 0
+            x[0], targets[0] = torch.nan, -100  # an unused slot may hold anything
             weights[1] = 0.5
             args = {
                 "x": x,

@@ -45,9 +45,9 @@ inline void serve(const std::string& op, const std::string& device, const std::s
 
 }  // namespace electra_fast
 
-#define ELECTRA_FAST_IMPL(op, device, function)                                  \
-  [[maybe_unused]] static const auto op##_##device##_recorded =                  \
-      &::electra_fast::kernels().emplace_back(::electra_fast::Kernel{            \
-          #op, #device, [](torch::Library& library, const char* name) {          \
-            library.impl(name, TORCH_FN(function));                              \
-          }});
+#define ELECTRA_FAST_IMPL(op, device, function)                                                \
+  [[maybe_unused]] static const auto op##_##device##_recorded =                                \
+      &::electra_fast::kernels().emplace_back(                                                 \
+          ::electra_fast::Kernel{#op, #device, [](torch::Library& library, const char* name) { \
+                                   library.impl(name, TORCH_FN(function));                     \
+                                 }});

@@ -33,9 +33,9 @@ struct Types<c10::BFloat16> {
 template <class Operand>
 constexpr int64_t kPair = sizeof(Operand) == 2 ? 2 : 1;  // rows of b that lie interleaved
 
-// c [m, n] = a [m, k] b [k, n], or += if `add`, on the calling thread. Of bfloat16 each two rows of b
-// lie interleaved, `b[k / 2][n][2]`, as its instructions want them. The kernel of a shape is compiled
-// when it is first met, so callers pad to a few shapes.
+// c [m, n] = a [m, k] b [k, n], or += if `add`, on the calling thread. Of bfloat16 each two rows of
+// b lie interleaved, `b[k / 2][n][2]`, as its instructions want them. The kernel of a shape is
+// compiled when it is first met, so callers pad to a few shapes.
 inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                     int64_t ldb, float* c, int64_t ldc, bool add) {
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
@@ -65,8 +65,7 @@ void transpose(const T* from, int64_t rows, int64_t columns, Operand* to, int64_
       const int64_t r1 = std::min(r0 + kSide, rows), c1 = std::min(c0 + kSide, columns);
       for (int64_t c = c0; c < c1; ++c) {
         Operand* row = to + c / P * stride * P + c % P;
-        for (int64_t r = r0; r < r1; ++r)
-          row[r * P] = static_cast<Operand>(from[r * columns + c]);
+        for (int64_t r = r0; r < r1; ++r) row[r * P] = static_cast<Operand>(from[r * columns + c]);
       }
     }
   }

@@ -1,9 +1,21 @@
 """mlm_head: loss and samples over the vocabulary at the masked positions of a real batch."""
 
 from benchmarks.cases import FLOPS, Call, cases
+from benchmarks.inputs import CUDA, Size, by_name
+from benchmarks.rivals import RIVALS
+from electra_fast.config import ElectraConfig
+
+if CUDA:
+    LARGER = by_name(
+        Size("large 64x512", 64, 512, ElectraConfig.large),  # masks a quarter
+        Size("small 128x128 V=128100", 128, 128, ElectraConfig.small, 128_100),  # DeBERTa-v3's vocabulary
+        Size("base 256x512 V=128100", 256, 512, ElectraConfig.base, 128_100),
+    )
+else:
+    LARGER = by_name(Size("small 128x128", 128, 128, ElectraConfig.small))
 
 
-@cases(value=80)
+@cases(value=80, sizes=LARGER, rivals=RIVALS)
 def bench_mlm_head(make):
     masked = make.masked()
     M, V, E = len(masked.targets), make.config.vocab_size, make.config.embedding

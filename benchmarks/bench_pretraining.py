@@ -6,6 +6,7 @@ PyTorch; `huggingface` is what users of transformers write. All start from the s
 
 import functools
 
+import pytest
 import torch
 from torch import nn
 
@@ -133,4 +134,5 @@ class StepCase(Case):
         return facts | {"unit": "tokens/s", "work": tokens}
 
 
-bench_pretraining = parametrize(functools.cache(StepCase), StepCase.providers, STEPS, ["step"], value=100)
+runs = [(size, "step", provider) for size in STEPS for provider in StepCase.providers]
+bench_pretraining = pytest.mark.value(100)(parametrize(functools.cache(StepCase), runs))

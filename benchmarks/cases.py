@@ -5,7 +5,8 @@
         ...
         return Call(arguments, gradients=..., unit=..., forward=..., backward=...)
 
-declares the cases of an op: its arguments at `make.size`, and the work that they are.
+declares the cases of an op: its arguments at `make.size`, and the work that they are. `rivals` are other
+libraries' functions by name, with the op's signature.
 """
 
 import functools
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import gate
-from benchmarks.inputs import SIZES, Make
+from benchmarks.inputs import SIZES, Make, Size
 from benchmarks.machine import device
 from electra_fast import ops
 from electra_fast.ops._register import served_by
@@ -24,6 +25,7 @@ from electra_fast.testing.baseline import TORCH
 
 BYTES, FLOPS = "B/s", "FLOP/s"
 FORWARD, BOTH = "forward", "forward+backward"
+Functions = dict[str, Callable]
 
 
 class Call(NamedTuple):
@@ -55,23 +57,29 @@ class Case:
 
 
 class OpCase(Case):
-    providers = ("fused", "torch", "reference", "compile")
     right: ClassVar[set[tuple[str, str, str]]] = set()  # checked, with their backward: op, size, provider
 
-    def __init__(self, op: str, inputs: Callable[[Make], Call], size: str, passes: str):
-        self.op, self.inputs, self.passes = op, inputs, passes
-        self.size = SIZES[size]
-        self.name = f"{op}, {size}, {passes}"
+    def __init__(self, op: str, inputs: Callable[[Make], Call], size: Size, passes: str, rivals: Functions):
+        self.op, self.inputs, self.size, self.passes, self.rivals = op, inputs, size, passes, rivals
+        self.name = f"{op}, {size.name}, {passes}"
+        # The definition draws in float64: at the sizes that one op has beside the others' it takes too long.
+        definition = ("reference",) if size.name in SIZES else ()
+        self.providers = ("fused", "torch", *definition, *rivals, "compile")
 
     @functools.cached_property
     def call(self) -> Call:
         return self.inputs(Make(self.size))
+
+    @functools.cached_property
+    def gate(self) -> gate.Gate:
+        return gate.Gate(self.op, self.call.args, self.call.gradients)
 
     def prepare(self, provider: str) -> Callable[[], Any]:
         function = {
             "fused": getattr(ops.FUSED, self.op),
             "torch": getattr(TORCH, self.op),
             "reference": getattr(ops.REFERENCE, self.op),
+            **self.rivals,
         }.get(provider)
         if provider == "compile":
             function = torch.compile(getattr(TORCH, self.op), dynamic=False)
@@ -79,9 +87,11 @@ class OpCase(Case):
         if subject not in self.right and provider != "reference":
             if provider == "fused":
                 gate.check_kernel(self.op, function, self.call.args)
-            gate.check_call(self.op, function, self.call.args, self.call.gradients)
+            self.gate.check(function, gate.OURS if provider == "fused" else gate.OTHERS)
             self.right.add(subject)
-        return once(function, self.call, self.passes)
+        call = once(function, self.call, self.passes)
+        call.synchronizes = getattr(function, "synchronizes", False)
+        return call
 
     def info(self, provider: str) -> dict[str, Any]:
         work = self.call.forward + (self.call.backward if self.passes == BOTH else 0)
@@ -109,33 +119,45 @@ def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:
         y = function(**args)
         return y if isinstance(y, torch.Tensor) else y.loss
 
-    upstream = torch.full_like(result(), 0.5)
-    return lambda: torch.autograd.grad(result(), wanted, upstream)
+    upstream = None
+
+    def both():
+        nonlocal upstream
+        y = result()
+        upstream = torch.full_like(y, 0.5) if upstream is None else upstream
+        return torch.autograd.grad(y, wanted, upstream)
+
+    return both
 
 
-def cases(value: float) -> Callable:
+def cases(value: float, sizes: dict[str, Size] | None = None, rivals: Functions | None = None) -> Callable:
     """Make a benchmark of every size, pass and provider out of the function that makes arguments.
 
-    `value` says how much a reader wants the number: where time is short, the higher goes first.
+    `value` says how much a reader wants the number: where time is short, the higher goes first. An op's own
+    `sizes` come after those of all ops, and are timed with their backward only.
     """
 
     def decorate(inputs: Callable[[Make], Call]) -> Callable:
         op = inputs.__name__.removeprefix("bench_")
         both = op not in ("mask_tokens", "replace_tokens")  # these two have no gradient
         passes = [BOTH, FORWARD] if both else [FORWARD]
-        of = functools.cache(functools.partial(OpCase, op, inputs))
-        return parametrize(of, OpCase.providers, SIZES, passes, value)
+        own = sizes or {}
+        found = {(s, p): OpCase(op, inputs, SIZES[s], p, rivals or {}) for s in SIZES for p in passes}
+        found |= {(s, BOTH): OpCase(op, inputs, own[s], BOTH, rivals or {}) for s in own}
+        runs = [
+            pytest.param(*key, provider, marks=pytest.mark.value(0 if key[0] in own else value))
+            for key, case in found.items()
+            for provider in case.providers
+        ]
+        return parametrize(lambda *key: found[key], runs)
 
     return decorate
 
 
-def parametrize(of: Callable[[str, str], Case], providers, sizes, passes, value: float) -> Callable:
-    """Return the test function over the case `of(size, passes)` for each size, pass and provider."""
+def parametrize(of: Callable[[str, str], Case], runs: list) -> Callable:
+    """Return the test function over `runs`: size, pass and provider of the case `of(size, passes)`."""
 
-    @pytest.mark.value(value)
-    @pytest.mark.parametrize("provider", providers)
-    @pytest.mark.parametrize("passes", passes)
-    @pytest.mark.parametrize("size", sizes)
+    @pytest.mark.parametrize(("size", "passes", "provider"), runs)
     def bench(benchmark, runner, size, passes, provider):
         runner.report(benchmark, of(size, passes), provider)
 

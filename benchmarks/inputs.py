@@ -20,11 +20,12 @@ class Size(NamedTuple):
     B: int  # sequences
     L: int  # positions a sequence
     preset: Callable[[], ElectraConfig]
+    vocab: int = 30_522
 
     @property
     def config(self) -> ElectraConfig:
         # No dropout on the CPU: there it would be measured in place of the op.
-        return dataclasses.replace(self.preset(), dropout=0.1 if CUDA else 0.0)
+        return dataclasses.replace(self.preset(), dropout=0.1 if CUDA else 0.0, vocab_size=self.vocab)
 
 
 def by_name(*sizes: Size) -> dict[str, Size]:
@@ -45,11 +46,16 @@ else:
 
 
 @functools.cache
-def batches(B: int, L: int) -> data.Batches:
-    """Return batches of the default corpus: real ids, and as much padding as documents leave."""
+def corpus() -> data.Encoded:
+    """Return the default corpus as ids."""
     documents = data.documents()
-    encoded = data.encode(documents, data.train_tokenizer(documents))
-    return data.Batches(encoded, seq_len=L, batch_size=B)
+    return data.encode(documents, data.train_tokenizer(documents))
+
+
+@functools.cache
+def batches(B: int, L: int) -> data.Batches:
+    """Return batches of it: real ids, and as much padding as documents leave."""
+    return data.Batches(corpus(), seq_len=L, batch_size=B)
 
 
 class Make:

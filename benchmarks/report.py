@@ -9,9 +9,17 @@ from benchmarks.machine import ROOT, source_hash
 
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks report` -->"
 END = "<!-- /benchmarks -->"
-LABELS = {"compile": "torch.compile", "huggingface": "Hugging Face"}
-LATE = ("compile",)  # timed after all others, since compiling takes longer than measuring
-ORDER = ["fused", "packed", "torch", "compile", "huggingface", "reference"]
+LABELS = {
+    "compile": "torch.compile",
+    "huggingface": "Hugging Face",
+    "linear_ce": "F.linear_cross_entropy",
+    "linear_ce_chunked": "F.linear_cross_entropy, chunked",
+    "liger": "Liger",
+    "cce": "cut-cross-entropy",
+}
+RIVALS = ("linear_ce_chunked", "linear_ce", "liger", "cce")
+LATE = (*RIVALS, "compile")  # timed after all others, each beside fused alone
+ORDER = ["fused", "packed", "torch", "compile", "huggingface", *RIVALS, "reference"]
 COLUMNS = ["provider", "ms", "p20 - p80", "host us", "rate", "peak MB", "fused is"]
 BASIS = {
     "cpu": "Milliseconds and rates by CPU time, of all threads together.",

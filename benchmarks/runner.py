@@ -48,7 +48,7 @@ class Runner:
             together = [provider, case.providers[0]] if provider in LATE else early
             for name, result in self.measure(case, together).items():
                 self.results.setdefault((case.name, name), result)
-            if provider in LATE:
+            if provider == "compile":
                 torch.compiler.reset()  # a function compiles for a few settings only
         result = self.results[case.name, provider]
         if isinstance(result, Refused):
@@ -75,7 +75,9 @@ class Runner:
             except Exception as error:  # whatever it is, the other providers get their numbers
                 timed.pop(provider, None)
                 refused[provider] = _refuse(error)
-        if not timed or (providers[0] in LATE and providers[0] in refused):
+                if provider in LATE:
+                    break  # there is nothing to time fused beside
+        if not timed:
             return refused
 
         least, most = case.rounds
@@ -89,11 +91,12 @@ class Runner:
 
     def _prepare(self, case: Case, provider: str) -> Timed:
         """Check a provider, call it once so that it compiles, and once more to know what it costs."""
-        self._need(max(case.compiling, self.longest_compilation) if provider in LATE else 0.0)
+        compiles = provider == "compile"
+        self._need(max(case.compiling, self.longest_compilation) if compiles else 0.0)
         start = time.monotonic()
         function = case.prepare(provider)
         function()
-        if provider in LATE:
+        if compiles:
             self.longest_compilation = max(self.longest_compilation, time.monotonic() - start)
         timed = self.clock.prepare(function)
         self.clock.synchronize()

@@ -102,7 +102,7 @@ class Head {
       const int64_t row_bytes = tiles * kBlock * static_cast<int64_t>(sizeof(W));
       chunk = std::clamp(kChunkBytes / row_bytes / kRows * kRows, kRows, std::min(rows, 4 * kRows));
       exponentials = at::empty({tiles, chunk, kBlock}, wide);
-      dbias = at::zeros({tiles * kBlock}, wide);
+      dbias = at::zeros({tiles * kBlock}, wide.dtype(at::kDouble));
     }
     maxima = at::empty({chunk, tiles}, wide);
     sums = at::empty({chunk, tiles}, wide);
@@ -142,7 +142,7 @@ class Head {
         }
       }
     });
-    return {dx, dtable, at::mul(dbias.tensor.slice(0, 0, V), scale)};
+    return {dx, dtable, at::mul(dbias.tensor.slice(0, 0, V), scale).to(wide.dtype())};
   }
 
  private:
@@ -324,21 +324,25 @@ class Head {
   }
 
   // w (softmax - onehot(target)) of a tile, in place of its exponentials, and its sum over the
-  // rows.
+  // rows: of kRows in W, of those in float64, since thousands of float32 additions lose five
+  // digits.
   void difference(W* p, int64_t first, int64_t count, int64_t t) {
-    W* column_sum = dbias.data + t * kBlock;
     const int64_t used = std::min(count, slots.size() - first);
-    for (int64_t r = 0; r < used; ++r, p += kBlock) {
-      const int64_t slot = first + r, y = slots.target[slot] - t * kBlock;
-      const W w = static_cast<W>(slots.weight[slot]);
-      const W maximum = maxima[r * tiles + t];
-      const Vec factor(w * std::exp(static_cast<W>(maximum - slots.lse[slot])));
-      for (int64_t i = 0; i < kBlock; i += Vec::size()) {
-        const Vec d = Vec::loadu(p + i) * factor;
-        d.store(p + i);
-        (Vec::loadu(column_sum + i) + d).store(column_sum + i);
+    for (int64_t r0 = 0; r0 < used; r0 += kRows) {
+      W column_sum[kBlock] = {};
+      for (int64_t r = r0; r < std::min(r0 + kRows, used); ++r, p += kBlock) {
+        const int64_t slot = first + r, y = slots.target[slot] - t * kBlock;
+        const W w = static_cast<W>(slots.weight[slot]);
+        const W down = static_cast<W>(maxima[r * tiles + t] - slots.lse[slot]);
+        const Vec factor(w * std::exp(down));
+        for (int64_t i = 0; i < kBlock; i += Vec::size()) {
+          const Vec d = Vec::loadu(p + i) * factor;
+          d.store(p + i);
+          (Vec::loadu(column_sum + i) + d).store(column_sum + i);
+        }
+        if (y >= 0 && y < kBlock) p[y] -= w, column_sum[y] -= w;
       }
-      if (y >= 0 && y < kBlock) p[y] -= w, column_sum[y] -= w;
+      for (int64_t i = 0; i < kBlock; ++i) dbias[t * kBlock + i] += column_sum[i];
     }
     std::fill(p, p + (count - used) * kBlock, W(0));
   }
@@ -364,7 +368,8 @@ class Head {
   Buffer<W> packed_bias;                   // [tiles * kBlock]
   Buffer<W> maxima, sums, tempered;        // [chunk, tiles]
   Buffer<W> exponentials;                  // [tiles, chunk, kBlock]
-  Buffer<W> dx_rows, dtable_tiles, dbias;  // [rows, E], [tiles, E, kBlock], [tiles * kBlock]
+  Buffer<W> dx_rows, dtable_tiles;         // [rows, E], [tiles, E, kBlock]
+  Buffer<double> dbias;                    // [tiles * kBlock]
   std::vector<W> target_logit;
   std::vector<char> target_leads;
 };

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
-from benchmarks import clock, conftest, gate, machine, report, runner
-from benchmarks.cases import Case, OpCase
+from benchmarks import clock, conftest, gate, machine, report, rivals, runner
+from benchmarks.cases import BOTH, Call, Case, OpCase
 from benchmarks.inputs import SIZES
 from electra_fast import reference
 from electra_fast.testing.baseline import TORCH
@@ -62,8 +62,8 @@ MASK = {
 
 
 def test_the_gate_lets_the_baselines_pass():
-    gate.check_call("bias_gelu", TORCH.bias_gelu, GELU, ("x", "bias"))
-    gate.check_call("mask_tokens", TORCH.mask_tokens, MASK, ())
+    gate.Gate("bias_gelu", GELU, ("x", "bias")).check(TORCH.bias_gelu)
+    gate.Gate("mask_tokens", MASK, ()).check(TORCH.mask_tokens)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,97 @@ def test_the_gate_lets_the_baselines_pass():
 )
 def test_the_gate_refuses_other_work(wrong):
     with pytest.raises(AssertionError):
-        gate.check_call("bias_gelu", wrong, GELU, ("x", "bias"))
+        gate.Gate("bias_gelu", GELU, ("x", "bias")).check(wrong)
 
 
 @pytest.mark.parametrize("change", [{"mask_prob": 0.3}, {"key_mask": torch.ones(4, 64, dtype=torch.bool)}])
 def test_the_gate_refuses_other_masks(change):
     with pytest.raises(AssertionError):
-        gate.check_call("mask_tokens", lambda **args: reference.mask_tokens(**args | change), MASK, ())
+        gate.Gate("mask_tokens", MASK, ()).check(lambda **args: reference.mask_tokens(**args | change))
+
+
+HEAD = ("x", "table", "bias")
+
+
+@pytest.fixture
+def head():
+    """Arguments of `mlm_head`: a quarter of the slots unused, two pieces of the gate's."""
+    g, slots = torch.Generator().manual_seed(0), gate.SLOTS + 100
+    shapes = {"x": (slots, 16), "table": (300, 16), "bias": (300,)}
+    args = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    args["targets"] = torch.randint(300, (slots,), generator=g)
+    args["weights"] = (torch.arange(slots) % 4 != 1).float()
+    return args | {"rng": torch.tensor([0, 1])}
+
+
+def test_the_definition_in_pieces_is_the_definition(head):
+    example = gate.Gate("mlm_head", head, HEAD).example.to(torch.float64)
+    (got, got_gradients), (ref, ref_gradients) = gate.pieces(example), gate.whole(example)
+    for name in ("loss", "lse", "correct"):
+        torch.testing.assert_close(got[name], ref[name], check_dtype=False)
+    assert set(got_gradients) == set(ref_gradients) == set(HEAD)
+    for name in HEAD:
+        torch.testing.assert_close(got_gradients[name], ref_gradients[name])
+
+
+@pytest.mark.parametrize("rival", ["linear_ce", "linear_ce_chunked"])
+def test_the_gate_lets_a_rival_leave_out_what_it_has_not(rival, head, monkeypatch):
+    monkeypatch.setattr(rivals, "LOGITS", 300 * 500)  # three chunks
+    try:
+        gate.Gate("mlm_head", head, HEAD).check(rivals.RIVALS[rival])
+    except ImportError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda head: head._replace(loss=head.loss * 1.01),
+        lambda head: head._replace(loss=head.loss.detach()),
+        lambda head: head._replace(samples=None),
+        lambda head: head._replace(samples=head.samples + 300),
+        lambda head: head._replace(samples=head.samples[1:]),
+        lambda head: head._replace(lse=head.lse + 1),
+    ],
+)
+def test_the_gate_refuses_a_rival_s_other_work(wrong, head):
+    check = gate.Gate("mlm_head", head, HEAD).check
+    check(lambda **args: TORCH.mlm_head(**args)._replace(correct=None, lse=None))
+    with pytest.raises(AssertionError):
+        check(lambda **args: wrong(TORCH.mlm_head(**args)))
+
+
+def test_a_rival_draws_from_the_softmax():
+    torch.manual_seed(0)
+    x, table, bias = torch.ones(20_000, 1), torch.zeros(4, 1), torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    share = torch.bincount(rivals.draw(x, table, bias), minlength=4) / len(x)
+    assert (share - bias.exp()).abs().max() < 0.015  # four standard deviations
+
+
+def test_a_rival_that_is_missing_is_dropped_by_name(head, monkeypatch):
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    losses = {"liger": rivals.liger, "linear_ce": rivals.linear_ce}
+    functions = {name: rivals.with_a_draw(loss) for name, loss in losses.items()}
+    case = OpCase("mlm_head", None, SIZES[SIZE], BOTH, functions)
+    case.call = Call(head, "FLOP/s", 1, 1, HEAD)
+    run = runner.Runner(60.0, time.monotonic())
+    for name, why in (("liger", "liger_kernel"), ("linear_ce", "no torch.nn.functional.linear")):
+        with pytest.raises(pytest.skip.Exception, match=f"^dropped: .*, {name}: .*{why}"):
+            run.report(Benchmark(), case, name)
+
+
+def test_every_rival_has_a_label_and_comes_late():
+    assert set(rivals.RIVALS) <= set(report.RIVALS) <= set(report.LATE) & set(report.LABELS)
+    assert set(report.RIVALS) <= set(report.ORDER) and report.ORDER[-1] == "reference"
+
+
+def test_the_sizes_that_one_op_has_do_without_the_reference():
+    sizes = SIZES[SIZE], SIZES[SIZE]._replace(name="larger")
+    common, own = (OpCase("mlm_head", None, size, BOTH, rivals.RIVALS) for size in sizes)
+    assert own.name == "mlm_head, larger, forward+backward"
+    assert own.providers == ("fused", "torch", *rivals.RIVALS, "compile")
+    assert set(common.providers) == {*own.providers, "reference"}
 
 
 class Fake(Case):
@@ -94,7 +178,7 @@ class Fake(Case):
 
     def prepare(self, provider):
         if provider == "wrong":
-            gate.check_call("bias_gelu", lambda x, bias: F.gelu(x), GELU, ("x",))
+            gate.Gate("bias_gelu", GELU, ("x",)).check(lambda x, bias: F.gelu(x))
         return (lambda: 1 / 0) if provider == "broken" else (lambda: F.gelu(GELU["x"]))
 
     def info(self, provider):
@@ -132,7 +216,7 @@ def test_what_no_time_is_left_for_is_dropped_by_name():
 
 
 def test_triton_in_the_interpreter_is_never_timed(monkeypatch):
-    assert "triton" not in OpCase.providers
+    assert "triton" not in OpCase("mlm_head", None, SIZES[SIZE], BOTH, {}).providers
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(conftest, "device", lambda: "cuda")
     with pytest.raises(pytest.UsageError, match="no speeds"):

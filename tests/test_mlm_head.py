@@ -231,6 +231,22 @@ def test_a_bad_target_raises_on_the_cpu_and_makes_the_loss_nan_on_a_gpu(device, 
         assert ops.mlm_head(**args).loss.isnan()
 
 
+@pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
+def test_programs_of_many_tiles_and_slots_of_many_chunks(device, monkeypatch):
+    """As at a real size, where a program takes more than one tile and the kept exponentials one chunk."""
+    from electra_fast.kernels import mlm_head
+
+    monkeypatch.setattr(mlm_head, "PROGRAMS", 2)
+    monkeypatch.setattr(mlm_head, "CHUNK_BYTES", 1)
+    g = torch.Generator().manual_seed(6)
+    for dtype in (torch.float32, torch.bfloat16):
+        args = arguments(device, M=150, V=300, E=24)
+        args |= {name: args[name].to(dtype) for name in ("x", "table")}
+        args["weights"] = (torch.rand(150, generator=g) > 0.2).float().to(device)
+        example = Example(OP, f"many {dtype}", args, ("x", "table", "bias"))
+        testing.check_example(testing.implementations(OP)["triton"], example)
+
+
 @pytest.mark.parametrize("bad", [31, -1, 2**31 + 5])
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_a_bad_target_spoils_its_own_row(device, name, bad):

@@ -74,11 +74,15 @@ struct Draw {
     for (size_t j = 0; j < blocks.mass.size() && !(passed > threshold); ++j) {
       if (blocks.mass[j] > 0) block = j, before = passed, passed += blocks.mass[j];
     }
-    int64_t token = block * kBlock;
+    // In the block's own scale, where the largest term is 1, however the second look rounded it.
+    const double share = (threshold - before) / blocks.mass[block];
     const std::vector<double> logits = look_without(block);
-    for (size_t i = 0; i < logits.size() && !(before > threshold); ++i) {
-      const double mass = std::exp((logits[i] - blocks.top) / temperature);
-      if (mass > 0) token = block * kBlock + static_cast<int64_t>(i), before += mass;
+    const Masses tokens(logits, std::vector<double>(logits.size(), 1), temperature);
+    int64_t token = block * kBlock;
+    double sum = 0;
+    for (size_t i = 0; i < logits.size() && !(sum > share * tokens.total); ++i) {
+      if (tokens.mass[i] > 0)
+        token = block * kBlock + static_cast<int64_t>(i), sum += tokens.mass[i];
     }
     return token;
   }

@@ -2,10 +2,9 @@
 // logits. The schema, and what arguments and results mean: electra_fast/ops/mlm_head.py; how:
 // mlm_head.h.
 
-#include "mlm_head.h"
-
 #include <ATen/Dispatch.h>
 
+#include "mlm_head_sweep.h"
 #include "registry.h"
 
 namespace electra_fast {

@@ -136,6 +136,7 @@ def mlm_head_draw(
     threshold = _uniform(rng_ptr, slot) * total
     passed = tl.zeros((), tl.float64)
     before = tl.zeros((), tl.float64)
+    mass = tl.zeros((), tl.float64)
     chosen = tl.zeros((), tl.int32)
     for j0 in range(0, blocks, BLOCK):
         j = j0 + tl.arange(0, BLOCK)
@@ -147,13 +148,16 @@ def mlm_head_draw(
         move = (here >= 0) & (passed <= threshold)
         chosen = tl.where(move, here, chosen)
         before = tl.where(move, tl.sum(tl.where(j == here, up_to - z, 0.0), axis=0), before)
+        mass = tl.where(move, tl.sum(tl.where(j == here, z, 0.0), axis=0), mass)
         passed += tl.sum(z, axis=0)
 
+    # In the block's own scale, where the largest term is 1, however the second look rounded it.
     looked = _look(x_ptr, table_ptr, bias_ptr, slot, chosen, V, E, SUB, BLOCK_E)
     if DISALLOW:
         looked = tl.where(chosen * SUB + token == y, float("-inf"), looked)
-    e = tl.exp2((looked - finite(top)) * inverse_temperature).to(tl.float64)
-    hit = tl.min(tl.where((before + tl.cumsum(e, axis=0) > threshold) & (e > 0), token, NONE), axis=0)
+    e = tl.exp2((looked - finite(tl.max(looked, axis=0))) * inverse_temperature).to(tl.float64)
+    goal = (threshold - before) / mass * tl.sum(e, axis=0)
+    hit = tl.min(tl.where((tl.cumsum(e, axis=0) > goal) & (e > 0), token, NONE), axis=0)
     last = tl.maximum(tl.max(tl.where(e > 0, token, -1), axis=0), 0)  # a row of NaN draws token 0
     sample = chosen * SUB + tl.where(hit < NONE, hit, last)
     tl.store(samples_ptr + slot, sample.to(samples_ptr.dtype.element_ty))

@@ -41,13 +41,7 @@ SWEEP = (128, 64, 128, 8, 3)
 DX = (128, 64, 128, 8, 2)
 DTABLE = (64, 64, 128, 4, 2)
 WIDE_SWEEP = (128, 128, 64, 8, 3)
-WIDER_SWEEP = (
-    128,
-    256,
-    64,
-    8,
-    3,
-)  # where accumulators are not registers (10.0), or four warps share them (9.0)
+WIDEST_SWEEP = (128, 256, 64, 8, 3)  # for the matrix units of sm_90 and sm_100; others would spill
 FLOAT32_SWEEP = (128, 64, 32, 8, 3)
 
 
@@ -68,7 +62,8 @@ class _Head:
             )
         (self.M, self.E), self.V = x.shape, len(table)
         self.x, self.table, self.targets, self.weights, self.rng = x, table, targets, weights, rng
-        self.disallow_correct, self.inverse_temperature = disallow_correct, 1 / temperature
+        self.disallow_correct = disallow_correct
+        self.inverse_temperature = min(1 / temperature, 3e38)  # a float32, whose product with 0 is 0
         self.narrow = self.E <= NARROW and x.dtype != torch.float32
         self.subs = triton.cdiv(self.V, SUB)
         self.row = {"E": self.E, "BLOCK_E": triton.next_power_of_2(max(self.E, 16))}
@@ -102,7 +97,7 @@ class _Head:
         }
         both |= {"first": first, "inverse_temperature": self.inverse_temperature, **self.operands}
 
-        shape = SWEEP if self.narrow else WIDER_SWEEP if architecture() in (90, 100) else WIDE_SWEEP
+        shape = SWEEP if self.narrow else WIDEST_SWEEP if architecture() in (90, 100) else WIDE_SWEEP
         shape = FLOAT32_SWEEP if self.x.dtype == torch.float32 else shape
         blocks = _blocks(shape, self.E)
         rows, programs, tiles = _grid(R, self.V, blocks)

@@ -44,7 +44,7 @@ FAULTS = [
     ("_mlm_draw", "up_to - z, 0.0", "up_to, 0.0"),
     ("_mlm_draw", "barred = block_y\n", "barred = -1\n"),
     ("_mlm_draw", "loss += tl.sum(w * ", "loss += tl.sum("),
-    ("_mlm_draw", "* inverse_temperature).to(tl.float64)", ").to(tl.float64)"),
+    ("_mlm_draw", "goal = (threshold - before)", "goal = threshold"),
     ("_mlm_gradient", "acc = dot(d.to(x.dtype), tokens, acc)", "acc = dot(p.to(x.dtype), tokens, acc)"),
     ("_mlm_gradient", "total += tl.sum(d, axis=1)", "total += tl.sum(p, axis=1)"),
     ("_mlm_gradient", "mask=used & (e < E), other=0.0", "mask=e < E, other=0.0"),

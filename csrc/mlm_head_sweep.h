@@ -100,7 +100,8 @@ class Head {
     chunk = rows;
     if (want.gradient) {
       const int64_t row_bytes = tiles * kBlock * static_cast<int64_t>(sizeof(W));
-      chunk = std::clamp(kChunkBytes / row_bytes / kRows * kRows, kRows, std::min(rows, 4 * kRows));
+      const int64_t fit = kChunkBytes / row_bytes / kRows * kRows;
+      chunk = std::min(rows, std::clamp(fit, kRows, 4 * kRows));
       exponentials = at::empty({tiles, chunk, kBlock}, wide);
       dbias = at::zeros({tiles * kBlock}, wide.dtype(at::kDouble));
     }
@@ -199,8 +200,7 @@ class Head {
     const W maximum = at::vec::vec_reduce_all<W>(
         [](const Vec& a, const Vec& b) { return at::vec::maximum(a, b); }, top);
     const int64_t slot = first + r, y = slots.target[slot] - t * kBlock;
-    if (y >= 0 &&
-        y < kBlock) {  // it leads if no token before it has as much and none behind it more
+    if (y >= 0 && y < kBlock) {  // it leads if none before it has as much and none behind it more
       target_logit[slot] = c[y];
       target_leads[slot] = c[y] == maximum && std::find(c, c + y, maximum) == c + y;
     }
@@ -209,7 +209,8 @@ class Head {
     const int64_t at = r * tiles + t;
     maxima[at] = maximum;
     if (tempered.data) {
-      const Vec inverse(static_cast<W>(1 / draw.temperature));
+      const Vec inverse(
+          std::min(static_cast<W>(1 / draw.temperature), std::numeric_limits<W>::max()));
       tempered[at] =
           sum_of_exponentials<false>(c, [&](Vec logit) { return (logit - down) * inverse; });
     }

@@ -112,7 +112,7 @@ class _Head:
         mlm_head_draw[(R,)](
             **both, targets_ptr=self.targets, rng_ptr=self.rng, samples_ptr=self.samples, lse_ptr=self.lse,
             norm_ptr=self.norm, nll_ptr=self.nll, leads_ptr=self.leads, DISALLOW=self.disallow_correct,
-            E=self.E, BLOCK=BLOCK, BLOCK_E=min(self.row["BLOCK_E"], 32), num_warps=8,
+            E=self.E, BLOCK=BLOCK, BLOCK_E=min(self.row["BLOCK_E"], 32), num_warps=4,
         )  # fmt: skip
         return maxima
 

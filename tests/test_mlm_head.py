@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from electra_fast import ops, testing
+from electra_fast.ops._register import OPERATORS
 from electra_fast.testing import Example, distributions
 from electra_fast.testing.budget import assert_samples
 
@@ -178,7 +179,14 @@ def test_the_right_arg_max_is_the_lowest_id_in_a_tie(implementation, device):
     assert testing.implementations(OP)[implementation[1]](**args).correct == 2
 
 
-def test_only_the_wanted_gradients_are_made(implementation, device):
+@pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True)])
+def test_only_the_wanted_gradients_are_made(implementation, device, wanted):
+    operator = getattr(OPERATORS["mlm_head_bwd"], implementation[1])
+    *_, dx, dtable, dbias = operator(*arguments(device).values(), 1.0, False, *wanted)
+    assert (dx.numel() > 0, dtable.numel() > 0) == wanted and dbias.shape == (31,)
+
+
+def test_a_frozen_table_leaves_the_gradient_of_x(implementation, device):
     args = arguments(device)
     args["x"].requires_grad_()
     out = testing.implementations(OP)[implementation[1]](**args)

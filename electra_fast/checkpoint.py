@@ -6,6 +6,7 @@ checkpoints go back and forth unchanged. Two hooks translate; query, key and val
 inside and three outside.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,16 +16,23 @@ from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
 from electra_fast.ops import FUSED, Ops
+from electra_fast.vocabulary import resize
 
 WORD_TABLE = "electra.embeddings.word_embeddings.weight"
+TABLES = (
+    WORD_TABLE,
+    "electra.embeddings.position_embeddings.weight",
+    "electra.embeddings.token_type_embeddings.weight",
+)
+DIFFERENCE = "encoder.embedding.difference."  # to another embedding's tables: no name of Hugging Face's
 TIED_TABLE = "generator_lm_head.weight"  # the same table, listed again by the generator
 OLD_BUFFER = "electra.embeddings.position_ids"  # in files of transformers before 4.31: arange(512)
 
 # Replaced one after the other in the name of a parameter; {} becomes query, key and value.
 ENCODER_NAMES = {
-    "encoder.embedding.words": WORD_TABLE,
-    "encoder.embedding.positions": "electra.embeddings.position_embeddings.weight",
-    "encoder.embedding.types": "electra.embeddings.token_type_embeddings.weight",
+    "encoder.embedding.words": TABLES[0],
+    "encoder.embedding.positions": TABLES[1],
+    "encoder.embedding.types": TABLES[2],
     "encoder.embedding.norm.": "electra.embeddings.LayerNorm.",
     "encoder.project.": "electra.embeddings_project.",
     "encoder.layers.": "electra.encoder.layer.",
@@ -112,6 +120,26 @@ class PretrainedHalf(nn.Module):
             name = name.replace(ours, theirs)
         return [name.format(part) for part in ("query", "key", "value")] if "{}" in name else [name]
 
+    def resize_token_embeddings(
+        self, vocab_size: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Grow or shrink the vocabulary: the word table and the head's bias, in place.
+
+        Old tokens keep their rows; a new one's are initialised as at first, its bias 0.
+
+        Args:
+            vocab_size: rows from now on; it must hold the special ids.
+            optimizer: the one that trains this model: its averages get the same rows, new ones 0. One that
+                has taken a step and is not given here refuses its next, naming the sizes.
+
+        Raises:
+            ValueError: vocab_size is too small, or the optimizer keeps what has no such rows; nothing has
+                been changed then.
+        """
+        tower = dataclasses.replace(self.tower, vocab_size=vocab_size)
+        resize(self, vocab_size, optimizer)
+        self.tower = tower
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; transformers reads them, as this class does."""
         from safetensors.torch import save_file
@@ -121,6 +149,10 @@ class PretrainedHalf(nn.Module):
         config = {"architectures": [self.hugging_face_class]} | config_to_hugging_face(self.tower)
         tensors = self.state_dict()
         tensors.pop(TIED_TABLE, None)  # as transformers does: loading ties it again
+        # What an embedding looks up is in its tables; a difference to somebody else's is not theirs to know.
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(DIFFERENCE)}
+        tables = (table.detach() for table in self.encoder.embedding.tables())
+        tensors |= zip(TABLES, tables, strict=True)
         # Under another name first: a full disk or a kill leaves the old checkpoint as it was.
         unfinished = {name: folder / f"{name}.part" for name in ("config.json", "model.safetensors")}
         unfinished["config.json"].write_text(json.dumps(config, indent=2) + "\n")

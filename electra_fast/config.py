@@ -19,7 +19,7 @@ class ElectraConfig:
 
     ``sharing``: ``none`` two separate towers; ``embeddings`` one embedding for both; ``gdes`` the
     discriminator adds a learned difference to the generator's tables, which it does not train
-    (He et al. 2021; not built yet); ``all`` one encoder for both, which needs towers of equal size.
+    (He et al. 2021); ``all`` one encoder for both, which needs towers of equal size.
     """
 
     vocab_size: int = 30522

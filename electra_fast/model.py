@@ -8,6 +8,7 @@
 L_MLM, the discriminator from L_RTD, and the embedding that they share from both.
 """
 
+import dataclasses
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,12 +18,14 @@ from electra_fast.checkpoint import PretrainedHalf
 from electra_fast.config import ElectraConfig
 from electra_fast.modules import (
     FIRST_STREAM,
+    DifferenceEmbedding,
     DiscriminatorHead,
     Encoder,
     GeneratorHead,
     draw_rng,
 )
 from electra_fast.ops import FUSED, Ops
+from electra_fast.vocabulary import resize
 
 
 class ElectraOutput(NamedTuple):
@@ -102,10 +105,11 @@ class Discriminator(PretrainedHalf):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         rng: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> Tensor:
         """Return one logit a token, ``[B, L]`` or ``[T]``, positive where it looks replaced.
 
-        Arguments as in `Electra`.
+        Arguments as in `Electra`; `words` is the word table where the generator has handed it on.
         """
         x = self.encoder(
             ids,
@@ -115,6 +119,7 @@ class Discriminator(PretrainedHalf):
             max_seqlen=max_seqlen,
             rng=rng,
             stream=self.stream,
+            words=words,
         )
         return self.head(x)
 
@@ -123,14 +128,13 @@ class Electra(nn.Module):
     """Both halves and the pre-training task.
 
     ``.generator`` and ``.discriminator`` are models of their own, with Hugging Face's state dicts.
-    With ``sharing="embeddings"`` one `SharedEmbedding` is part of both, with ``"all"`` one
-    `Encoder`; ``parameters()`` lists what is shared once.
+    With ``sharing="embeddings"`` one `SharedEmbedding` is part of both, with ``"all"`` one `Encoder`;
+    ``parameters()`` lists what is shared once. With ``"gdes"`` the discriminator's `DifferenceEmbedding` adds
+    to the generator's tables what it learns itself. The generator's head always has its embedding's table.
     """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
-        if config.sharing == "gdes":
-            raise NotImplementedError("Electra: sharing='gdes' is not built yet")
         self.config = config
         self.ops = ops
         self.generator = Generator(config, ops)
@@ -139,6 +143,9 @@ class Electra(nn.Module):
             self.discriminator.encoder.embedding = self.generator.encoder.embedding
         elif config.sharing == "all":
             self.discriminator.encoder = self.generator.encoder
+        elif config.sharing == "gdes":
+            difference = DifferenceEmbedding(self.generator.encoder.embedding, config, ops)
+            self.discriminator.encoder.embedding = difference
         self.register_load_state_dict_pre_hook(_refuse_unequal_twins)
 
     def forward(
@@ -166,6 +173,7 @@ class Electra(nn.Module):
         Returns:
             ElectraOutput; `mlm_loss` and `rtd_loss` carry gradients too, the counts do not.
         """
+        self.check_sharing()
         config = self.config
         rng = draw_rng(ids) if rng is None else rng.clone()
         layout = {"key_mask": key_mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
@@ -180,13 +188,16 @@ class Electra(nn.Module):
             **layout,
         )
 
-        x = self.generator.encoder(masked.ids, type_ids=type_ids, rng=rng, **layout)  # [.., W]
+        # The word table goes from user to user, and its gradient back the same way (SharedEmbedding).
+        x, words = self.generator.encoder(
+            masked.ids, type_ids=type_ids, rng=rng, return_words=True, **layout
+        )  # [.., W]
         x = x.flatten(0, -2).index_select(0, masked.positions)  # [M, W]
-        table = self.generator.encoder.embedding.words
-        mlm = self.generator.head(x, table, masked.targets, masked.weights, rng)
+        mlm = self.generator.head(x, words, masked.targets, masked.weights, rng, return_table=True)
 
         corrupt = self.ops.replace_tokens(ids, masked.positions, mlm.samples, masked.weights)
-        logits = self.discriminator(corrupt.ids, type_ids=type_ids, rng=rng, **layout)
+        words = mlm.table if config.sharing in ("embeddings", "all") else None
+        logits = self.discriminator(corrupt.ids, type_ids=type_ids, rng=rng, words=words, **layout)
         real = None if key_mask is None else key_mask.float()
         rtd = self.ops.rtd_loss(logits, corrupt.replaced, real)
 
@@ -198,6 +209,40 @@ class Electra(nn.Module):
             masked=masked.weights.sum(),
             rtd_counts=rtd.counts,
         )
+
+    def check_sharing(self) -> None:
+        """Refuse a model in which something was exchanged that `config.sharing` says is shared.
+
+        Raises:
+            ValueError: a tower has another embedding than it must, or a table another number of rows.
+        """
+        generator, discriminator = self.generator.encoder, self.discriminator.encoder
+        shared = {
+            "none": lambda: generator.embedding is not discriminator.embedding,
+            "embeddings": lambda: generator.embedding is discriminator.embedding,
+            "gdes": lambda: discriminator.embedding.shared is generator.embedding,
+            "all": lambda: generator is discriminator,
+        }
+        if not shared[self.config.sharing]():
+            raise ValueError(
+                f"Electra: generator and discriminator must share what sharing={self.config.sharing!r} says, "
+                "got an embedding that was exchanged in one of them; exchange it in both"
+            )
+        if len(generator.embedding.words) != self.config.vocab_size:
+            raise ValueError(
+                f"Electra: vocab_size must be the rows of the word table ({len(generator.embedding.words)}), "
+                f"got {self.config.vocab_size}; Electra.resize_token_embeddings changes both"
+            )
+
+    def resize_token_embeddings(
+        self, vocab_size: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Grow or shrink the vocabulary of both halves; arguments and errors as in `PretrainedHalf`."""
+        config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        resize(self, vocab_size, optimizer)
+        self.config = config
+        for half in (self.generator, self.discriminator):
+            half.tower = dataclasses.replace(half.tower, vocab_size=vocab_size)
 
     def candidates(self, ids: Tensor) -> Tensor:
         """Return which tokens may be masked if they are real: all but the special ones, bool."""

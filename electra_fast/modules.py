@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
 from electra_fast.ops import FUSED, Ops
-from electra_fast.reference import MLMHead
+from electra_fast.reference import Embedded, MLMHead
+from electra_fast.vocabulary import Rows
 
 FIRST_STREAM = 2  # dropout's; stream 0 chooses the masked positions, stream 1 the samples
 
@@ -53,17 +54,31 @@ def _dense(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
 
 
 class SharedEmbedding(nn.Module):
-    """``dropout(LayerNorm(word[id] + position[place] + type[type_id]))``, one for both towers."""
+    """``dropout(LayerNorm(word[id] + position[place] + type[type_id]))``, one for both towers.
+
+    Its word table has three users: each tower's lookup and the generator's softmax. One hands it to the
+    next, as `words`, and in the backward pass the gradient comes back the same way and grows, instead of
+    three of the table's size being made and added up.
+    """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
         self.dropout = config.dropout
+        self.initializer = config.initializer
         E, std = config.embedding, config.initializer
         self.words = _table(config.vocab_size, E, std)
         self.positions = _table(config.max_positions, E, std)
         self.types = _table(config.type_vocab, E, std)
         self.norm = nn.LayerNorm(E, eps=config.eps)
+
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is looked up: words ``[V, E]``, positions ``[max positions, E]``, types ``[K, E]``."""
+        return self.words, self.positions, self.types
+
+    def token_rows(self) -> list[Rows]:
+        """Return what has a row a token."""
+        return [Rows(self.words, lambda new: _truncated_normal(new, self.initializer))]
 
     def forward(
         self,
@@ -73,20 +88,55 @@ class SharedEmbedding(nn.Module):
         cu_seqlens: Tensor | None = None,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
-    ) -> Tensor:  # [.., E]
+        words: Tensor | None = None,  # the word table, where somebody has handed it on
+        return_words: bool = False,
+    ) -> Tensor | Embedded:  # [.., E], with `return_words` the pair of it and the table to hand on
         dropout, rng = _dropout_now(self, ids, rng)
-        tables = (self.words, self.positions, self.types, self.norm.weight, self.norm.bias)
+        own, positions, types = self.tables()
         return self.ops.embed(
             ids,
             type_ids,
             None,  # positions: each token's place in its sequence
-            *tables,
+            own if words is None else words,
+            positions,
+            types,
+            self.norm.weight,
+            self.norm.bias,
             eps=self.norm.eps,
             dropout=dropout,
             rng=rng,
             stream=stream,
             cu_seqlens=cu_seqlens,
+            return_word=return_words,
         )
+
+
+class DifferenceEmbedding(SharedEmbedding):
+    """The discriminator's embedding under gradient-disentangled sharing: stop_gradient(shared) + difference.
+
+    The tables are the generator's, plus a difference that starts at 0 and that the discriminator alone
+    learns (GDES: He, Gao & Chen 2021, DeBERTaV3, section 3.3), so that its loss does not pull at the
+    generator's. The LayerNorm is its own. Each call adds two word tables, which moves three times their size.
+    """
+
+    NAMES = ("words", "positions", "types")
+
+    def __init__(self, shared: SharedEmbedding, config: ElectraConfig, ops: Ops = FUSED):
+        super().__init__(config, ops)
+        own = {name: torch.zeros_like(self._parameters.pop(name)) for name in self.NAMES}
+        self.difference = nn.ParameterDict(own)
+        self._shared = (shared,)  # in a tuple: its parameters belong to the generator
+
+    @property
+    def shared(self) -> SharedEmbedding:
+        return self._shared[0]
+
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        shared = zip(self.NAMES, self.shared.tables(), strict=True)
+        return tuple(table.detach() + self.difference[name] for name, table in shared)
+
+    def token_rows(self) -> list[Rows]:
+        return [Rows(self.difference["words"], Tensor.zero_)]
 
 
 class AddNorm(nn.LayerNorm):
@@ -222,9 +272,19 @@ class Encoder(nn.Module):
         max_seqlen: int | None = None,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
-    ) -> Tensor:  # [.., W]
+        words: Tensor | None = None,
+        return_words: bool = False,
+    ) -> Tensor | Embedded:  # [.., W], with `return_words` the pair of it and the word table
         _, rng = _dropout_now(self, ids, rng)
-        x = self.embedding(ids, type_ids, cu_seqlens=cu_seqlens, rng=rng, stream=stream)  # [.., E]
+        x, words = self.embedding(  # [.., E]
+            ids,
+            type_ids,
+            cu_seqlens=cu_seqlens,
+            rng=rng,
+            stream=stream,
+            words=words,
+            return_words=True,
+        )
         if self.project is not None:
             x = self.project(x)
         for i, layer in enumerate(self.layers):
@@ -236,7 +296,7 @@ class Encoder(nn.Module):
                 rng=rng,
                 stream=stream + 1 + 3 * i,
             )
-        return x
+        return Embedded(x, words) if return_words else x
 
     @staticmethod
     def streams(config: ElectraConfig) -> int:
@@ -263,8 +323,9 @@ class GeneratorHead(nn.Module):
         targets: Tensor,  # [M]
         weights: Tensor,  # [M]
         rng: Tensor,
+        return_table: bool = False,
     ) -> MLMHead:
-        """Return the loss at the masked positions and a sample for each of them."""
+        """Return the loss at the masked positions, a sample for each of them, and the table to hand on."""
         return self.ops.mlm_head(
             self.transform(x),
             table,
@@ -274,7 +335,11 @@ class GeneratorHead(nn.Module):
             rng,
             temperature=self.temperature,
             disallow_correct=self.disallow_correct,
+            return_table=return_table,
         )
+
+    def token_rows(self) -> list[Rows]:
+        return [Rows(self.bias, Tensor.zero_)]
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
         """Return all logits, ``[.., W]`` to ``[.., V]``: for looking at, not for training."""

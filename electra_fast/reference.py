@@ -26,11 +26,17 @@ class MaskedTokens(NamedTuple):
     weights: Tensor  # [M] float32: 1, or 0 in an unused slot
 
 
+class Embedded(NamedTuple):
+    x: Tensor  # [.., E] the input of the encoder
+    word: Tensor  # [V, E] the table that it was looked up in
+
+
 class MLMHead(NamedTuple):
     loss: Tensor  # [] float32, weighted mean cross-entropy; the only field with a gradient
     samples: Tensor  # [M] one token a slot drawn from the generator, dtype of the targets
     correct: Tensor  # [] float32, weighted count of slots whose arg-max is the target
     lse: Tensor  # [M] float32 log-sum-exp of the logits
+    table: Tensor | None = None  # [V, E] the table itself, if asked for
 
 
 class ReplacedTokens(NamedTuple):
@@ -167,7 +173,7 @@ def mask_tokens(
 # --- the encoder (Devlin et al. 2019, post-LayerNorm) ------------------------------------------------------
 
 
-def places(ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def places(ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
     """Return each token's place in its sequence, shape of ids."""
     place = torch.arange(ids.shape[-1], device=ids.device)
     if cu_seqlens is not None:
@@ -175,9 +181,9 @@ def places(ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return place.expand_as(ids)
 
 
-def embedding_sum(ids, type_ids, position_ids, word, position, type, cu_seqlens) -> Tensor:
+def embedding_sum(ids, type_ids, position_ids, word, position, type) -> Tensor:
     """word[id] + position[place] + type[type id], the input of the embedding's LayerNorm"""
-    position_ids = places(ids, cu_seqlens) if position_ids is None else position_ids
+    position_ids = places(ids) if position_ids is None else position_ids
     type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
     return (
         _rows("embed", "ids", word, ids)
@@ -201,12 +207,15 @@ def embed(
     rng: Tensor | None = None,
     stream: int = 0,
     cu_seqlens: Tensor | None = None,
-) -> Tensor:
-    """dropout(LayerNorm(word[id] + position[place] + type[type id]))"""
+    return_word: bool = False,
+) -> Tensor | Embedded:
+    """dropout(LayerNorm(word[id] + position[place] + type[type id])), and the table as it is if asked for"""
     (like,) = autocast(word[:0])
-    x = embedding_sum(ids, type_ids, position_ids, word, position, type, cu_seqlens)
+    position_ids = places(ids, cu_seqlens) if position_ids is None else position_ids
+    x = embedding_sum(ids, type_ids, position_ids, word, position, type)
     y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
-    return drop(y, dropout, rng, stream).to(like.dtype)
+    y = drop(y, dropout, rng, stream).to(like.dtype)
+    return Embedded(y, word) if return_word else y
 
 
 def padding(op: str, cu_seqlens: Tensor, max_seqlen: int, T: int) -> tuple[Tensor, ...]:
@@ -339,8 +348,10 @@ def mlm_head(
     *,
     temperature: float = 1.0,
     disallow_correct: bool = False,
+    return_table: bool = False,
 ) -> MLMHead:
     """Weighted mean of -log p(target), p = softmax(x table^T + bias), and one draw at the temperature."""
+    same = table if return_table else None
     x, table = autocast(x, table)
     unused = weights == 0  # such a row may hold anything
     target, bad = _legal("mlm_head", "targets", targets.masked_fill(unused, 0).long(), table.shape[0])
@@ -362,9 +373,8 @@ def mlm_head(
             draws.append(inverse_cdf(rows, u))
         samples = torch.cat(draws) if draws else target
         correct = (weights * (logits.argmax(-1) == target)).sum()
-    return MLMHead(
-        loss, samples.masked_fill(unused, 0).to(targets.dtype), correct, lse.masked_fill(unused, 0)
-    )
+    samples = samples.masked_fill(unused, 0).to(targets.dtype)
+    return MLMHead(loss, samples, correct, lse.masked_fill(unused, 0), same)
 
 
 def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Tensor) -> ReplacedTokens:

@@ -14,6 +14,23 @@ def dot(a, b, acc):
     return tl.dot(a, b, acc, input_precision="tf32x3")
 
 
+@triton.jit
+def keep(rng_ptr, stream, row, column, threshold, COLUMNS: tl.constexpr):
+    """Return dropout's bool mask of the rows `row` and of COLUMNS columns from `column` on.
+
+    `column` and COLUMNS are multiples of 32, for which there are four calls of Philox: call
+    (column % 8) // 2, word (column // 8) % 4, half column % 2 (`electra_fast.philox`). Each call is made
+    once, and its bits are then permuted into the order of the columns.
+    """
+    call = (column // 8 + tl.arange(0, COLUMNS // 8)).to(tl.uint32)[None, :]
+    step = tl.load(rng_ptr + 1).to(tl.uint32)
+    row, stream = row.to(tl.uint32)[:, None], stream.to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(tl.load(rng_ptr), call, row, step, stream, n_rounds=7)
+    word = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(row.shape[0], COLUMNS // 32, 4, 2, 2)
+    kept = tl.join((word & 0xFFFF) >= threshold, (word >> 16) >= threshold)
+    return kept.permute(0, 1, 3, 4, 2, 5).reshape(row.shape[0], COLUMNS)
+
+
 def architecture() -> int:
     """Return the compute capability that a launch is compiled for, 90 for 9.0."""
     return 90 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch

@@ -97,6 +97,22 @@ def launch_all() -> None:
     ):
         launch_mlm_head(mlm_head, 256, E, dtype, **options)
 
+    embed = testing.implementations("embed", device="cuda")["triton"]
+    for E in (64, 128, 768, 1024):
+        for dtype in (torch.bfloat16, torch.float32):
+            ids = torch.zeros(2, 512, dtype=torch.long)
+            launch_embed(embed, ids, E, dtype)
+            launch_embed(embed, ids, E, dtype, types=ids, places=ids)
+
+
+def launch_embed(embed, ids, E, dtype, types=None, places=None, **options) -> None:
+    import torch
+
+    tables = [torch.zeros(n, E, dtype=dtype, requires_grad=True) for n in (30522, 512, 2)]
+    norm = [torch.zeros(E, requires_grad=True) for _ in range(2)]
+    options |= {"eps": 1e-12, "dropout": 0.1, "rng": torch.tensor([1, 2]), "stream": 2}
+    embed(ids, types, places, *tables, *norm, **options).sum().backward()
+
 
 def launch_mlm_head(mlm_head, M, E, dtype, **options) -> None:
     import torch
@@ -121,6 +137,7 @@ def launch_packed() -> None:
         logits = torch.zeros(T, requires_grad=True)
         ops["rtd_loss"](logits, ids == 0).loss.backward()
         launch_mlm_head(ops["mlm_head"], len(masked.targets), 128, torch.bfloat16)
+        launch_embed(ops["embed"], ids, 128, torch.bfloat16, cu_seqlens=cu_seqlens)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """csrc/cuda without a GPU: run by tests/host in several thread orders, broken on purpose, and compiled.
 
-What holds for every implementation, and for the op, holds for the host-run one in those tests too.
+What holds for every implementation, and for an op, holds for the host-run one in those tests too. What each
+op's kernels add is in tests/host/<op>.py.
 """
 
 import re
@@ -10,139 +11,103 @@ import subprocess
 import host
 import pytest
 import torch
+from host import embed, mlm_head
 from torch.utils.cpp_extension import include_paths
 
 from electra_fast import ops, reference, testing
 from electra_fast.ops._register import Kernels
-from electra_fast.testing.examples import Example
 
 CUDA = host.CSRC / "cuda"
 NVCC = shutil.which("nvcc")
+PARTS = (embed, mlm_head)
 
 host_run = pytest.mark.skipif(
-    "mlm_head" not in testing.HOST_RUN, reason="a GPU runs csrc/cuda itself, or there is no C++ compiler"
+    not all(part.OP in testing.HOST_RUN for part in PARTS),
+    reason="a GPU runs csrc/cuda itself, or there is no C++ compiler",
 )
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
+of_every_op = pytest.mark.parametrize("part", PARTS, ids=lambda part: part.OP)
 
 
-def example(M, V, E=8, **options):
-    g = torch.Generator().manual_seed(V)
-    args = {"x": torch.randn(M, E, generator=g), "table": 0.3 * torch.randn(V, E, generator=g)}
-    args |= {"bias": torch.randn(V, generator=g), "targets": torch.randint(V, (M,), generator=g)}
-    args |= {"weights": torch.rand(M, generator=g) + 0.5, "rng": torch.tensor([5, 6]), **options}
-    return Example("mlm_head", f"M={M} V={V}", args, ("x", "table", "bias"))
+def kernel(part):
+    return testing.implementations(part.OP)["cuda"]
 
 
-# Every warp goes through several groups of tokens, the gradient's rows through several blocks.
-LARGE = example(5, 10007, temperature=0.9, disallow_correct=True)
-
-
-def check(function):
-    testing.check_op("mlm_head", function, seed=0)
-    testing.check_example(function, LARGE)
+def of_each(name):
+    """(part, entry of its list or mapping), for every part."""
+    pairs = [(part, entry) for part in PARTS for entry in getattr(part, name)]
+    ids = [f"{part.OP}-{getattr(entry, '__name__', entry)}" for part, entry in pairs]
+    return pytest.mark.parametrize(("part", "entry"), pairs, ids=ids)
 
 
 @host_run
-def test_a_large_vocabulary():
-    testing.check_example(testing.implementations("mlm_head")["cuda"], LARGE)
+@of_every_op
+def test_the_kernels_own_regimes(part):
+    for example in part.EXAMPLES:
+        testing.check_example(kernel(part), example)
 
 
 @host_run
-def test_slots_of_several_chunks():
+@of_each("CHECKS")
+def test_holds(part, entry):
+    entry(kernel(part))
+
+
+@host_run
+@of_every_op
+def test_results_do_not_depend_on_the_order_of_threads(part, monkeypatch):
+    for example in (*testing.examples(part.OP), *part.EXAMPLES):
+        outcomes = []
+        for order in range(5):
+            monkeypatch.setenv("CUDA_HOST_ORDER", str(order))
+            results, gradients = testing.run(kernel(part), example)
+            outcomes.append({**results, **gradients})
+        for name, first in outcomes[0].items():
+            assert all(torch.equal(first, other[name]) for other in outcomes[1:]), f"{example.name}: {name}"
+
+
+@host_run
+@of_every_op
+def test_float64_is_refused(part):
+    example = testing.examples(part.OP)[0].to(torch.float64)
+    if "weights" in example.args:
+        example.args["weights"] = example.args["weights"].float()
+    message = (
+        f"{part.OP}: .* must be float32, float16 or bfloat16 for the CUDA kernel, got float64; electra_fast"
+    )
+    with pytest.raises(TypeError, match=message):
+        testing.run(kernel(part), example)
+
+
+@host_run
+def test_mlm_head_takes_slots_in_several_chunks():
     V = (256 << 20) // 4 // 128 + 1  # logits of 127 rows fit: a chunk has 64
-    case = example(65, V, E=2)
-    got, gradients = testing.run(testing.implementations("mlm_head")["cuda"], case)
-    wanted, right = testing.run(reference.mlm_head, case.to(torch.float64))
+    example = mlm_head.example(65, V, E=2)
+    got, gradients = testing.run(kernel(mlm_head), example)
+    wanted, right = testing.run(reference.mlm_head, example.to(torch.float64))
     torch.testing.assert_close({**got, **gradients}, {**wanted, **right}, check_dtype=False)
 
 
 @host_run
-def test_results_do_not_depend_on_the_order_of_threads(monkeypatch):
-    function = testing.implementations("mlm_head")["cuda"]
-    for case in (*testing.examples("mlm_head"), LARGE):
-        outcomes = []
-        for order in range(5):
-            monkeypatch.setenv("CUDA_HOST_ORDER", str(order))
-            results, gradients = testing.run(function, case)
-            outcomes.append({**results, **gradients})
-        for name, first in outcomes[0].items():
-            assert all(torch.equal(first, other[name]) for other in outcomes[1:]), f"{case.name}: {name}"
-
-
-@host_run
-def test_float64_is_refused():
-    case = example(2, 9).to(torch.float64)
-    case.args["weights"] = case.args["weights"].float()
-    message = "mlm_head: x must be float32, float16 or bfloat16 for the CUDA kernel, got float64; "
-    with pytest.raises(TypeError, match=message):
-        testing.run(testing.implementations("mlm_head")["cuda"], case)
-
-
-@host_run
-@pytest.mark.parametrize("bad", [9, -1, 2**32 + 1])
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_a_target_outside_the_vocabulary_makes_its_row_nan(bad, dtype):
-    if bad > torch.iinfo(dtype).max:
-        pytest.skip("no such number in this dtype")
-    case = example(4, 9)
-    case.args["targets"] = case.args["targets"].to(dtype)
-    case.args["targets"][2] = bad
-    results, gradients = testing.run(testing.implementations("mlm_head")["cuda"], case)
-    assert results["loss"].isnan() and results["lse"].isfinite().all()
-    assert gradients["x"].isnan().any(1).tolist() == [False, False, True, False]
-    assert results["samples"].dtype == dtype and (0 <= results["samples"]).all()
-
-
-FAULTS = {
-    "a warp reads sums that others have not left": (
-        "  __syncthreads();  // each warp has left its sums; from",
-        "  // from",
-    ),
-    "the loss is summed before each warp has left its part": (
-        "  __syncthreads();  // each warp has left its sums\n",
-        "",
-    ),
-    "a barrier that one warp alone reaches": (
-        "  if (warp != 0) return;\n",
-        "  if (warp != 0) return;\n  __syncthreads();\n",
-    ),
-    "the tail of the vocabulary dropped": (
-        "base < span.end; base += kGroup) {\n    float l",
-        "base + kGroup <= span.end; base += kGroup) {\n    float l",
-    ),
-    "the bias dropped": ("l[k] = v < end ? logits[v] + bias[v]", "l[k] = v < end ? logits[v]"),
-    "a new maximum does not rescale the sum": (
-        "sum = sum * expf(beta * (before - top)) + part",
-        "sum = sum + part",
-    ),
-    "the target may be drawn": ("draw.disallow_correct ? target : -1", "-1"),
-    "another stream": ("static_cast<uint32_t>(draw.rng[1]), 1}", "static_cast<uint32_t>(draw.rng[1]), 0}"),
-    "a lane too few in the scan": ("if (lane >= d) x += below", "if (lane > d) x += below"),
-    "the second look begins at the span": ("(goal - below) /", "goal /"),
-    "a tie or a smaller logit beats the target": ("l[k] > l_target;", "l[k] != l_target;"),
-    "unused rows are looked at": (
-        "  if (w == 0) {\n    if (threadIdx.x",
-        "  if (false) {\n    if (threadIdx.x",
-    ),
-    "no gradient through the target's logit": ("(v == target ? 1.0f : 0.0f)", "0.0f"),
-    "a gradient without its weight": (": w * (p - ", ": (p - "),
-    "blocks of the gradient overlap": ("blockIdx.y * kItems * kThreads", "blockIdx.y * kThreads"),
-    "the mean over slots, not weights": ("sums[2] += weights[m]", "sums[2] += 1"),
-}
-
-
-@host_run
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_check_sees(fault, tmp_path):
-    right, wrong = FAULTS[fault]
-    source = (CUDA / "mlm_head.cu").read_text()
+@of_each("FAULTS")
+def test_the_check_sees(part, entry, tmp_path, monkeypatch):
+    right, wrong = part.FAULTS[entry]
+    source = (CUDA / f"{part.OP}.cu").read_text()
     assert right in source, "the fault no longer fits the kernel"
-    broken = tmp_path / "mlm_head.cu"
+    broken = tmp_path / f"{part.OP}.cu"
     broken.write_text(source.replace(right, wrong))
-    kernels = host.load(host.rebuilt(broken, tmp_path), f"broken{list(FAULTS).index(fault)}")
-    # RuntimeError: the run itself found threads that do not meet.
+    kernels = host.load(host.rebuilt(broken, tmp_path), f"broken_{part.OP}_{list(part.FAULTS).index(entry)}")
+    fwd, bwd = (kernels[f"{part.OP}_{direction}"] for direction in ("fwd", "bwd"))
+    function = getattr(ops, part.OP).over(Kernels(fwd, bwd))
+    # RuntimeError: the run itself found threads that do not meet, or an access that is not aligned.
     with pytest.raises((AssertionError, RuntimeError)):
-        check(ops.mlm_head.over(Kernels(kernels["mlm_head_fwd"], kernels["mlm_head_bwd"])))
+        for order in ("0", "1"):
+            monkeypatch.setenv("CUDA_HOST_ORDER", order)
+            for example in part.EXAMPLES:
+                testing.check_example(function, example)
+        for check in part.CHECKS:
+            check(function)
+        testing.check_op(part.OP, function, seed=0)
 
 
 @needs_nvcc

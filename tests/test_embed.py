@@ -1,9 +1,12 @@
 import pytest
 import torch
 
-from electra_fast import ops, reference
+from electra_fast import ops, reference, testing
+from electra_fast.philox import keep_mask
+from electra_fast.testing.examples import Example
 
 RNG = torch.tensor([1, 0])
+TABLES = ("word", "position", "type", "norm_weight", "norm_bias")
 
 
 def arguments(device="cpu", dtype=torch.float32, **change):
@@ -47,6 +50,88 @@ def test_a_frozen_table_gets_no_gradient_and_an_unused_row_zero(device):
     args["word"].requires_grad_()
     ops.embed(**args).square().sum().backward()
     assert args["position"].grad is None and (args["word"].grad[10:] == 0).all()
+
+
+def batch(T, V, E, dtype=torch.float32, seed=0, **options):
+    """An example of T tokens in rows of 16, ids of all sizes and a third of them one."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.where(torch.rand(T, generator=g) < 0.3, 3, torch.randint(V, (T,), generator=g))
+    tables = [0.02 * torch.randn(n, E, generator=g).to(dtype) for n in (V, 16, 2)]
+    norm = [1 + 0.1 * torch.randn(E, generator=g), 0.1 * torch.randn(E, generator=g)]
+    args = {"ids": ids.view(-1, 16), "type_ids": None, "position_ids": None}
+    args |= dict(zip(TABLES, tables + norm, strict=True)) | {"eps": 1e-12, **options}
+    return Example("embed", f"T={T} V={V} E={E}", args, TABLES)
+
+
+def test_the_table_comes_back_and_takes_a_gradient_from_elsewhere(device):
+    args = arguments(device)
+    args["word"].requires_grad_()
+    x, word = ops.embed(**args, return_word=True)
+    assert torch.equal(word, args["word"])
+    upstream = torch.randn_like(word)
+    (alone,) = torch.autograd.grad(x.square().sum(), args["word"], retain_graph=True)
+    (passed,) = torch.autograd.grad((word * upstream).sum(), args["word"], retain_graph=True)
+    (both,) = torch.autograd.grad(x.square().sum() + (word * upstream).sum(), args["word"])
+    assert torch.equal(passed, upstream)
+    torch.testing.assert_close(both, alone + upstream)
+
+
+def test_a_frozen_table_is_handed_on_as_it_is(device):
+    args = arguments(device)
+    args["position"].requires_grad_()
+    x, word = ops.embed(**args, return_word=True)
+    assert word is args["word"] and x.requires_grad
+
+
+@pytest.mark.parametrize("name", testing.implementations("embed"))
+def test_dropout_takes_the_elements_that_philox_says(name, device):
+    rng, ones = torch.tensor([-5, 9], device=device), torch.ones(100, device=device)
+    example = batch(64, 40, 100, norm_weight=0 * ones, norm_bias=ones, dropout=0.3, rng=rng, stream=7)
+    y = testing.implementations("embed")[name](**example.to(device=device).args)
+    kept = keep_mask(rng, 7, torch.arange(64, device=device).view(4, 16), 100, 0.3)
+    assert torch.equal(y != 0, kept)
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frequent_id_is_summed_in_float32(dtype, device):
+    """A row of 6000 tokens: added up in bfloat16 one after the other, it would stop at a few hundred."""
+    testing.check_example(ops.embed, batch(20_000, 500, 24, dtype).to(device=device))
+
+
+def test_any_number_of_threads_gives_the_same_bits(device):
+    if device != "cpu":
+        pytest.skip("of the CPU's kernel")
+    threads, outcomes = torch.get_num_threads(), []
+    example = batch(3200, 700, 64, dropout=0.1, rng=RNG, stream=3)
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            outcomes.append(testing.run(ops.embed, example))
+    finally:
+        torch.set_num_threads(threads)
+    for results, gradients in outcomes[1:]:
+        assert torch.equal(results["result"], outcomes[0][0]["result"])
+        assert all(torch.equal(gradients[k], v) for k, v in outcomes[0][1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_at_any_address(dtype, device):
+    """A slice from its second element on: no vector load is aligned."""
+    example = batch(48, 33, 31, dtype).to(device=device)
+    for name in TABLES:
+        x = example.args[name]
+        example.args[name] = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    testing.check_example(ops.embed, example)
+
+
+def test_int32_and_int64_ids_give_the_same(device):
+    example = batch(160, 40, 24).to(device=device)
+    results, gradients = testing.run(ops.embed, example)
+    example.args["ids"] = example.args["ids"].int()
+    again, gradients_again = testing.run(ops.embed, example)
+    assert torch.equal(results["result"], again["result"])
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in TABLES)
 
 
 @pytest.mark.parametrize("name", ["ids", "type_ids", "position_ids"])

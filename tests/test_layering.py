@@ -7,7 +7,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each imports only what stands before it: the package itself nothing until it is asked for a name,
 # the test harness whatever it likes, and the library never the harness.
-ORDER = ["__init__", "_C", "philox", "reference", "ops", "config", "modules", "checkpoint", "model"]
+ORDER = [
+    "__init__",
+    "_C",
+    "philox",
+    "reference",
+    "ops",
+    "config",
+    "vocabulary",
+    "modules",
+    "checkpoint",
+    "model",
+]
 ORDER += ["data", "pretrain", "hf", "installation", "testing", "__main__"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors"}
 

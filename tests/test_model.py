@@ -1,6 +1,5 @@
 """The model: sizes, sharing, where gradients go, what a seed decides, and that it learns."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -151,95 +150,6 @@ def test_autocast_keeps_losses_in_float32():
     assert output.loss.dtype == torch.float32
     torch.testing.assert_close(output.loss, expected.loss, rtol=0.05, atol=0)
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients(model).values())
-
-
-# --- what is shared, and where gradients go ---
-
-
-def tables(half):
-    return list(half.encoder.embedding.parameters())
-
-
-def test_one_embedding_stays_one():
-    model = Electra(CONFIG)
-    number = sum(p.numel() for p in model.parameters())
-    copies = [copy.deepcopy(model), copy.deepcopy(model).to(torch.bfloat16)]
-    copies.append(Electra(CONFIG))
-    copies[-1].load_state_dict(model.state_dict())
-    for same in (model, *copies):
-        assert same.generator.encoder.embedding is same.discriminator.encoder.embedding
-        assert sum(p.numel() for p in same.parameters()) == number
-        states = same.generator.state_dict(), same.discriminator.state_dict()
-        word = "electra.embeddings.word_embeddings.weight"
-        pointers = {state[word].data_ptr() for state in states}
-        assert pointers | {states[0]["generator_lm_head.weight"].data_ptr()} == pointers
-        assert len(pointers) == 1
-    assert copies[0].generator.encoder.embedding is not model.generator.encoder.embedding
-
-
-def test_sharing_none_and_all():
-    none = Electra(dataclasses.replace(CONFIG, sharing="none"))
-    for a, b in zip(tables(none.generator), tables(none.discriminator), strict=True):
-        assert a is not b
-    every = Electra(dataclasses.replace(EQUAL, sharing="all"))
-    assert every.generator.encoder is every.discriminator.encoder
-    output = every(padded(24, 9)[0])
-    output.loss.backward()
-    assert all(g is not None for g in gradients(every).values())
-    with pytest.raises(NotImplementedError, match="gdes"):
-        Electra(dataclasses.replace(CONFIG, sharing="gdes"))
-
-
-def test_a_checkpoint_of_separate_tables_does_not_load_into_shared_ones():
-    none = Electra(dataclasses.replace(CONFIG, sharing="none"))
-    with pytest.raises(RuntimeError, match=r"generator\S+word_embeddings.weight must equal discrim"):
-        Electra(CONFIG).load_state_dict(none.state_dict())
-
-
-def test_shared_gradient_is_the_sum_of_three_paths():
-    """Two separate towers with the same tables tell the paths apart: the generator's lookup, its
-    softmax, and the discriminator's lookup."""
-    shared = Electra(PLAIN)
-    separate = Electra(dataclasses.replace(PLAIN, sharing="none"))
-    separate.load_state_dict(shared.state_dict())
-    ids, key_mask = padded(24, 9, 17)
-    shared(ids, key_mask=key_mask, rng=RNG).loss.backward()
-
-    calls = []
-    separate.ops = spy(calls)
-    output = separate(ids, key_mask=key_mask, rng=RNG)
-    (from_discriminator,) = torch.autograd.grad(
-        output.rtd_loss, separate.discriminator.encoder.embedding.words
-    )
-    masked = next(result for name, _, result in calls if name == "mask_tokens")
-    generator, words = separate.generator, separate.generator.encoder.embedding.words
-    x = generator.encoder(masked.ids, key_mask=key_mask).flatten(0, 1)[masked.positions]
-    slots = (masked.targets, masked.weights, RNG)
-    lookup = generator.head(x, words.detach(), *slots).loss
-    softmax = generator.head(x.detach(), words, *slots).loss
-    paths = [*torch.autograd.grad(lookup, words), *torch.autograd.grad(softmax, words)]
-    paths.append(50 * from_discriminator)
-
-    assert all(path.abs().max() > 1e-4 for path in paths)
-    total = shared.generator.encoder.embedding.words.grad
-    torch.testing.assert_close(total, sum(paths), atol=1e-6, rtol=1e-5)
-
-
-def test_rtd_loss_reaches_the_generator_through_the_shared_embedding_alone():
-    model = Electra(CONFIG)
-    ids, key_mask = padded(24, 9)
-    model(ids, key_mask=key_mask, rng=RNG).rtd_loss.backward()
-    for name, grad in gradients(model.generator).items():
-        if name.startswith("encoder.embedding."):
-            assert grad.abs().max() > 0, name
-        else:
-            assert grad is None, name
-    assert all(g is not None for g in gradients(model.discriminator).values())
-
-    model.zero_grad()
-    model(ids, key_mask=key_mask, rng=RNG).mlm_loss.backward()
-    own = [n for n in gradients(model.discriminator) if not n.startswith("encoder.embedding.")]
-    assert all(gradients(model.discriminator)[name] is None for name in own)
 
 
 # --- randomness ---

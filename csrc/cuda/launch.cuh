@@ -7,11 +7,11 @@
 namespace electra_fast {
 
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream,
                    const A&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
-  config.blockDim = threads;
+  config.blockDim = block;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
 }

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "storage.h"
+
 namespace electra_fast {
 
 // R of the M slots: a chunk whose logits fit into memory.
@@ -34,8 +36,6 @@ struct MlmHeadResults {
 
 cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
                           const MlmHeadResults& results, cudaStream_t stream);
-
-enum class Storage { kFloat32, kFloat16, kBFloat16 };
 
 // dlogits [R, V] = w (softmax(logits) - onehot(target)), not yet divided by the sum of weights,
 // which would be too small for float16. In float32 it may be the logits' own memory.

@@ -69,11 +69,14 @@ class _AddNorm(torch.autograd.Function):
         y, mean, rstd = kernels.fwd(x, residual, weight, bias, eps, dropout, rng, stream)
         ctx.save_for_backward(x, residual, weight, mean, rstd, rng)
         ctx.kernels, ctx.dropout, ctx.stream = kernels, dropout, stream
+        ctx.set_materialize_grads(False)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
         *saved, rng = ctx.saved_tensors
         residual = saved[1]
         dx, dresidual, dweight, dbias = ctx.kernels.bwd(dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream)

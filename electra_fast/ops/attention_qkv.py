@@ -33,11 +33,14 @@ class _AttentionQKV(torch.autograd.Function):
         o, lse = kernels.fwd(qkv, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream)
         ctx.save_for_backward(qkv, o, lse, key_mask, cu_seqlens, rng)
         ctx.kernels, ctx.site = kernels, (max_seqlen, causal, scale, dropout, stream)
+        ctx.set_materialize_grads(False)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do):
+        if do is None:
+            return (None,) * len(ctx.needs_input_grad)
         *saved, rng = ctx.saved_tensors
         max_seqlen, causal, scale, dropout, stream = ctx.site
         dqkv = ctx.kernels.bwd(do, *saved, max_seqlen, causal, scale, dropout, rng, stream)

@@ -34,11 +34,14 @@ class _BiasGELU(torch.autograd.Function):
     def forward(ctx, kernels, x, bias):
         ctx.kernels = kernels
         ctx.save_for_backward(x, bias)
+        ctx.set_materialize_grads(False)
         return kernels.fwd(x, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
         return None, *ctx.kernels.bwd(dy.contiguous(), *ctx.saved_tensors)
 
 

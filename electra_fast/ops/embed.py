@@ -8,35 +8,55 @@ from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
 from electra_fast.philox import drop
+from electra_fast.reference import Embedded
 
 OP = "embed"
 
 
-def _default_fwd(
-    ids, types, places, word, position, type, weight, bias, cu_seqlens, eps, dropout, rng, stream, dtype
-):
-    x = reference.embedding_sum(ids, types, places, word, position, type, cu_seqlens)
+def _default_fwd(ids, types, places, word, position, type, weight, bias, eps, dropout, rng, stream, dtype):
+    x = reference.embedding_sum(ids, types, places, word, position, type)
     y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
     return drop(y, dropout, rng, stream).to(dtype), mean[..., 0], rstd[..., 0]
 
 
 def _default_bwd(
-    dy, ids, types, places, word, position, type, weight, mean, rstd, cu_seqlens, dropout, rng, stream
+    dy,
+    ids,
+    types,
+    places,
+    word,
+    position,
+    type,
+    weight,
+    mean,
+    rstd,
+    dropout,
+    rng,
+    stream,
+    dword,
+    want_word,
 ):
-    places = reference.places(ids, cu_seqlens) if places is None else places
-    types = torch.zeros_like(ids) if types is None else types
-    x = reference.embedding_sum(ids, types, places, word, position, type, cu_seqlens)
+    """With h = (x - mean) rstd and g = w drop(dy): dx = rstd (g - avg(g) - h avg(g h)), summed by id."""
+    x = reference.embedding_sum(ids, types, places, word, position, type)
     dy = drop(reference.wide(dy), dropout, rng, stream)
     w, stats = weight.to(x.dtype), (mean[..., None], rstd[..., None])
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy, x, x.shape[-1:], *stats, w, w, [True] * 3
     )
 
-    def table_gradient(table, at):
-        return torch.ops.aten.embedding_dense_backward(dx, at.long(), len(table), -1, False).to(table.dtype)
+    def table_gradient(table, at, more=None):
+        # A bad id, which the CPU refuses, takes part in no sum. One row more takes it.
+        row = at.long().masked_fill((at < 0) | (at >= len(table)), len(table))
+        sums = torch.ops.aten.embedding_dense_backward(dx, row, len(table) + 1, -1, False)[:-1]
+        return (sums if more is None else sums.add_(more)).to(table.dtype)
 
-    tables = ((word, ids), (position, places), (type, types))
-    return *(table_gradient(*t) for t in tables), dweight.to(weight.dtype), dbias.to(weight.dtype)
+    return (
+        table_gradient(word, ids, dword) if want_word else word.new_empty(0),
+        table_gradient(position, reference.places(ids) if places is None else places),
+        table_gradient(type, torch.zeros_like(ids) if types is None else types),
+        dweight.to(weight.dtype),
+        dbias.to(weight.dtype),
+    )
 
 
 def _fake_fwd(ids, types, places, word, *rest):
@@ -47,40 +67,52 @@ def _fake_fwd(ids, types, places, word, *rest):
 
 
 def _fake_bwd(dy, ids, types, places, word, position, type, weight, *rest):
-    return tuple(torch.empty_like(t) for t in (word, position, type, weight, weight))
+    *_, want_word = rest
+    dword = torch.empty_like(word) if want_word else word.new_empty(0)
+    return dword, *(torch.empty_like(t) for t in (position, type, weight, weight))
 
 
 _fwd = operator(
     "embed_fwd(Tensor ids, Tensor? type_ids, Tensor? position_ids, Tensor word, Tensor position, "
-    "Tensor type, Tensor weight, Tensor bias, Tensor? cu_seqlens, float eps, float dropout, Tensor? rng, "
-    "int stream, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    "Tensor type, Tensor weight, Tensor bias, float eps, float dropout, Tensor? rng, int stream, "
+    "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     default=_default_fwd,
     fake=_fake_fwd,
+    triton="embed:embed_fwd",
 )
+# `dword`, a gradient that the table has from elsewhere, is added to what this lookup gives it.
 _bwd = operator(
     "embed_bwd(Tensor dy, Tensor ids, Tensor? type_ids, Tensor? position_ids, Tensor word, Tensor position, "
-    "Tensor type, Tensor weight, Tensor mean, Tensor rstd, Tensor? cu_seqlens, float dropout, Tensor? rng, "
-    "int stream) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor type, Tensor weight, Tensor mean, Tensor rstd, float dropout, Tensor? rng, int stream, "
+    "Tensor? dword, bool want_word) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
     fake=_fake_bwd,
+    triton="embed:embed_bwd",
 )
 
 
 class _Embed(torch.autograd.Function):
+    """(y, word): the table goes through, so that its gradient from elsewhere comes to `backward`."""
+
     @staticmethod
     def forward(ctx, kernels, *args):
         y, mean, rstd = kernels.fwd(*args)
-        *looked_up, _, cu_seqlens, _, dropout, rng, stream, _ = args  # without bias, eps, dtype
-        ctx.save_for_backward(*looked_up, mean, rstd, cu_seqlens, rng)
+        *looked_up, _, _, dropout, rng, stream, _ = args  # without bias, eps, dtype
+        ctx.save_for_backward(*looked_up, mean, rstd, rng)
         ctx.kernels, ctx.dropout, ctx.stream = kernels, dropout, stream
-        return y
+        ctx.set_materialize_grads(False)
+        return y, looked_up[3]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx, dy, dword):
+        if dy is None:
+            return *[None] * 4, dword, *[None] * 9
         *saved, rng = ctx.saved_tensors
-        gradients = ctx.kernels.bwd(dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream)
-        return None, None, None, None, *gradients, None, None, None, None, None, None
+        args = (dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream, dword, ctx.needs_input_grad[4])
+        gradients = ctx.kernels.bwd(*args)
+        wanted = zip(gradients, ctx.needs_input_grad[4:9], strict=True)
+        return *[None] * 4, *(g if needed else None for g, needed in wanted), *[None] * 5
 
 
 @public(_fwd, _bwd)
@@ -100,7 +132,8 @@ def embed(
     rng: Tensor | None = None,
     stream: int = 0,
     cu_seqlens: Tensor | None = None,
-) -> Tensor:
+    return_word: bool = False,
+) -> Tensor | Embedded:
     """Return dropout(LayerNorm(word[id] + position[place] + type[type id])).
 
     Args:
@@ -114,14 +147,16 @@ def embed(
         rng: int64 ``[2]`` = (seed, step).
         stream: the number of this dropout site.
         cu_seqlens: int32 or int64 ``[B + 1]``, from 0 to T; the batch is packed.
+        return_word: also return `word`, for its next user: the gradient that it gets there is what the sums
+            of this lookup's gradient begin with, so that the two need no addition of whole tables.
 
     Returns:
-        ``[B, L, E]`` or ``[T, E]`` in the autocast dtype where autocast is enabled, else in the tables'.
+        ``[B, L, E]`` or ``[T, E]`` in the autocast dtype where autocast is enabled, else in the tables';
+        with `return_word` ``Embedded(x, word)`` of that and the table.
 
     Raises:
         TypeError, ValueError: an argument breaks these rules. IndexError: an id outside its table, on the
-            CPU; on
-        CUDA its row becomes NaN.
+            CPU; on CUDA its row becomes NaN.
     """
     check.tensor(OP, "ids", ids, check.INTS)
     check.optional(OP, "type_ids", type_ids, check.INTS, ids.shape, ids)
@@ -135,26 +170,16 @@ def embed(
     check.dropout(OP, dropout, rng, ids)
     if cu_seqlens is not None:
         check.packed(OP, ids, cu_seqlens, None, ids.numel())
-        cu_seqlens = cu_seqlens.contiguous()
-    if position_ids is None and cu_seqlens is None and ids.shape[-1] > position.shape[0]:
+        position_ids = reference.places(ids, cu_seqlens) if position_ids is None else position_ids
+    elif position_ids is None and ids.shape[-1] > position.shape[0]:
         raise ValueError(
             f"embed: ids must have at most {position.shape[0]} positions a sequence, got {ids.shape[-1]}"
         )
     (like,) = reference.autocast(word[:0])
-    return _Embed.apply(
-        kernels,
-        ids.contiguous(),
-        type_ids,
-        position_ids,
-        word,
-        position,
-        type,
-        norm_weight,
-        norm_bias,
-        cu_seqlens,
-        eps,
-        dropout,
-        rng,
-        stream,
-        like.dtype,
-    )
+    ids, tables = ids.contiguous(), (word, position, type, norm_weight, norm_bias)
+    given = (x if x is None else x.contiguous() for x in (type_ids, position_ids))
+    tables = (x.contiguous() for x in tables)
+    y, through = _Embed.apply(kernels, ids, *given, *tables, eps, dropout, rng, stream, like.dtype)
+    if not return_word:
+        return y
+    return Embedded(y, through if word.requires_grad else word)

@@ -15,11 +15,8 @@ OP = "mlm_head"
 
 
 def _default_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
-    return tuple(
-        reference.mlm_head(
-            x, table, bias, targets, weights, rng, temperature=temperature, disallow_correct=disallow_correct
-        )
-    )
+    options = {"temperature": temperature, "disallow_correct": disallow_correct}
+    return reference.mlm_head(x, table, bias, targets, weights, rng, **options)[:4]
 
 
 def _default_bwd(x, table, bias, targets, weights, rng, temperature, disallow_correct, want_dx, want_dtable):
@@ -80,20 +77,30 @@ _bwd = operator(
 
 
 class _MLMHead(torch.autograd.Function):
+    """(*head, table): the table goes through, so that its gradient from elsewhere comes to `backward`."""
+
     @staticmethod
-    def forward(ctx, kernels, x, table, bias, *rest):
-        *head, dx, dtable, dbias = kernels.bwd(x, table, bias, *rest)
+    def forward(ctx, kernels, dtype, x, table, bias, *rest):
+        *head, dx, dtable, dbias = kernels.bwd(x.to(dtype), table.to(dtype), bias, *rest)
         ctx.save_for_backward(dx, dtable, dbias)
         ctx.dtypes = x.dtype, table.dtype, bias.dtype
         ctx.mark_non_differentiable(*head[1:])
-        return tuple(head)
+        ctx.set_materialize_grads(False)
+        return *head, table
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dloss, *_):
-        wanted = zip(ctx.needs_input_grad[1:4], ctx.saved_tensors, ctx.dtypes, strict=True)
-        gradients = [(gradient * dloss).to(dtype) if needed else None for needed, gradient, dtype in wanted]
-        return None, *gradients, *[None] * 7
+    def backward(ctx, dloss, *rest):
+        *_, more = rest
+        if dloss is None:
+            return None, None, None, more, *[None] * 8
+
+        def scaled(gradient, more):
+            return gradient * dloss if more is None else torch.addcmul(more, gradient, dloss)
+
+        each = zip(ctx.saved_tensors, (None, more, None), ctx.dtypes, ctx.needs_input_grad[2:5], strict=True)
+        gradients = (scaled(g, m).to(dtype) if needed else None for g, m, dtype, needed in each)
+        return None, None, *gradients, *[None] * 7
 
 
 @public(_fwd, _bwd)
@@ -108,6 +115,7 @@ def mlm_head(
     *,
     temperature: float = 1.0,
     disallow_correct: bool = False,
+    return_table: bool = False,
 ) -> MLMHead:
     """Return the masked-language-model loss and a draw a slot from the generator (Clark et al. 2020, eq. 1).
 
@@ -117,7 +125,7 @@ def mlm_head(
 
     Args:
         x: ``[M, E]`` transformed hidden states of the masked slots, any float dtype.
-        table: ``[V, E]`` word embeddings, dtype of x; both are cast to the autocast dtype if enabled.
+        table: ``[V, E]`` word embeddings, dtype of x; where autocast is enabled both are cast to its dtype.
         bias: ``[V]`` float32 or the dtype of x.
         targets: ``[M]`` original ids, int32 or int64.
         weights: ``[M]`` float32. A slot of weight 0 may hold anything; its sample and its lse are 0 and mean
@@ -125,24 +133,25 @@ def mlm_head(
         rng: int64 ``[2]`` = (seed, step).
         temperature: above 0; of the sample only.
         disallow_correct: never draw the target; of the sample only.
+        return_table: also return `table`, for its next user: the gradient that it gets there is added to in
+            the pass that scales this one's.
 
     Returns:
-        MLMHead(loss, samples ``[M]`` dtype of targets, correct, lse ``[M]``). Only the loss carries a
-        gradient. `correct` is the weighted count of slots whose arg-max (the lowest id in a tie) is the
-        target.
+        MLMHead(loss, samples ``[M]`` dtype of targets, correct, lse ``[M]``, table). Only the loss, and the
+        table where it was asked for, carry a gradient. `correct` is the weighted count of slots whose arg-max
+        (the lowest id in a tie) is the target.
 
     Raises:
         TypeError, ValueError: an argument breaks these rules. IndexError: a target outside [0, V), on the
-            CPU; on
-        CUDA the loss becomes NaN.
+            CPU; on CUDA the loss becomes NaN.
     """
     check.tensor(OP, "x", x, check.FLOATS, (None, None))
     M, E = x.shape
     check.tensor(OP, "table", table, check.FLOATS, (None, E), x)
-    x, table = reference.autocast(x, table)
-    check.tensor(OP, "table", table, (x.dtype,))
+    cast_x, cast_table = reference.autocast(x[:0], table[:0])
+    check.tensor(OP, "table", cast_table, (cast_x.dtype,))
     V = table.shape[0]
-    check.tensor(OP, "bias", bias, (*check.FLOAT32, x.dtype), (V,), x)
+    check.tensor(OP, "bias", bias, (*check.FLOAT32, cast_x.dtype), (V,), x)
     check.tensor(OP, "targets", targets, check.INTS, (M,), x)
     check.tensor(OP, "weights", weights, check.FLOAT32, (M,), x)
     check.rng(OP, rng, x)
@@ -152,10 +161,12 @@ def mlm_head(
         raise ValueError(
             "mlm_head: disallow_correct must be False where the vocabulary has one token, got True"
         )
-    tensors = [t.contiguous() for t in (x, table, bias, targets, weights, rng)]
+    x, table, *rest = (t.contiguous() for t in (x, table, bias, targets, weights, rng))
+    rest += [temperature, disallow_correct]
     wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, table, bias)]
     if any(wanted):
-        head = _MLMHead.apply(kernels, *tensors, temperature, disallow_correct, *wanted[:2])
+        *head, through = _MLMHead.apply(kernels, cast_x.dtype, x, table, *rest, *wanted[:2])
+        table = through if wanted[1] else table
     else:
-        head = kernels.fwd(*tensors, temperature, disallow_correct)
-    return MLMHead(*head)
+        head = kernels.fwd(*reference.autocast(x, table), *rest)
+    return MLMHead(*head, table if return_table else None)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from electra_fast import philox, reference
 from electra_fast.ops import Ops
-from electra_fast.reference import MaskedTokens, MLMHead, ReplacedTokens, RTDLoss, autocast
+from electra_fast.reference import Embedded, MaskedTokens, MLMHead, ReplacedTokens, RTDLoss, autocast
 
 
 def _draw(x, p, rng, stream, rows=None):
@@ -55,14 +55,15 @@ def mask_tokens(
 
 def embed(
     ids, type_ids, position_ids, word, position, type, norm_weight, norm_bias,
-    *, eps, dropout=0.0, rng=None, stream=0, cu_seqlens=None, drop=_draw,
+    *, eps, dropout=0.0, rng=None, stream=0, cu_seqlens=None, return_word=False, drop=_draw,
 ):  # fmt: skip
     type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
     position_ids = reference.places(ids, cu_seqlens) if position_ids is None else position_ids
     x = F.embedding(ids, word) + F.embedding(position_ids, position) + F.embedding(type_ids, type)
     y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     y = drop(y, dropout, rng, stream) if dropout else y
-    return y.to(autocast(word[:0])[0].dtype)
+    y = y.to(autocast(word[:0])[0].dtype)
+    return Embedded(y, word) if return_word else y
 
 
 class _SoftmaxThenSum(torch.autograd.Function):
@@ -127,8 +128,11 @@ def bias_gelu(x, bias):
     return F.gelu(x + bias.to(x.dtype))
 
 
-def mlm_head(x, table, bias, targets, weights, rng, *, temperature=1.0, disallow_correct=False):
+def mlm_head(
+    x, table, bias, targets, weights, rng, *, temperature=1.0, disallow_correct=False, return_table=False
+):
     """All logits, F.cross_entropy over them, and a draw by the Gumbel arg-max (google-research/electra)."""
+    same = table if return_table else None
     x, table = autocast(x, table)
     unused = weights == 0
     logits = F.linear(x.masked_fill(unused[:, None], 0), table, bias.to(x.dtype)).float()
@@ -141,7 +145,7 @@ def mlm_head(x, table, bias, targets, weights, rng, *, temperature=1.0, disallow
             noisy = noisy.scatter(1, target[:, None], -torch.inf)
         samples = noisy.argmax(-1).to(targets.dtype)
         correct = (weights * (logits.argmax(-1) == target)).sum()
-    return MLMHead(loss, samples, correct, logits.detach().logsumexp(-1))
+    return MLMHead(loss, samples, correct, logits.detach().logsumexp(-1), same)
 
 
 def replace_tokens(ids, positions, samples, weights):

@@ -36,6 +36,7 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     result = function(**args)
     results = result._asdict() if hasattr(result, "_asdict") else {"result": result}
+    results = {name: y for name, y in results.items() if y is not None}
     generator = torch.Generator().manual_seed(len(example.name))
     loss = None
     for y in results.values():
@@ -101,7 +102,7 @@ def assert_samples(example: Example, samples: Tensor) -> None:
     """Refuse samples of `mlm_head` outside the float64 CDF bracket of their uniform."""
     args = example.args
     used = args["weights"].cpu() != 0
-    cdf, u, tol = sample_bounds(**{k: v for k, v in args.items() if k != "weights"})
+    cdf, u, tol = sample_bounds(**{k: v for k, v in args.items() if k not in ("weights", "return_table")})
     cdf = torch.cat([torch.zeros(len(cdf), 1), cdf], 1).double()
     s = samples.cpu().long()
     assert ((s >= 0) & (s < cdf.shape[1] - 1)).all(), (

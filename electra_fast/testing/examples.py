@@ -149,6 +149,12 @@ def _embed(g):
             packed = {"ids": ids.flatten(), "type_ids": None, "position_ids": None}
             packed["cu_seqlens"] = torch.tensor([0, 0, 16, 17, 33, 48], dtype=torch.int32)
             yield Example("embed", f"packed E={E} {dtype}", {**packed, **args}, names)
+        # As in training: every third token is one, and the table's next user gives it a gradient too.
+        ids = torch.where(torch.rand(25, 16, generator=g) < 0.3, 3, _ids(g, (25, 16), 40))
+        padded |= {"ids": ids, "type_ids": ids.int() % 2}
+        yield Example("embed", f"a frequent id {dtype}", {**padded, **args, "return_word": True}, names)
+        packed |= {"ids": ids[:0, 0], "cu_seqlens": torch.zeros(3, dtype=torch.int32)}
+        yield Example("embed", f"no token {dtype}", {**packed, **args}, names)
 
 
 def _attention_sites(g):
@@ -231,6 +237,8 @@ def _mlm_head(g):
                 "rng": _rng(),
             }
             yield Example("mlm_head", f"M={M} V={V} {dtype}", {**args, **options}, names)
+        args["return_table"] = True
+        yield Example("mlm_head", f"the table passed on {dtype}", args, names)
     few = {"x": x[1:2], "table": table, "bias": bias, "targets": targets[1:2].int(), "rng": _rng()}
     yield Example("mlm_head", "one slot", {**few, "weights": torch.ones(1)}, names)
     yield Example("mlm_head", "no weight", {**few, "weights": torch.zeros(1)}, names)

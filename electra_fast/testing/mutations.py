@@ -36,9 +36,8 @@ def _on_results(fault: Callable[[Tensor], Tensor], fields: set[str] | None, func
         result = function(**args)
         if isinstance(result, Tensor):
             return fault(result)
-        return result._replace(
-            **{k: fault(v) for k, v in result._asdict().items() if fields is None or k in fields}
-        )
+        found = {k: v for k, v in result._asdict().items() if v is not None}
+        return result._replace(**{k: fault(v) for k, v in found.items() if fields is None or k in fields})
 
     return broken
 

@@ -20,6 +20,8 @@
 
 using std::isnan, std::max, std::min;
 
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+
 inline void __syncthreads(cuda_host::Where where = cuda_host::Where::current()) {
   cuda_host::meet(cuda_host::machine.block, where);
 }
@@ -41,6 +43,14 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance,
                  cuda_host::Where where = cuda_host::Where::current()) {
   const auto given = cuda_host::exchange(mask, value, where);
   return cuda_host::lane() < distance ? value : given(cuda_host::lane() - distance);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned distance,
+                   cuda_host::Where where = cuda_host::Where::current()) {
+  const unsigned from = cuda_host::lane() + distance;
+  const auto given = cuda_host::exchange(mask, value, where);
+  return from < cuda_host::kWarp ? given(from) : value;
 }
 
 inline unsigned __ballot_sync(unsigned mask, int vote,

@@ -148,6 +148,11 @@ inline void fail(const char* what) {
   if (machine.current) jump(machine.scheduler);
 }
 
+// What the compiler calls, by -fsanitize=alignment, before an access that is not aligned.
+extern "C" __attribute__((used)) inline void __ubsan_handle_type_mismatch_v1(void*, void*) {
+  fail("an access that is not aligned");
+}
+
 // Return once every thread of the group has come here.
 inline void meet(Group& group, Where where) {
   Fibre& self = *machine.current;

@@ -1,0 +1,275 @@
+// The embedding of both towers on the CPU: lookup, LayerNorm and dropout in one pass, and their
+// gradient. The schema, and what arguments and results mean: electra_fast/ops/embed.py.
+//
+//   x = word[id] + position[place] + type[type id]       h = (x - mean) rstd
+//   y = drop(h w + b)         g = w drop(dy)             dx = rstd (g - avg(g) - h avg(g h))
+//
+// The backward pass goes through tokens place by place, so that a place's gradient is a sum that
+// one thread holds, and leaves dx; the word table's is then summed row by row over tokens sorted by
+// id. Tasks are the same for any number of threads, and so are all bits of the results.
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "dropout.h"
+#include "registry.h"
+#include "table_gradient.h"
+
+namespace electra_fast {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+constexpr int64_t kTasks = 64;    // of the backward pass, each with its own sums over tokens
+constexpr int64_t kGrain = 8192;  // elements a forward task, beside which waking a thread is cheap
+
+std::vector<int64_t> place_of(int64_t t, at::IntArrayRef shape) {
+  std::vector<int64_t> place(shape.size());
+  for (size_t axis = shape.size(); axis-- > 0; t /= shape[axis]) place[axis] = t % shape[axis];
+  return place;
+}
+
+// Ids as int64, each of them a row of its table.
+Tensor checked(const char* name, const Tensor& given, const Tensor& table) {
+  const Tensor ids = given.to(at::kLong);
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  const int64_t rows = table.size(0);
+  for (int64_t t = 0; t < ids.numel(); ++t) {
+    if (id[t] >= 0 && id[t] < rows) continue;
+    TORCH_CHECK_INDEX(false, "embed: ", name, " must be in [0, ", rows, "), got ", id[t], " at ",
+                      at::IntArrayRef(place_of(t, ids.sizes())),
+                      "; electra_fast.check_batch finds such ids before training");
+  }
+  return ids;
+}
+
+// Which rows of the three tables a token looks up.
+struct Lookup {
+  Tensor ids, types, places;  // the last two undefined where they are 0 and the place in the row
+  int64_t T, L;
+
+  Lookup(const Tensor& ids, const MaybeTensor& types, const MaybeTensor& places, const Tensor& word,
+         const Tensor& position, const Tensor& type)
+      : ids(checked("ids", ids, word)),
+        types(types ? checked("type_ids", *types, type) : Tensor()),
+        places(places ? checked("position_ids", *places, position) : Tensor()),
+        T(ids.numel()),
+        L(ids.size(-1)),
+        id_(this->ids.const_data_ptr<int64_t>()),
+        type_(types ? this->types.const_data_ptr<int64_t>() : nullptr),
+        place_(places ? this->places.const_data_ptr<int64_t>() : nullptr) {}
+
+  int64_t id(int64_t t) const { return id_[t]; }
+  int64_t type(int64_t t) const { return type_ ? type_[t] : 0; }
+  int64_t place(int64_t t) const { return place_ ? place_[t] : t % L; }
+
+ private:
+  const int64_t *id_, *type_, *place_;
+};
+
+template <class T>
+struct Tables {
+  using W = at::opmath_type<T>;
+  const T *word, *position, *type;
+  int64_t E;
+
+  Tables(const Tensor& word, const Tensor& position, const Tensor& type)
+      : word(word.const_data_ptr<T>()),
+        position(position.const_data_ptr<T>()),
+        type(type.const_data_ptr<T>()),
+        E(word.size(1)) {}
+
+  void sum(const Lookup& rows, int64_t t, W* x) const {
+    const T* a = word + rows.id(t) * E;
+    const T* b = position + rows.place(t) * E;
+    const T* c = type + rows.type(t) * E;
+    for (int64_t e = 0; e < E; ++e) {
+      x[e] = static_cast<W>(a[e]) + static_cast<W>(b[e]) + static_cast<W>(c[e]);
+    }
+  }
+};
+
+template <class W>
+W average(const W* x, int64_t E) {
+  using Vec = at::vec::Vectorized<W>;
+  return at::vec::reduce_all<W>([](Vec a, Vec b) { return a + b; }, x, E) / E;
+}
+
+template <class W>
+W average_product(const W* x, const W* y, int64_t E) {
+  using Vec = at::vec::Vectorized<W>;
+  return at::vec::map2_reduce_all<W>([](Vec a, Vec b) { return a * b; },
+                                     [](Vec a, Vec b) { return a + b; }, x, y, E) /
+         E;
+}
+
+template <class T>
+void forward(const Lookup& rows, const Tables<T>& tables, const Tensor& weight, const Tensor& bias,
+             double eps, const Dropout& dropout, const Tensor& y, const Tensor& mean,
+             const Tensor& rstd) {
+  using W = at::opmath_type<T>;
+  const int64_t E = tables.E;
+  const W *w = weight.const_data_ptr<W>(), *b = bias.const_data_ptr<W>();
+  W *results = y.mutable_data_ptr<W>(), *means = mean.mutable_data_ptr<W>();
+  W* rstds = rstd.mutable_data_ptr<W>();
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, E));
+  at::parallel_for(0, rows.T, grain, [&](int64_t begin, int64_t end) {
+    std::vector<W> factor(dropout.padded_columns());
+    for (int64_t t = begin; t < end; ++t) {
+      W* row = results + t * E;
+      tables.sum(rows, t, row);
+      const W center = means[t] = average(row, E);
+      for (int64_t e = 0; e < E; ++e) row[e] -= center;
+      const W variance = average_product(row, row, E);
+      const W scale = rstds[t] = 1 / std::sqrt(variance + static_cast<W>(eps));
+      for (int64_t e = 0; e < E; ++e) row[e] = row[e] * scale * w[e] + b[e];
+      if (!dropout.active()) continue;
+      dropout.factors(t, factor.data());
+      for (int64_t e = 0; e < E; ++e) row[e] = dropped(row[e], factor[e]);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> embed_fwd_cpu(const Tensor& ids, const MaybeTensor& type_ids,
+                                                 const MaybeTensor& position_ids,
+                                                 const Tensor& word, const Tensor& position,
+                                                 const Tensor& type, const Tensor& weight,
+                                                 const Tensor& bias, double eps, double p,
+                                                 const MaybeTensor& rng, int64_t stream,
+                                                 at::ScalarType dtype) {
+  const Lookup rows(ids, type_ids, position_ids, word, position, type);
+  const Dropout dropout(p, rng, stream, word.size(1));
+  const auto wide = word.options().dtype(at::toOpMathType(word.scalar_type()));
+  std::vector<int64_t> shape = ids.sizes().vec();
+  const Tensor mean = at::empty(shape, wide), rstd = at::empty(shape, wide);
+  shape.push_back(word.size(1));
+  const Tensor y = at::empty(shape, wide);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, word.scalar_type(), "embed", [&] {
+    forward(rows, Tables<scalar_t>(word, position, type), weight.to(wide.dtype()),
+            bias.to(wide.dtype()), eps, dropout, y, mean, rstd);
+  });
+  return {y.to(dtype), mean, rstd};
+}
+
+// The gradient of one token's x, and its part in those of w and b.
+template <class T>
+class Token {
+ public:
+  using W = at::opmath_type<T>;
+
+  Token(const Tables<T>& tables, const W* w, const Dropout& dropout)
+      : tables(tables),
+        E(tables.E),
+        w(w),
+        dropout(dropout),
+        h(E),
+        g(E),
+        factor(dropout.padded_columns()) {}
+
+  void gradient(const Lookup& rows, int64_t t, const W* dy, W mean, W rstd, W* dx, W* dw, W* db) {
+    tables.sum(rows, t, h.data());
+    std::copy(dy, dy + E, g.begin());
+    if (dropout.active()) {
+      dropout.factors(t, factor.data());
+      for (int64_t e = 0; e < E; ++e) g[e] = dropped(g[e], factor[e]);
+    }
+    for (int64_t e = 0; e < E; ++e) {
+      h[e] = (h[e] - mean) * rstd;
+      dw[e] += g[e] * h[e];
+      db[e] += g[e];
+      g[e] *= w[e];
+    }
+    const W along_one = average(g.data(), E), along_h = average_product(g.data(), h.data(), E);
+    for (int64_t e = 0; e < E; ++e) dx[e] = rstd * (g[e] - along_one - h[e] * along_h);
+  }
+
+ private:
+  const Tables<T>& tables;
+  int64_t E;
+  const W* w;
+  const Dropout& dropout;
+  std::vector<W> h, g, factor;
+};
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& dy, const Lookup& rows, const Tensor& word, const Tensor& position,
+    const Tensor& type, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+    const Dropout& dropout, const MaybeTensor& more, bool want_word) {
+  using W = at::opmath_type<T>;
+  const Tables<T> tables(word, position, type);
+  const int64_t E = tables.E, K = type.size(0);
+  const bool by_place = !rows.places.defined();
+  // Group i has the tokens i, i + groups, ...: those at one place of their sequences.
+  const int64_t groups = by_place ? (rows.T > 0 ? rows.L : 0) : rows.T;
+  const int64_t tasks = std::min(kTasks, groups);
+  const auto wide = word.options().dtype(c10::CppTypeToScalarType<W>::value);
+  const Tensor w = weight.to(wide.dtype()), upstream = dy.to(wide.dtype());
+  const Tensor dx = at::empty({rows.T, E}, wide);
+  const Tensor dposition = by_place ? at::zeros_like(position, wide) : Tensor();
+  const Tensor dtype = at::zeros({tasks, K, E}, wide);
+  const Tensor dweight = at::zeros({tasks, E}, wide), dbias = at::zeros({tasks, E}, wide);
+
+  const W *weights = w.const_data_ptr<W>(), *upstreams = upstream.const_data_ptr<W>();
+  const W *means = mean.const_data_ptr<W>(), *rstds = rstd.const_data_ptr<W>();
+  W *gradients = dx.mutable_data_ptr<W>(), *types = dtype.mutable_data_ptr<W>();
+  W *dws = dweight.mutable_data_ptr<W>(), *dbs = dbias.mutable_data_ptr<W>();
+  W* places = by_place ? dposition.mutable_data_ptr<W>() : nullptr;
+
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    Token<T> token(tables, weights, dropout);
+    for (int64_t task = begin; task < end; ++task) {
+      for (int64_t group = groups * task / tasks; group < groups * (task + 1) / tasks; ++group) {
+        for (int64_t t = group; t < rows.T; t += groups) {
+          W* gradient = gradients + t * E;
+          token.gradient(rows, t, upstreams + t * E, means[t], rstds[t], gradient, dws + task * E,
+                         dbs + task * E);
+          add(gradient, E, types + (task * K + rows.type(t)) * E);
+          if (by_place) add(gradient, E, places + group * E);
+        }
+      }
+    }
+  });
+  return {want_word ? table_gradient<T>(dx, rows.ids, word, more) : at::empty({0}, word.options()),
+          by_place ? dposition.to(position.scalar_type())
+                   : table_gradient<T>(dx, rows.places, position),
+          dtype.sum(0).to(type.scalar_type()), dweight.sum(0).to(weight.scalar_type()),
+          dbias.sum(0).to(weight.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embed_bwd_cpu(
+    const Tensor& dy, const Tensor& ids, const MaybeTensor& type_ids,
+    const MaybeTensor& position_ids, const Tensor& word, const Tensor& position, const Tensor& type,
+    const Tensor& weight, const Tensor& mean, const Tensor& rstd, double p, const MaybeTensor& rng,
+    int64_t stream, const MaybeTensor& dword, bool want_word) {
+  const Lookup rows(ids, type_ids, position_ids, word, position, type);
+  const Dropout dropout(p, rng, stream, word.size(1));
+  const MaybeTensor more = dword ? MaybeTensor(dword->contiguous()) : dword;
+  return AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, word.scalar_type(), "embed", [&] {
+        return backward<scalar_t>(dy, rows, word, position, type, weight, mean, rstd, dropout, more,
+                                  want_word);
+      });
+}
+
+}  // namespace
+
+ELECTRA_FAST_IMPL(embed_fwd, CPU, embed_fwd_cpu)
+ELECTRA_FAST_IMPL(embed_bwd, CPU, embed_bwd_cpu)
+
+}  // namespace electra_fast

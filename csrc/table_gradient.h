@@ -1,0 +1,103 @@
+// The gradient of a table that is looked up: sums of rows by id, on the CPU.
+#pragma once
+
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "stream.h"
+
+namespace electra_fast {
+
+using at::Tensor;
+
+constexpr int64_t kPiece = 32;  // rows of dx added up before they join the sum of a table's row
+
+template <class W>
+void add(const W* x, int64_t E, W* sum) {
+  for (int64_t e = 0; e < E; ++e) sum[e] += x[e];
+}
+
+// Tokens in the order of their rows in a table, and within a row in their own.
+struct Sorted {
+  std::vector<int64_t> start, token;  // of row v: token[start[v]] to token[start[v + 1] - 1]
+
+  Sorted(const Tensor& ids, int64_t rows) : start(rows + 1), token(ids.numel()) {
+    const int64_t* id = ids.const_data_ptr<int64_t>();
+    const int64_t T = ids.numel();
+    for (int64_t t = 0; t < T; ++t) ++start[id[t]];
+    std::partial_sum(start.begin(), start.end(), start.begin());  // where the next row starts
+    for (int64_t t = T - 1; t >= 0; --t) token[--start[id[t]]] = t;
+  }
+
+  // The first row of part k of n: parts have as many rows and tokens, taken together.
+  int64_t boundary(int64_t k, int64_t n) const {
+    const int64_t rows = static_cast<int64_t>(start.size()) - 1;
+    const int64_t goal = (rows + start[rows]) * k / n;
+    const auto below = [&](const int64_t& s) { return (&s - start.data()) + s < goal; };
+    return std::partition_point(start.begin(), start.end() - 1, below) - start.begin();
+  }
+};
+
+// Memory for a whole table: its pages are new to the process, and mapping them one by one takes
+// longer than writing them. A hint, which the system may ignore.
+inline Tensor new_table(const Tensor& like) {
+  const Tensor table = at::empty_like(like);
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(table.mutable_data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t last = (begin + table.nbytes()) / kHuge * kHuge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  return table;
+}
+
+// The gradient of `table`: `more`, or 0, and the sums of dx over the tokens of each row. Each row
+// is one thread's, and the sum of pieces in order, so that its bits are the same for any number.
+template <class T>
+Tensor table_gradient(const Tensor& dx, const Tensor& ids, const Tensor& table,
+                      const std::optional<Tensor>& more = {}) {
+  using W = at::opmath_type<T>;
+  const int64_t E = table.size(1), parts = 4 * at::get_num_threads();
+  const Sorted sorted(ids, table.size(0));
+  const Tensor result = new_table(table);
+  T* gradient = result.mutable_data_ptr<T>();
+  const T* base = more ? more->const_data_ptr<T>() : nullptr;
+  const W* rows = dx.const_data_ptr<W>();
+  const auto without_tokens = [&](int64_t v, int64_t end) {
+    const auto* from = reinterpret_cast<const char*>(base ? base + v * E : nullptr);
+    stream(from, reinterpret_cast<char*>(gradient + v * E), (end - v) * E * sizeof(T));
+  };
+
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<W> sum(E), piece(E);
+    const int64_t last = sorted.boundary(end, parts);
+    int64_t written = sorted.boundary(begin, parts);
+    for (int64_t v = written; v < last; ++v) {
+      const int64_t first = sorted.start[v], behind = sorted.start[v + 1];
+      if (first == behind) continue;
+      without_tokens(written, v);
+      written = v + 1;
+      for (int64_t e = 0; e < E; ++e) sum[e] = base ? static_cast<W>(base[v * E + e]) : W(0);
+      for (int64_t i = first; i < behind; i += kPiece) {
+        std::fill(piece.begin(), piece.end(), W(0));
+        for (int64_t j = i; j < std::min(i + kPiece, behind); ++j) {
+          add(rows + sorted.token[j] * E, E, piece.data());
+        }
+        add(piece.data(), E, sum.data());
+      }
+      std::copy(sum.begin(), sum.end(), gradient + v * E);
+    }
+    without_tokens(written, last);
+  });
+  return result;
+}
+
+}  // namespace electra_fast

@@ -1,0 +1,321 @@
+"""What the towers share, where its gradients come from, and what becomes of a model that no longer does."""
+
+import copy
+import dataclasses
+import io
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from towers import CONFIG, assert_all_equal, padded
+
+from electra_fast.model import Discriminator, Electra, Generator
+from electra_fast.ops import FUSED
+from electra_fast.reference import Embedded
+
+EQUAL = {"generator_layers": 2, "generator_hidden": 32, "generator_heads": 2, "generator_ffn": 64}
+RNG = torch.tensor([11, 3])
+SHARING = ("none", "embeddings", "gdes", "all")
+WORDS = "electra.embeddings.word_embeddings.weight"
+
+
+def electra(sharing, ops=FUSED, **change):
+    return Electra(dataclasses.replace(CONFIG, **EQUAL, sharing=sharing, **change), ops)
+
+
+def learned(model):
+    """A model whose zeros, biases and differences, are no longer zero."""
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+# --- one storage, whatever is done to the model ---
+
+
+def through_state_dict(model):
+    other = Electra(model.config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def through_a_file(model):
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = Electra(model.config)
+    other.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    return other
+
+
+def resized(model):
+    model.resize_token_embeddings(310)
+    model.resize_token_embeddings(300)
+    return model
+
+
+CHANGES = {
+    "as made": lambda model: model,
+    "deepcopy": copy.deepcopy,
+    "to": lambda model: copy.deepcopy(model).to(torch.bfloat16).to(torch.float32),
+    "load_state_dict": through_state_dict,
+    "a file, assigned": through_a_file,
+    "resize_token_embeddings": resized,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("sharing", SHARING)
+def test_what_is_shared_stays_one(sharing, change):
+    model = learned(electra(sharing))
+    same = CHANGES[change](model)
+    generator, discriminator = same.generator.encoder, same.discriminator.encoder
+    same.check_sharing()
+    assert (generator.embedding is discriminator.embedding) == (sharing in ("embeddings", "all"))
+    assert (generator is discriminator) == (sharing == "all")
+    assert sharing != "gdes" or discriminator.embedding.shared is generator.embedding
+    assert sum(p.numel() for p in same.parameters()) == sum(p.numel() for p in model.parameters())
+
+    pointer = generator.embedding.words.data_ptr()
+    state = same.state_dict()
+    assert state[f"generator.{WORDS}"].data_ptr() == pointer
+    assert state["generator.generator_lm_head.weight"].data_ptr() == pointer
+    if sharing in ("embeddings", "all"):
+        assert state[f"discriminator.{WORDS}"].data_ptr() == pointer
+    output = same(padded(24, 9)[0], rng=RNG)
+    output.loss.backward()
+    assert output.loss.isfinite() and all(p.grad is not None for p in same.parameters())
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_distributed_data_parallel_trains_it(sharing, tmp_path):
+    ids = padded(24, 9)[0]
+    model = electra(sharing)
+    alone = copy.deepcopy(model)
+    alone(ids, rng=RNG).loss.backward()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        parallel(ids, rng=RNG).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    model.check_sharing()
+    for (name, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+# --- what no longer is as the config says ---
+
+
+def exchange_the_embedding(model):
+    model.discriminator.encoder.embedding = copy.deepcopy(model.discriminator.encoder.embedding)
+
+
+def leave_the_generators_head_behind(model):
+    model.generator.encoder.embedding = copy.deepcopy(model.generator.encoder.embedding)
+
+
+def share_the_tables_without_their_norm(model):
+    own = Discriminator(model.config).encoder.embedding
+    shared = model.generator.encoder.embedding
+    own.words, own.positions, own.types = shared.words, shared.positions, shared.types
+    model.discriminator.encoder.embedding = own
+
+
+def grow_one_half(model):
+    model.generator.resize_token_embeddings(310)
+
+
+@pytest.mark.parametrize(
+    "trap", [exchange_the_embedding, leave_the_generators_head_behind, share_the_tables_without_their_norm]
+)
+@pytest.mark.parametrize("sharing", ["embeddings", "all"])
+def test_a_model_that_no_longer_shares_is_refused(trap, sharing):
+    model = electra(sharing)
+    if sharing == "all":
+        model.discriminator.encoder = copy.deepcopy(model.discriminator.encoder)
+    trap(model)
+    with pytest.raises(ValueError, match=f"must share what sharing='{sharing}' says, got an embedding that"):
+        model(padded(24)[0])
+
+
+@pytest.mark.parametrize("trap", [exchange_the_embedding, leave_the_generators_head_behind])
+def test_a_difference_to_another_table_is_refused(trap):
+    model = electra("gdes")
+    trap(model)
+    with pytest.raises(ValueError, match="must share what sharing='gdes' says"):
+        model(padded(24)[0])
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_a_vocabulary_that_grew_in_one_half_is_refused(sharing):
+    model = electra(sharing)
+    grow_one_half(model)
+    with pytest.raises(ValueError, match=r"vocab_size must be the rows of the word table \(310\), got 300"):
+        model(padded(24)[0])
+
+
+def test_a_checkpoint_of_separate_tables_does_not_load_into_shared_ones():
+    with pytest.raises(RuntimeError, match=r"generator\S+word_embeddings.weight must equal discrim"):
+        electra("embeddings").load_state_dict(electra("none").state_dict())
+
+
+# --- where gradients come from ---
+
+
+def tables_with_gradients(model, loss):
+    """Return which of the towers' tables a loss of the output gives a gradient other than 0."""
+    model.zero_grad()
+    ids, key_mask = padded(24, 9)
+    getattr(model(ids, key_mask=key_mask, rng=RNG), loss).backward()
+    generator, discriminator = model.generator.encoder.embedding, model.discriminator.encoder.embedding
+    own = discriminator.difference["words"] if hasattr(discriminator, "difference") else discriminator.words
+    found = {"generator": generator.words, "discriminator": own}
+    return {name for name, table in found.items() if table.grad is not None and table.grad.any()}
+
+
+@pytest.mark.parametrize(
+    ("sharing", "mlm", "rtd"),
+    [
+        ("none", {"generator"}, {"discriminator"}),
+        ("gdes", {"generator"}, {"discriminator"}),
+        ("embeddings", {"generator", "discriminator"}, {"generator", "discriminator"}),
+        ("all", {"generator", "discriminator"}, {"generator", "discriminator"}),
+    ],
+)
+def test_each_loss_reaches_the_tables_that_it_should(sharing, mlm, rtd):
+    model = learned(electra(sharing))
+    assert tables_with_gradients(model, "mlm_loss") == mlm
+    assert tables_with_gradients(model, "rtd_loss") == rtd
+
+
+def test_rtd_loss_reaches_the_generator_through_the_shared_embedding_alone():
+    model = Electra(CONFIG)
+    ids, key_mask = padded(24, 9)
+    model(ids, key_mask=key_mask, rng=RNG).rtd_loss.backward()
+    for name, parameter in model.generator.named_parameters():
+        if name.startswith("encoder.embedding."):
+            assert parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+    assert all(p.grad is not None for p in model.discriminator.parameters())
+
+    model.zero_grad()
+    model(ids, key_mask=key_mask, rng=RNG).mlm_loss.backward()
+    own = [n for n, _ in model.discriminator.named_parameters() if not n.startswith("encoder.embedding.")]
+    assert all(model.discriminator.get_parameter(name).grad is None for name in own)
+
+
+def test_the_shared_gradient_is_the_sum_of_three_paths():
+    """Two separate towers with the same tables tell the paths apart: the generator's lookup, its softmax, and
+    the discriminator's lookup."""
+    plain = dataclasses.replace(CONFIG, dropout=0.0)
+    shared = Electra(plain)
+    separate = Electra(dataclasses.replace(plain, sharing="none"))
+    separate.load_state_dict(shared.state_dict())
+    ids, key_mask = padded(24, 9, 17)
+    shared(ids, key_mask=key_mask, rng=RNG).loss.backward()
+
+    output = separate(ids, key_mask=key_mask, rng=RNG)
+    own = separate.discriminator.encoder.embedding.words
+    (from_discriminator,) = torch.autograd.grad(output.rtd_loss, own)
+    masked = FUSED.mask_tokens(ids, separate.candidates(ids), RNG, mask_id=plain.mask_id, key_mask=key_mask)
+    generator, words = separate.generator, separate.generator.encoder.embedding.words
+    x = generator.encoder(masked.ids, key_mask=key_mask).flatten(0, 1)[masked.positions]
+    slots = (masked.targets, masked.weights, RNG)
+    lookup = generator.head(x, words.detach(), *slots).loss
+    softmax = generator.head(x.detach(), words, *slots).loss
+    paths = [*torch.autograd.grad(lookup, words), *torch.autograd.grad(softmax, words)]
+    paths.append(50 * from_discriminator)
+
+    assert all(path.abs().max() > 1e-4 for path in paths)
+    total = shared.generator.encoder.embedding.words.grad
+    torch.testing.assert_close(total, sum(paths), atol=1e-6, rtol=1e-5)
+
+
+class WholeTables(TorchDispatchMode):
+    """Counts the tensors of the table's size that are read or written, the table itself left out."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.read, self.written = table, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        if not function.is_view:
+            self.read += sum(map(self.counts, args))
+            self.written += sum(map(self.counts, results))
+        return result
+
+    def counts(self, x):
+        whole = isinstance(x, torch.Tensor) and x.shape == self.table.shape
+        return whole and x.data_ptr() != self.table.data_ptr()
+
+
+def whole_tables(ops):
+    model = Electra(CONFIG, ops)
+    loss = model(padded(24, 9)[0], rng=RNG).loss
+    with WholeTables(model.generator.encoder.embedding.words) as traffic:
+        loss.backward()
+    return traffic.read, traffic.written
+
+
+def test_the_tied_gradient_grows_along_its_way():
+    """The numbers of DESIGN.md, on top of the one table that the head's forward pass writes."""
+
+    def embed(*args, return_word=False, **kwargs):  # hands on nothing
+        x = FUSED.embed(*args, **kwargs)
+        return Embedded(x, args[3]) if return_word else x
+
+    def mlm_head(*args, return_table=False, **kwargs):
+        return FUSED.mlm_head(*args, **kwargs)._replace(table=args[1])
+
+    assert whole_tables(FUSED) == (3, 3)
+    assert whole_tables(FUSED._replace(embed=embed, mlm_head=mlm_head)) == (5, 5)
+
+
+def test_a_frozen_table_gets_no_gradient_and_the_rest_does():
+    model = Electra(CONFIG)
+    words = model.generator.encoder.embedding.words.requires_grad_(False)
+    model(padded(24, 9)[0], rng=RNG).loss.backward()
+    assert words.grad is None
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+# --- a learned difference ---
+
+
+def test_a_difference_of_zero_is_the_shared_embedding():
+    shared, difference = electra("embeddings", dropout=0.0), electra("gdes", dropout=0.0)
+    state = shared.state_dict()
+    own = {n: t for n, t in difference.state_dict().items() if ".difference." in n}
+    assert all(not t.any() for t in own.values()) and len(own) == 3
+    difference.load_state_dict({n: t for n, t in state.items() if n in difference.state_dict()} | own)
+    ids, key_mask = padded(24, 9)
+    assert_all_equal(
+        shared(ids, key_mask=key_mask, rng=RNG)[:3], difference(ids, key_mask=key_mask, rng=RNG)[:3]
+    )
+
+
+def test_a_difference_is_merged_into_the_folder_and_kept_in_the_state_dict(tmp_path):
+    model = learned(electra("gdes")).eval()
+    ids, key_mask = padded(24, 9)
+    expected = model.discriminator(ids, key_mask=key_mask)
+    model.discriminator.save_pretrained(tmp_path)
+    alone = Discriminator.from_pretrained(tmp_path)
+    assert torch.equal(alone(ids, key_mask=key_mask), expected)
+    assert set(alone.state_dict()) == set(Discriminator(model.config).state_dict())
+
+    again = through_state_dict(model)
+    assert_all_equal(again.parameters(), model.parameters())
+    with pytest.raises(RuntimeError, match=r"Missing key.*word_embeddings.weight"):
+        Discriminator(model.config).load_state_dict(model.discriminator.state_dict())
+
+
+def test_the_generator_is_saved_as_ever(tmp_path):
+    model = learned(electra("gdes")).eval()
+    ids, key_mask = padded(24, 9)
+    model.generator.save_pretrained(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
+    assert torch.equal(again(ids, key_mask=key_mask), model.generator(ids, key_mask=key_mask))

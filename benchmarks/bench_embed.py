@@ -1,12 +1,33 @@
-"""embed: the lookup that both towers share, with real ids; its backward scatters into 30 522 rows."""
+"""embed: the lookup that both towers share; its backward adds up the tokens of each row of the table."""
+
+import torch
 
 from benchmarks.cases import BYTES, Call, cases
+from benchmarks.inputs import CUDA, Size, by_name
+from electra_fast.config import ElectraConfig
+
+small, base = ElectraConfig.small, ElectraConfig.base
+if CUDA:
+    OTHERS = by_name(
+        Size("small 128x128 uniform", 128, 128, small, uniform=True),
+        Size("base 256x512 uniform", 256, 512, base, uniform=True),
+        Size("small 128x128 V=128100", 128, 128, small, 128_100),  # DeBERTa-v3's vocabulary
+        Size("base 256x512 V=128100", 256, 512, base, 128_100),
+    )
+else:
+    OTHERS = by_name(
+        Size("base 16x128", 16, 128, base),
+        Size("small 16x128 uniform", 16, 128, small, uniform=True),
+        Size("small 16x128 V=128100", 16, 128, small, 128_100),
+    )
 
 
-@cases(value=50)
+@cases(value=50, sizes=OTHERS)
 def bench_embed(make):
-    ids, _ = make.batch()
     c, E = make.config, make.config.embedding
+    ids, _ = make.batch()
+    if make.size.uniform:
+        ids = torch.randint(c.vocab_size, ids.shape, generator=make.generator, device=make.device)
     tables = {
         "word": make.normal(c.vocab_size, E, scale=c.initializer),
         "position": make.normal(c.max_positions, E, scale=c.initializer),

@@ -21,6 +21,7 @@ class Size(NamedTuple):
     L: int  # positions a sequence
     preset: Callable[[], ElectraConfig]
     vocab: int = 30_522
+    uniform: bool = False  # each id as likely as another; else a real text's, a few of them most of it
 
     @property
     def config(self) -> ElectraConfig:

@@ -73,7 +73,9 @@ def mlm_head_draw(
     tempered_ptr,  # [R, blocks] f32, or None where the temperature is 1
     samples_ptr,  # [M] out, dtype of targets
     lse_ptr,  # [M] f32 out
-    norm_ptr,  # [M] f32 out, of used slots: lse in units of log 2; NaN where the target is no token
+    # [M, 2] f32 out, of used slots: the two terms of lse in units of log 2, NaN where the target is no token.
+    # Of their rounded sum a peaked row's gradient would be the rounding.
+    norm_ptr,
     nll_ptr,  # [M] f32 out, of used slots
     leads_ptr,  # [M] f32 out, of used slots: 1 where the target is the arg-max
     inverse_temperature,
@@ -112,7 +114,8 @@ def mlm_head_draw(
 
     log_total = tl.log2(total.to(tl.float32))
     tl.store(lse_ptr + slot, (top + log_total) * LN2)
-    tl.store(norm_ptr + r, tl.where(legal, top + log_total, float("nan")))
+    tl.store(norm_ptr + 2 * r, top)
+    tl.store(norm_ptr + 2 * r + 1, tl.where(legal, log_total, float("nan")))
     tl.store(nll_ptr + r, tl.where(legal, (top - target + log_total) * LN2, float("nan")))
     tl.store(leads_ptr + r, leads.to(tl.float32))
 

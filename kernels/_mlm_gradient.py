@@ -9,11 +9,12 @@ from electra_fast.kernels._mlm_sweep import LOG2E, load_bias, load_rows, load_to
 
 @triton.jit
 def _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r):
-    """Load target, weight and log-sum-exp of the used slots r; outside, what makes d = 0."""
+    """Load target, weight, maximum and log-sum of the used slots r; outside, what makes d = 0."""
     slot = tl.load(index_ptr + r, mask=in_r, other=0)
     y = tl.load(targets_ptr + slot, mask=in_r, other=-1).to(tl.int32)
     w = tl.load(weights_ptr + slot, mask=in_r, other=0.0)
-    return y, w, tl.load(norm_ptr + r, mask=in_r, other=float("inf"))
+    top = tl.load(norm_ptr + 2 * r, mask=in_r, other=float("inf"))
+    return y, w, top, tl.load(norm_ptr + 2 * r + 1, mask=in_r, other=0.0)
 
 
 @triton.jit(do_not_specialize=["tiles", "M"])
@@ -25,7 +26,7 @@ def mlm_head_dx(
     weights_ptr,  # [M] f32
     index_ptr,  # [M] i32
     count_ptr,  # [] i32
-    norm_ptr,  # [M] f32, of used slots: log-sum-exp in units of log 2
+    norm_ptr,  # [M, 2] f32, of used slots: maximum and log-sum in units of log 2
     partial_ptr,  # [programs, M, E] f32 out, of used slots
     tiles,
     V,
@@ -40,7 +41,7 @@ def mlm_head_dx(
     if tl.program_id(0) * BLOCK_M >= count:
         return
     in_r = r < count
-    y, w, norm = _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r)
+    y, w, top, log_total = _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r)
     x = load_rows(x_ptr, index_ptr, r, in_r, 0, E, BLOCK_E)
     acc = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     for t in range(tiles):
@@ -50,7 +51,7 @@ def mlm_head_dx(
         logits = (
             dot(x, tokens.T, tl.zeros((BLOCK_M, BLOCK_V), tl.float32)) + load_bias(bias_ptr, v, V)[None, :]
         )
-        p = tl.exp2(logits * LOG2E - norm[:, None])
+        p = tl.exp2(logits * LOG2E - (top + log_total)[:, None])
         d = (p - tl.where(v[None, :] == y[:, None], 1.0, 0.0)) * w[:, None]
         acc = dot(d.to(x.dtype), tokens, acc)
     e = tl.arange(0, BLOCK_E)
@@ -68,7 +69,7 @@ def mlm_head_dtable(
     index_ptr,  # [M] i32
     count_ptr,  # [] i32
     scale_ptr,  # [] f32
-    norm_ptr,  # [M] f32, of used slots
+    norm_ptr,  # [M, 2] f32, of used slots
     dtable_ptr,  # [V, E] f32 out, or None
     dbias_ptr,  # [V] f32 out
     V,
@@ -87,11 +88,11 @@ def mlm_head_dtable(
     for first in range(0, count, BLOCK_M):
         r = first + tl.arange(0, BLOCK_M)
         in_r = r < count
-        y, w, norm = _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r)
+        y, w, top, log_total = _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r)
         x = load_rows(x_ptr, index_ptr, r, in_r, 0, E, BLOCK_E)
         # Transposed, so that d feeds the second product as it lies.
         logits = dot(tokens, x.T, tl.zeros((BLOCK_V, BLOCK_M), tl.float32)) + bias[:, None]
-        p = tl.exp2(logits * LOG2E - norm[None, :])
+        p = tl.exp2(logits * LOG2E - (top + log_total)[None, :])
         d = (p - tl.where(v[:, None] == y[None, :], 1.0, 0.0)) * w[None, :]
         total += tl.sum(d, axis=1)
         if dtable_ptr is not None:
@@ -112,7 +113,7 @@ def mlm_head_difference(
     weights_ptr,  # [M] f32
     index_ptr,  # [M] i32
     count_ptr,  # [] i32
-    norm_ptr,  # [M] f32, of used slots
+    norm_ptr,  # [M, 2] f32, of used slots
     dbias_ptr,  # [V] f32, in and out: d summed over the slots
     first,
     R,
@@ -130,14 +131,15 @@ def mlm_head_difference(
         row = row0 + tl.arange(0, BLOCK_M)
         r = first + row
         in_r = (r < count) & (row < R)
-        y, w, norm = _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r)
+        y, w, top, log_total = _load_slots(targets_ptr, weights_ptr, index_ptr, norm_ptr, r, in_r)
         inside = in_r[:, None] & (v < V)[None, :]
         place = row.to(tl.int64)[:, None] * stride + v[None, :]
         e = tl.load(kept_ptr + place, mask=inside, other=0.0).to(tl.float32)
         maximum = tl.load(
             maxima_ptr + row.to(tl.int64)[:, None] * blocks + v[None, :] // SUB, mask=inside, other=0.0
         )
-        d = (e * tl.exp2(maximum - norm[:, None]) - tl.where(v[None, :] == y[:, None], 1.0, 0.0)) * w[:, None]
+        p = e * tl.exp2((maximum - top[:, None]) - log_total[:, None])
+        d = (p - tl.where(v[None, :] == y[:, None], 1.0, 0.0)) * w[:, None]
         d = tl.where(inside, d, 0.0)  # slots that are not used multiply as well
         tl.store(
             kept_ptr + place, d.to(kept_ptr.dtype.element_ty), mask=(row < R)[:, None] & (v < stride)[None, :]

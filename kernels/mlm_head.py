@@ -72,7 +72,7 @@ class _Head:
         self.loss, self.correct, self.scale = (self.floats() for _ in range(3))
         self.used = {"index_ptr": x.new_empty(self.M, dtype=torch.int32)}
         self.used["count_ptr"] = x.new_empty((), dtype=torch.int32)
-        self.norm, self.nll, self.leads = (self.floats(self.M) for _ in range(3))
+        self.norm, self.nll, self.leads = self.floats(self.M, 2), self.floats(self.M), self.floats(self.M)
         self.operands = {"x_ptr": x, "table_ptr": table, "bias_ptr": bias, "V": self.V, **self.used}
         self.slots = {"targets_ptr": targets, "weights_ptr": weights, "norm_ptr": self.norm, **self.used}
 

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (w == 0) {
     if (threadIdx.x == 0) {
       results.samples[r] = 0;
-      results.lse[r] = results.nll[r] = results.hits[r] = 0;
+      results.lse[r] = results.rest[r] = results.nll[r] = results.hits[r] = 0;
     }
     return;
   }
@@ -212,7 +212,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       // Of a peaked row the difference is exact and the logarithm small: no digits cancel.
       const double log_sum = log(row.sum);
       const float nll = static_cast<float>(log_sum + (row.top - l_target));
-      results.lse[r] = static_cast<float>(row.top + log_sum);
+      const double lse = row.top + log_sum;
+      results.lse[r] = static_cast<float>(lse);
+      results.rest[r] = static_cast<float>(lse - static_cast<float>(lse));
       results.nll[r] = nll;
       results.hits[r] = beaten || isnan(nll) ? 0 : w;
     }
@@ -244,11 +246,11 @@ __device__ void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    mlm_head_gradient_kernel(MlmHeadRows rows, const float* lse, T* dlogits) {
+    mlm_head_gradient_kernel(MlmHeadRows rows, const float* lse, const float* rest, T* dlogits) {
   const int64_t r = blockIdx.x, row = r * rows.V;
   const float w = rows.weights[r];
   const int target = w == 0 ? -1 : legal_target(rows, r);
-  const float shift = target < 0 ? NAN : lse[r];
+  const float shift = target < 0 ? NAN : lse[r], less = rest[r];
   const int first = blockIdx.y * kItems * kThreads + threadIdx.x;
   float l[kItems];  // all loads before the first store, which may be to where they came from
   for (int k = 0; k < kItems; ++k) {
@@ -258,7 +260,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kItems; ++k) {
     const int v = first + k * kThreads;
     if (v >= rows.V) return;
-    const float p = expf(l[k] - shift);
+    const float p = expf(l[k] - shift - less);
     store(dlogits + row + v, w == 0 ? 0 : w * (p - (v == target ? 1.0f : 0.0f)));
   }
 }
@@ -299,11 +301,11 @@ cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
                 draw, results);
 }
 
-cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, void* dlogits,
-                              Storage storage, cudaStream_t stream) {
+cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, const float* rest,
+                              void* dlogits, Storage storage, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(rows.R), blocks(rows.V, kItems * kThreads));
   const auto launch_for = [&]<class T>(T* dl) {
-    return launch(mlm_head_gradient_kernel<T>, grid, kThreads, stream, rows, lse, dl);
+    return launch(mlm_head_gradient_kernel<T>, grid, kThreads, stream, rows, lse, rest, dl);
   };
   switch (storage) {
     case Storage::kFloat16:

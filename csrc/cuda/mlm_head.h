@@ -30,6 +30,7 @@ struct MlmHeadDraw {
 struct MlmHeadResults {
   int64_t* samples;  // [R]
   float* lse;        // [R]
+  float* rest;       // [R] what rounding took from lse
   float* nll;        // [R] lse - logits[target]
   float* hits;       // [R] the weight, where the target is the arg-max
 };
@@ -39,8 +40,8 @@ cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
 
 // dlogits [R, V] = w (softmax(logits) - onehot(target)), not yet divided by the sum of weights,
 // which would be too small for float16. In float32 it may be the logits' own memory.
-cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, void* dlogits,
-                              Storage storage, cudaStream_t stream);
+cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, const float* rest,
+                              void* dlogits, Storage storage, cudaStream_t stream);
 
 // Of all M slots: loss = sum(w nll) / sum(w), correct = sum(hits), and scale = 1 / sum(w); loss and
 // scale are 0 where that sum is.

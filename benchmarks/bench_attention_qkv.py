@@ -7,6 +7,7 @@ from benchmarks.cases import FLOPS, Call, cases
 def bench_attention_qkv(make):
     H, D = make.config.heads, make.config.hidden // make.config.heads
     qkv = make.normal(make.B, make.L, 3, H, D)
+    size = qkv.numel() // 3 * qkv.element_size()
     product = 2 * make.B * H * make.L**2 * D  # of padded sequences: work saved counts as speed
     return Call(
         {"qkv": qkv, "key_mask": make.batch().key_mask, **make.site(3)},
@@ -14,4 +15,5 @@ def bench_attention_qkv(make):
         unit=FLOPS,
         forward=2 * product,  # q k^T and p v
         backward=5 * product,  # q k^T again, and the gradients of p, q, k and v
+        moved=(4 * size, 8 * size),  # q, k, v, o; these, and the gradients of all
     )

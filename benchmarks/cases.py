@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import gate
 from benchmarks.inputs import SIZES, Make, Size
-from benchmarks.machine import device
+from benchmarks.machine import bound, device
 from electra_fast import ops
 from electra_fast.ops._register import served_by
 from electra_fast.testing.baseline import TORCH
@@ -29,13 +29,22 @@ Functions = dict[str, Callable]
 
 
 class Call(NamedTuple):
-    """The arguments of one call and the work that it is: bytes that must move, or FLOPs."""
+    """The arguments of one call and the work that it is: bytes that must move, or FLOPs and `moved` bytes."""
 
     args: dict[str, Any]
     unit: str
     forward: int
     backward: int = 0
     gradients: tuple[str, ...] = ()
+    moved: tuple[int, int] = (0, 0)  # forward, backward
+
+    def bound(self, passes: str) -> float | None:
+        """Return the seconds that the passes take at least, where that is known of the device."""
+        works = [self.forward, self.backward][: 1 + (passes == BOTH)]
+        if self.unit == BYTES:
+            return bound(0, sum(works))
+        bounds = [bound(work, moved) for work, moved in zip(works, self.moved, strict=False)]
+        return None if None in bounds else sum(bounds)
 
 
 class Case:
@@ -100,7 +109,8 @@ class OpCase(Case):
         # The reference replays Philox for equality's sake, which no one would do for speed.
         replays = provider == "reference" and self.call.args.get("dropout", 0) > 0
         facts = {"op": self.op, "size": self.size.name, "passes": self.passes, "no_baseline": replays}
-        return facts | {"unit": self.call.unit, "work": work, "served_by": served}
+        facts |= {"unit": self.call.unit, "work": work, "bound": self.call.bound(self.passes)}
+        return facts | {"served_by": served}
 
 
 def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:
@@ -131,11 +141,16 @@ def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:
     return both
 
 
-def cases(value: float, sizes: dict[str, Size] | None = None, rivals: Functions | None = None) -> Callable:
+def cases(
+    value: float,
+    sizes: dict[str, Size] | None = None,
+    rivals: Functions | None = None,
+    forward: bool = False,
+) -> Callable:
     """Make a benchmark of every size, pass and provider out of the function that makes arguments.
 
     `value` says how much a reader wants the number: where time is short, the higher goes first. An op's own
-    `sizes` come after those of all ops, and are timed with their backward only.
+    `sizes` come after those of all ops, and are timed with their backward, alone only if `forward` is set.
     """
 
     def decorate(inputs: Callable[[Make], Call]) -> Callable:
@@ -144,7 +159,8 @@ def cases(value: float, sizes: dict[str, Size] | None = None, rivals: Functions 
         passes = [BOTH, FORWARD] if both else [FORWARD]
         own = sizes or {}
         found = {(s, p): OpCase(op, inputs, SIZES[s], p, rivals or {}) for s in SIZES for p in passes}
-        found |= {(s, BOTH): OpCase(op, inputs, own[s], BOTH, rivals or {}) for s in own}
+        own_passes = passes if forward else [BOTH]
+        found |= {(s, p): OpCase(op, inputs, own[s], p, rivals or {}) for s in own for p in own_passes}
         runs = [
             pytest.param(*key, provider, marks=pytest.mark.value(0 if key[0] in own else value))
             for key, case in found.items()

@@ -22,11 +22,12 @@ class Size(NamedTuple):
     preset: Callable[[], ElectraConfig]
     vocab: int = 30_522
     uniform: bool = False  # each id as likely as another; else a real text's, a few of them most of it
+    dropout: float = 0.1 if CUDA else 0.0  # on the CPU it would be measured in place of the op
+    packed: bool = False  # the lengths of a real text, one after the other
 
     @property
     def config(self) -> ElectraConfig:
-        # No dropout on the CPU: there it would be measured in place of the op.
-        return dataclasses.replace(self.preset(), dropout=0.1 if CUDA else 0.0, vocab_size=self.vocab)
+        return dataclasses.replace(self.preset(), dropout=self.dropout, vocab_size=self.vocab)
 
 
 def by_name(*sizes: Size) -> dict[str, Size]:
@@ -73,6 +74,11 @@ class Make:
     def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> torch.Tensor:
         x = torch.randn(*shape, generator=self.generator, device=self.device)
         return (mean + scale * x).to(self.dtype)
+
+    def bounds(self) -> dict[str, Any]:
+        """Return the sequences of a packed batch, the corpus's lengths, as an op's arguments."""
+        _, bounds, longest = batches(self.B, self.L).packed(0)
+        return {"cu_seqlens": bounds.to(self.device), "max_seqlen": longest}
 
     def batch(self) -> Padded:
         return Padded(*(x.to(self.device) for x in batches(self.B, self.L).padded(0)))

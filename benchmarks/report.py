@@ -16,11 +16,18 @@ LABELS = {
     "linear_ce_chunked": "F.linear_cross_entropy, chunked",
     "liger": "Liger",
     "cce": "cut-cross-entropy",
+    "sdpa_flash": "SDPA, flash",
+    "sdpa_efficient": "SDPA, efficient",
+    "sdpa_cudnn": "SDPA, cuDNN",
+    "sdpa_math": "SDPA, math",
+    "flex": "FlexAttention",
+    "flash_attn": "flash-attn",
 }
 RIVALS = ("linear_ce_chunked", "linear_ce", "liger", "cce")
+RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "flex", "flash_attn")
 LATE = (*RIVALS, "compile")  # timed after all others, each beside fused alone
 ORDER = ["fused", "packed", "torch", "compile", "huggingface", *RIVALS, "reference"]
-COLUMNS = ["provider", "ms", "p20 - p80", "host us", "rate", "peak MB", "fused is"]
+COLUMNS = ["provider", "ms", "p20 - p80", "host us", "rate, of the bound", "peak MB", "fused is"]
 BASIS = {
     "cpu": "Milliseconds and rates by CPU time, of all threads together.",
     "cuda": "Milliseconds and rates by events around graph replays, with a cold L2.",
@@ -36,14 +43,15 @@ def digits(x: float) -> str:
 
 
 def rate(extra: dict, seconds: float) -> str:
-    """Return the declared work over the time, in a unit that reads well."""
+    """Return the declared work over the time, in a unit that reads well, and the share of what can be had."""
     value, unit = extra["work"] / seconds, extra["unit"]
     if unit == "tokens/s":
         return f"{digits(value)} tokens/s"
+    share = f", {extra['bound'] / seconds:.0%}" if extra.get("bound") else ""
     for factor, letter in ((1e12, "T"), (1e9, "G")):
         if value >= factor:
-            return f"{digits(value / factor)} {letter}{unit}"
-    return f"{digits(value / 1e6)} M{unit}"
+            return f"{digits(value / factor)} {letter}{unit}{share}"
+    return f"{digits(value / 1e6)} M{unit}{share}"
 
 
 def groups(result: dict) -> dict[str, dict[str, dict | str]]:

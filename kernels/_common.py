@@ -18,9 +18,9 @@ def dot(a, b, acc):
 def keep(rng_ptr, stream, row, column, threshold, COLUMNS: tl.constexpr):
     """Return dropout's bool mask of the rows `row` and of COLUMNS columns from `column` on.
 
-    `column` and COLUMNS are multiples of 32, for which there are four calls of Philox: call
-    (column % 8) // 2, word (column // 8) % 4, half column % 2 (`electra_fast.philox`). Each call is made
-    once, and its bits are then permuted into the order of the columns.
+    Both are multiples of 32, for which there are four calls of Philox: call (column % 8) // 2, word
+    (column // 8) % 4, half column % 2 (`electra_fast.philox`). Each call is made once, and its bits are then
+    permuted into the order of the columns.
     """
     call = (column // 8 + tl.arange(0, COLUMNS // 8)).to(tl.uint32)[None, :]
     step = tl.load(rng_ptr + 1).to(tl.uint32)

@@ -41,6 +41,11 @@ def resources(kernel) -> dict:
         "shared_bytes": kernel.metadata.shared,
         "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
         "tensor_core": len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|QGMMA)\b", sass)),
+        "wgmma": sass.count("HGMMA"),
+        "mufu": len(re.findall(r"\bMUFU\b", sass)),  # exponentials, most of them
+        "integer": len(
+            re.findall(r"\b(?:IMAD|IADD3?|LOP3|SHF|PRMT|ISETP|LEA)\b", sass)
+        ),  # Philox, and addresses
         "products": kernel.asm["ttir"].count("tt.dot"),
     }
 
@@ -69,7 +74,16 @@ def compiled_for(arch: int, run) -> dict[str, dict]:
         run()
     finally:
         JITFunction.run = launch
-    return {name: {"arch": arch, "warps": k.metadata.num_warps, **resources(k)} for name, k in found.items()}
+    return {
+        name: {"arch": arch, "warps": k.metadata.num_warps, "constants": constants(k), **resources(k)}
+        for name, k in found.items()
+    }
+
+
+def constants(kernel) -> dict:
+    """Return the arguments that a kernel was compiled for, those that are None or a constexpr, by name."""
+    names = kernel.src.fn.arg_names
+    return {names[place[0]]: value for place, value in kernel.src.constants.items() if len(place) == 1}
 
 
 def launch_all() -> None:
@@ -103,6 +117,34 @@ def launch_all() -> None:
             ids = torch.zeros(2, 512, dtype=torch.long)
             launch_embed(embed, ids, E, dtype)
             launch_embed(embed, ids, E, dtype, types=ids, places=ids)
+
+    attention = testing.implementations("attention", device="cuda")["triton"]
+    for dtype, D, L in (
+        (torch.bfloat16, 64, 64),
+        (torch.bfloat16, 64, 128),
+        (torch.bfloat16, 64, 512),
+        (torch.bfloat16, 128, 512),
+        (torch.float32, 64, 512),
+        (torch.float32, 128, 512),
+    ):
+        launch_attention(attention, dtype, D, L, packed=False, dropout=0.1)
+        if (dtype, D) == (torch.bfloat16, 64):
+            launch_attention(attention, dtype, D, L, packed=True, dropout=0.1)
+    for L in (128, 512):
+        launch_attention(attention, torch.bfloat16, 64, L, packed=False, mask=False)
+    launch_attention(attention, torch.float16, 36, 512, packed=True, causal=True)
+
+
+def launch_attention(attention, dtype, D, L, packed, mask=True, **options) -> None:
+    import torch
+
+    shape = (2 * L, 2, D) if packed else (2, L, 2, D)
+    q, k, v = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    if packed:
+        options |= {"cu_seqlens": torch.tensor([0, L, 2 * L], dtype=torch.int32), "max_seqlen": L}
+    elif mask:
+        options["key_mask"] = torch.ones(2, L, dtype=torch.bool)
+    attention(q, k, v, rng=torch.tensor([1, 2]), **options).sum().backward()
 
 
 def launch_embed(embed, ids, E, dtype, types=None, places=None, **options) -> None:
@@ -138,6 +180,10 @@ def launch_packed() -> None:
         ops["rtd_loss"](logits, ids == 0).loss.backward()
         launch_mlm_head(ops["mlm_head"], len(masked.targets), 128, torch.bfloat16)
         launch_embed(ops["embed"], ids, 128, torch.bfloat16, cu_seqlens=cu_seqlens)
+        qkv = torch.zeros(T, 3, 2, 64, dtype=torch.bfloat16, requires_grad=True)
+        for longest in (64, 128, 200, 512):
+            packed["max_seqlen"] = longest
+            ops["attention_qkv"](qkv, dropout=0.1, rng=torch.tensor([1, 2]), **packed).sum().backward()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from electra_fast.philox import keep_mask
 
 OP = "attention"
 RNG = torch.tensor([1, 0])
+TRITON = pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton cannot run here")
 
 
 def heads(*shape, device="cpu", seed=0):
@@ -41,19 +42,114 @@ def test_packed_is_padded_without_the_padding(implementation, device):
     assert torch.allclose(packed, function(q, k, v, key_mask=real)[real], atol=1e-6)
 
 
-def test_dropout_is_that_of_the_contract(implementation, device):
-    """With v the identity the output is the dropped probabilities themselves."""
-    L, p = 32, 0.25
-    q, k, _ = (x.detach() for x in heads(4, L, 2, L, device=device))
-    v = torch.eye(L, device=device)[None, :, None].expand(4, L, 2, L)
+@pytest.mark.parametrize(
+    ("B", "L", "dtype"),
+    [
+        (2, 32, torch.float32),
+        (1, 96, torch.float32),
+        (2, 32, torch.bfloat16),
+        (1, 96, torch.bfloat16),
+        (1, 160, torch.bfloat16),
+    ],
+)
+def test_dropout_is_that_of_the_contract_in_both_directions(B, L, dtype, implementation, device):
+    """With a part of the identity for v the output is the dropped probabilities, so is dv with one for dO."""
+    H, D, p = 2, 32, 0.25
     function, rng = testing.implementations(OP)[implementation[1]], RNG.to(device)
-    dropped = function(q, k, v, dropout=p, rng=rng, stream=3)
-    whole = function(q, k, v)
+    q, k, _ = (x.detach().to(dtype) for x in heads(B, L, H, D, device=device))
+    columns = torch.eye(L, device=device, dtype=dtype)[None, :, None].expand(B, L, H, L).split(D, -1)
+    forward, backward, whole = [], [], []
+    for part in columns:
+        v = part.clone().requires_grad_()
+        o = function(q, k, v, dropout=p, rng=rng, stream=3)
+        (dv,) = torch.autograd.grad(o, v, part)
+        forward.append(o.detach()), backward.append(dv), whole.append(function(q, k, part))
+    dropped, replayed, whole = (torch.cat(x, -1) for x in (forward, backward, whole))
     kept = dropped != 0
-    assert torch.allclose(dropped[kept], whole[kept] / (1 - p), rtol=1e-5)
-    assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
-    rows = torch.arange(4 * L * 2).view(4, L, 2)  # t * H + h
+    rtol = 4 * torch.finfo(dtype).eps
+    assert torch.allclose(dropped[kept], whole[kept] / (1 - p), rtol=max(rtol, 1e-5))
+    rows = torch.arange(B * L * H).view(B, L, H)  # t * H + h
     assert torch.equal(kept.cpu(), keep_mask(RNG, 3, rows, L, p))
+    assert torch.equal(replayed.transpose(1, 3) != 0, kept)  # dv: a key a row, a query a column
+
+
+# One token and the edges of every block that a kernel takes, the longest in a batch deciding which kernel.
+@pytest.mark.parametrize(
+    "lengths", [(1, 2, 5, 0, 17, 31, 32, 33, 63, 64), (65, 127, 128), (129, 200, 0, 257)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lengths_around_the_edges_of_blocks(lengths, dtype, implementation, device, seed):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(sum(lengths), 1, 32, generator=generator).to(dtype) for _ in range(3))
+    bounds = torch.tensor((0, *lengths)).cumsum(0).int()
+    args = {"q": q, "k": k, "v": v, "cu_seqlens": bounds, "max_seqlen": max(lengths)}
+    example = testing.Example(OP, f"{lengths} {dtype}", args, ("q", "k", "v"))
+    testing.check_example(testing.implementations(OP)[implementation[1]], example.to(device=device))
+
+
+@TRITON
+@pytest.mark.parametrize("L", [40, 140])
+@pytest.mark.parametrize(
+    ("bounds", "bad"),
+    [
+        ([0, 9, 20], slice(0, 0)),
+        ([0, 9, 300], slice(9, None)),
+        ([0, 9, 5, 40], slice(None)),
+        ([0, 40, 9, 40], slice(None)),
+        ([-9, 9, 20], slice(0, 9)),
+        ([2, 9, 20], slice(0, 9)),
+    ],
+    ids=["fewer than the tokens", "above", "falling", "falling far", "below", "not from 0"],
+)
+def test_wrong_bounds_give_nan_on_a_gpu_and_rows_of_no_sequence_zero(bounds, bad, L, device):
+    """On a GPU nobody has read the bounds before the kernels do."""
+    function = testing.implementations(OP)["triton"]
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in heads(L, 2, 16, device=device))
+    cu = torch.tensor(bounds, device=device, dtype=torch.int32)
+    with testing.guarded_memory():
+        o = function(q, k, v, cu_seqlens=cu, max_seqlen=L)
+        gradients = torch.autograd.grad(o, (q, k, v), torch.ones_like(o))
+    is_bad = torch.zeros(L, dtype=torch.bool)
+    is_bad[bad] = True
+    for x in (o, *gradients):
+        x = x.detach().cpu()
+        assert x[is_bad].isnan().all() and x[~is_bad].isfinite().all()
+        assert x[20:][~is_bad[20:]].eq(0).all()
+
+
+@TRITON
+def test_rows_may_lie_further_apart_than_32_bits_count(device):
+    function = testing.implementations(OP)["triton"]
+    memory = torch.empty(
+        2**31 + 4096, dtype=torch.bfloat16, device=device
+    )  # of which a few pages are touched
+    far = [memory[i * 1024 :].as_strided((2, 8, 2, 16), (2**31, 32, 16, 1)) for i in range(3)]
+    near = [torch.randn(2, 8, 2, 16, device=device, dtype=torch.bfloat16) for _ in far]
+    for x, y in zip(far, near, strict=True):
+        x.copy_(y)
+    assert torch.equal(function(*far), function(*near))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="an interpreted kernel has one order")
+@pytest.mark.parametrize("L", [128, 512])
+def test_200_runs_give_the_same_bits(L, device):
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in heads(16, L, 4, 64, device=device))
+    results = []
+    for _ in range(200):
+        o = ops.attention(q, k, v, dropout=0.1, rng=RNG.to(device))
+        results.append([o.detach(), *torch.autograd.grad(o, (q, k, v), torch.ones_like(o))])
+    for again in results[1:]:
+        assert all(map(torch.equal, results[0], again))
+
+
+def test_backward_twice_adds_nothing_up(implementation, device):
+    function = testing.implementations(OP)[implementation[1]]
+    q, k, v = heads(2, 9, 2, 16, device=device)
+    o = function(q, k, v, dropout=0.3, rng=RNG.to(device))
+    first, third = (
+        torch.autograd.grad(o, (q, k, v), torch.full_like(o, g), retain_graph=True) for g in (1, 4)
+    )
+    assert all(torch.allclose(4 * a, b, rtol=1e-6) for a, b in zip(first, third, strict=True))
 
 
 def test_slices_of_one_tensor_and_transposed_heads_are_taken_by_their_strides(implementation, device):
@@ -61,8 +157,9 @@ def test_slices_of_one_tensor_and_transposed_heads_are_taken_by_their_strides(im
     qkv = torch.randn(2, 7, 3, 2, 16, device=device)
     sliced = function(*qkv.unbind(2))
     assert torch.allclose(sliced, function(*(x.contiguous() for x in qkv.unbind(2))), atol=1e-5)
-    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv.unbind(2)]
-    assert torch.allclose(sliced, function(*turned), atol=1e-5)
+    for a, b in ((1, 2), (2, 3)):
+        turned = [x.transpose(a, b).contiguous().transpose(a, b) for x in qkv.unbind(2)]
+        assert torch.allclose(sliced, function(*turned), atol=1e-5)
 
 
 def test_nothing_in_nothing_out(device):

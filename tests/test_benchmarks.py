@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
-from benchmarks import clock, conftest, gate, machine, report, rivals, runner
+from benchmarks import clock, conftest, gate, machine, report, rivals, runner, tune
 from benchmarks.cases import BOTH, Call, Case, OpCase
 from benchmarks.inputs import SIZES
-from electra_fast import reference
+from electra_fast import reference, testing
+from electra_fast.kernels import attention as kernels
 from electra_fast.testing.baseline import TORCH
 
 ROOT = Path(__file__).parents[1]
@@ -332,3 +333,36 @@ def test_the_readme_says_where_its_numbers_are_older_than_the_kernels():
         if result["machine_info"]["sources"] != machine.source_hash():
             stale = f"**{report.headline(result)}** (kernels changed since)"
             assert stale in readme, "run `python -m benchmarks report`"
+
+
+@pytest.mark.skipif(not testing.interpreted(), reason="a GPU may take any shape")
+def test_tuning_ranks_what_runs_and_leaves_the_tables_alone():
+    row = tune.Row("DKDV", 2, torch.float32, 16, 40)
+    before, times = list(kernels.DKDV), iter([3.0, 2.0, 1.0, 1.0])
+
+    def clock(function):
+        function()
+        return next(times)
+
+    shapes = [(16, 32, 4, 1), (32, 32, 4, 1)]
+    assert tune.ranked(row, shapes, clock, 1, 1) == [(2.0, shapes[1]), (5.0, shapes[0])]
+
+    def too_large(function):
+        raise tune.OutOfResources(2, 1, "shared memory")
+
+    assert tune.ranked(row, shapes, too_large, 1, 1) == []
+    assert before == kernels.DKDV
+    for row in tune.rows():
+        assert getattr(kernels, row.table)[row.key] in row.candidates(), row
+
+
+def test_a_share_of_the_bound_is_told_where_the_bound_is_known(monkeypatch):
+    call = Call({}, "FLOP/s", forward=10**12, backward=10**9, moved=(10**9, 10**12))
+    assert (
+        call.bound(BOTH) is None
+        and report.rate({"work": 2e9, "unit": "B/s", "bound": None}, 1) == "2.00 GB/s"
+    )
+    monkeypatch.setattr(machine, "device_slug", lambda: "h200")
+    assert call.bound("forward") == 10**12 / 790e12
+    assert call.bound(BOTH) == 10**12 / 790e12 + 10**12 / 4.3e12
+    assert report.rate({"work": 2e9, "unit": "B/s", "bound": 0.25}, 1) == "2.00 GB/s, 25%"

@@ -17,12 +17,14 @@ _fwd = operator(
     f"attention_qkv_fwd(Tensor qkv, {SITE}) -> (Tensor, Tensor)",
     default=lambda qkv, *site: default_fwd(*qkv.unbind(-3), *site),
     cpu=lambda qkv, *site: cpu_fwd(*qkv.unbind(-3), *site),
+    triton="attention_qkv:attention_qkv_fwd",
     fake=lambda qkv, *_: fake_fwd(qkv.select(-3, 0)),
 )
 _bwd = operator(
     f"attention_qkv_bwd(Tensor do, Tensor qkv, Tensor o, Tensor lse, {SITE}) -> Tensor",
     default=lambda do, qkv, *rest: torch.stack(default_bwd(do, *qkv.unbind(-3), *rest), dim=-3),
     cpu=lambda do, qkv, *rest: torch.stack(cpu_bwd(do, *qkv.unbind(-3), *rest), dim=-3),
+    triton="attention_qkv:attention_qkv_bwd",
     fake=lambda do, qkv, *_: qkv.new_empty(qkv.shape),
 )
 

@@ -161,7 +161,7 @@ def _attention_sites(g):
     """(name, shape of the tokens, keyword arguments)"""
     holes = torch.rand(4, 21, generator=g) > 0.3
     holes[2] = False  # a query without a visible key
-    yield "padded", (3, 17), {}
+    yield "no mask", (3, 17), {}
     yield "holes and a row of padding", (4, 21), {"key_mask": holes}
     yield "causal, own scale", (2, 9), {"causal": True, "scale": 0.05}
     yield "dropout", (4, 21), {"key_mask": holes, "dropout": 0.1, "rng": _rng(), "stream": 5}
@@ -172,12 +172,18 @@ def _attention_sites(g):
         (40,),
         {"cu_seqlens": cu, "max_seqlen": 32, "dropout": 0.3, "rng": _rng(), "stream": 6},
     )
+    # More keys than a kernel's tile holds.
+    holes = torch.rand(1, 150, generator=g) > 0.3
+    yield "long, dropout", (1, 150), {"key_mask": holes, "dropout": 0.1, "rng": _rng(), "stream": 7}
+    cu = torch.tensor([0, 3, 143], dtype=torch.int32)
+    yield "long, packed, causal", (143,), {"cu_seqlens": cu, "max_seqlen": 140, "causal": True}
 
 
 def _attention(g):
+    sites = list(_attention_sites(g))
     for dtype in DTYPES:
-        for D in (64, 36):
-            for name, tokens, site in _attention_sites(g):
+        for D, some in ((64, sites), (36, sites[:-2]), (16, sites[:1]), (128, sites[-2:])):
+            for name, tokens, site in some:
                 q, k, v = (_normal(g, *tokens, 2, D, dtype=dtype) for _ in range(3))
                 yield Example(
                     "attention", f"{name} D={D} {dtype}", {"q": q, "k": k, "v": v, **site}, ("q", "k", "v")

@@ -1,0 +1,131 @@
+"""Bidirectional attention over short sequences, padded or packed (Vaswani et al. 2017, eq. 1).
+
+    S = scale Q K^T      P = softmax(S) over the keys that a query sees      O = drop(P) V
+
+Nothing of the size of S leaves a program. Where all keys fit in one tile a program has them at once, with one
+maximum and one sum; for longer sequences the maximum and the sum go on from block to block (Milakov and
+Gimelshein 2018). P and dS are multiplied in the tensors' dtype, all sums are float32. Backward makes P again
+from the log-sum-exp that forward kept, and dropout's mask from its counters:
+
+    dV = drop(P)^T dO      dS = P (drop(dO V^T) - rowsum(dO O))      dQ = scale dS K      dK = scale dS^T Q
+
+One tile gives the three in five products. Longer sequences take seven: a kernel for dQ over the keys, one for
+dK and dV over the queries. The five would cost a float32 sum of dQ in memory, which two heads' worth of
+registers away is the slower (DESIGN.md). No sum depends on the order in which programs end.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from electra_fast.kernels._attention_bwd import attention_bwd_dkdv, attention_bwd_dq, attention_bwd_tile
+from electra_fast.kernels._attention_fwd import attention_fwd_loop, attention_fwd_tile
+from electra_fast.kernels._attention_tile import strides
+from electra_fast.kernels._common import architecture
+
+# (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (tests/aot.py): none
+# spills but the last of DQ and DKDV, 64 bytes at most. None was timed yet; `python -m benchmarks.tune` does.
+# The keys of a sequence in one tile, at 16 bits and up to 64 columns; by the longest sequence.
+TILE_FWD = {64: (64, 64, 4, 1), 128: (64, 128, 4, 1)}
+TILE_BWD = {64: (64, 64, 4, 1), 128: (128, 128, 8, 1)}
+# Blocks of them: 16 bits to 64 and to 128 columns, float32 likewise.
+FWD = [(128, 64, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2), (16, 32, 8, 1)]
+DQ = [(64, 64, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1)]
+DKDV = [(64, 64, 4, 2), (32, 64, 8, 2), (16, 32, 8, 1), (16, 32, 8, 1)]
+# sm_80, 86 and 120 have a product's operands in registers, too many for TILE_BWD[128] and DKDV[0].
+SMALL_DKDV = {0: (64, 32, 4, 2)}
+
+
+class _Call:
+    """The arguments of one call that every kernel takes, and their launch."""
+
+    def __init__(self, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream):
+        H, D = q.shape[-2:]
+        if q.dtype == torch.float64:
+            raise TypeError(
+                "attention: q, k and v must be float32, float16 or bfloat16 for the Triton kernel, got "
+                "float64; electra_fast.reference.attention takes it"
+            )
+        if D > 128:
+            raise NotImplementedError(
+                f"attention: head_dim must be at most 128 for the Triton kernel, got {D}; "
+                "electra_fast.reference.attention has no such limit"
+            )
+        self.L, self.BLOCK_D = max(max_seqlen, 1), triton.next_power_of_2(max(D, 16))
+        self.heads = H * (len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
+        # Other rows are loaded in small pieces, whose addresses take as many registers as more columns.
+        wide = self.BLOCK_D > 64 or D % 16 > 0
+        self.column = 2 * (q.dtype == torch.float32) + wide
+        far = q.stride(-3) >= 2**24  # for the 32-bit offsets of 128 rows
+        if far or q.stride(-1) != 1 or len({x.stride() for x in (q, k, v)}) > 1:
+            q, k, v = (x.contiguous() for x in (q, k, v))
+        self.arguments = {
+            "q_ptr": q,
+            "k_ptr": k,
+            "v_ptr": v,
+            "strides": strides(q),
+            "mask_ptr": None if key_mask is None else key_mask.contiguous().view(torch.uint8),
+            "cu_ptr": cu_seqlens,
+            "rng_ptr": rng if dropout > 0 else None,
+            "L": self.L,
+            "T": q.shape[:-2].numel(),
+            "H": H,
+            "scale": scale,
+            "threshold": round(dropout * 65536),
+            "kept_scale": 1 / (1 - dropout),
+            "site": stream,
+            "CAUSAL": causal,
+            "D": D,
+            "BLOCK_D": self.BLOCK_D,
+        }
+
+    def tile(self, shapes: dict) -> tuple[int, ...] | None:
+        """Return the launch shape that holds a sequence's keys in one tile, if there is one."""
+        fitting = [shape for keys, shape in shapes.items() if self.L <= keys]
+        return fitting[0] if fitting and self.column == 0 else None
+
+    def launch(self, kernel, shape: tuple[int, ...], block: str = "BLOCK_M", **tensors) -> None:
+        """Run a program for each head of a sequence and each block of its queries (or BLOCK_N: keys)."""
+        named = dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), shape, strict=True))
+        grid = (self.heads * triton.cdiv(self.L, named[block]),)
+        kernel[grid](**self.arguments, **tensors, **named)
+
+
+def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *site) -> tuple[Tensor, Tensor]:
+    """Launch the forward kernel; return (o like q, lse [.., H] float32)."""
+    call = _Call(q, k, v, *site)
+    o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    if call.heads == 0:
+        return o.zero_(), lse
+    tile = call.tile(TILE_FWD)
+    kernel = attention_fwd_tile if tile else attention_fwd_loop
+    call.launch(kernel, tile or FWD[call.column], o_ptr=o, lse_ptr=lse)
+    return o, lse
+
+
+def attention_gradients(
+    gradients, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *site
+):
+    """Launch the backward kernels, which write dq, dk and dv: three tensors of the same strides."""
+    call, (dq, dk, dv) = _Call(q, k, v, *site), gradients
+    if call.heads == 0:
+        for x in gradients:
+            x.zero_()
+        return
+    given = {"do_ptr": do.contiguous(), "lse_ptr": lse, "d_strides": strides(dq)}
+    large = architecture() in (90, 100)
+    tile = call.tile(TILE_BWD) if large or call.L <= 64 else None
+    if tile:
+        call.launch(attention_bwd_tile, tile, **given, o_ptr=o, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv)
+    else:
+        given["delta_ptr"] = torch.empty_like(lse)
+        call.launch(attention_bwd_dq, DQ[call.column], **given, o_ptr=o, dq_ptr=dq)
+        shape = DKDV[call.column] if large else SMALL_DKDV.get(call.column, DKDV[call.column])
+        call.launch(attention_bwd_dkdv, shape, "BLOCK_N", **given, dk_ptr=dk, dv_ptr=dv)
+
+
+def attention_bwd(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *site):
+    """Return the gradients of q, k and v."""
+    gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    attention_gradients(gradients, do, q, k, v, o, lse, *site)
+    return gradients

@@ -97,17 +97,10 @@ def store(x_ptr, at, stride, inside, y, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def fill(x_ptr, at, stride, rows, value, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    y = tl.zeros((BLOCK, BLOCK_D), tl.float32) + value
     for first in range(0, rows, BLOCK):
         inside = first + tl.arange(0, BLOCK) < rows
-        store(
-            x_ptr,
-            at + first * stride,
-            stride,
-            inside,
-            tl.zeros((BLOCK, BLOCK_D), tl.float32) + value,
-            D,
-            BLOCK_D,
-        )
+        store(x_ptr, at + first * stride, stride, inside, y, D, BLOCK_D)
 
 
 @triton.jit

@@ -10,8 +10,8 @@ from the log-sum-exp that forward kept, and dropout's mask from its counters:
     dV = drop(P)^T dO      dS = P (drop(dO V^T) - rowsum(dO O))      dQ = scale dS K      dK = scale dS^T Q
 
 One tile gives the three in five products. Longer sequences take seven: a kernel for dQ over the keys, one for
-dK and dV over the queries. The five would cost a float32 sum of dQ in memory, which two heads' worth of
-registers away is the slower (DESIGN.md). No sum depends on the order in which programs end.
+dK and dV over the queries; five would need dQ as float32 sums in memory. No sum depends on the order in which
+programs end.
 """
 
 import torch
@@ -25,6 +25,7 @@ from electra_fast.kernels._common import architecture
 
 # (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (tests/aot.py): none
 # spills but the last of DQ and DKDV, 64 bytes at most. None was timed yet; `python -m benchmarks.tune` does.
+
 # The keys of a sequence in one tile, at 16 bits and up to 64 columns; by the longest sequence.
 TILE_FWD = {64: (64, 64, 4, 1), 128: (64, 128, 4, 1)}
 TILE_BWD = {64: (64, 64, 4, 1), 128: (128, 128, 8, 1)}

@@ -75,7 +75,7 @@ def _sdpa_serves(q, dropout) -> bool:
 
 
 def _heads(*tensors):
-    """Return the tensors as torch's kernel takes them; it reads columns as neighbours, whatever their stride."""
+    """Return the tensors as torch's kernel takes them; it reads columns as neighbours in any case."""
     return ((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in tensors)
 
 

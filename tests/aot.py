@@ -1,6 +1,6 @@
 """Compile every Triton kernel for one architecture, as its own launcher calls it, and report its resources.
 
-    TRITON_INTERPRET=0 python tests/aot.py 90
+    TRITON_INTERPRET=0 python tests/aot.py 90 [--attention or --packed]
 
 A stand-in driver names the architecture, and a launch stops after the compiler: argument types, alignment and
 launch shapes are the real ones. Prints one JSON object a compiled kernel. Runs in a process of its own,
@@ -86,15 +86,15 @@ def constants(kernel) -> dict:
     return {names[place[0]]: value for place, value in kernel.src.constants.items() if len(place) == 1}
 
 
-def launch_all() -> None:
-    """Call every Triton implementation, backward included, on each dtype and layout and on longer rows."""
+def launch_ops() -> None:
+    """Call every Triton kernel but attention's, with its backward, on each dtype and layout and long rows."""
     import torch
 
     from electra_fast import testing
 
     for op in testing.OPS:
         kernels = testing.implementations(op, device="cuda")
-        for example in testing.examples(op) if "triton" in kernels else ():
+        for example in testing.examples(op) if "triton" in kernels and "attention" not in op else ():
             if example.name.startswith(("padded", "packed, int64", "a batch")):
                 testing.run(kernels["triton"], example)
     mask_tokens = testing.implementations("mask_tokens", device="cuda")["triton"]
@@ -117,6 +117,13 @@ def launch_all() -> None:
             ids = torch.zeros(2, 512, dtype=torch.long)
             launch_embed(embed, ids, E, dtype)
             launch_embed(embed, ids, E, dtype, types=ids, places=ids)
+
+
+def launch_attentions() -> None:
+    """Call attention at each of its launch shapes, with dropout; at the shapes of ELECTRA also without."""
+    import torch
+
+    from electra_fast import testing
 
     attention = testing.implementations("attention", device="cuda")["triton"]
     for dtype, D, L in (
@@ -188,7 +195,8 @@ def launch_packed() -> None:
 
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "0", "an interpreted kernel is not compiled"
-    packed = "--packed" in sys.argv
-    for arch in map(int, [word for word in sys.argv[1:] if word != "--packed"]):
-        for name, row in compiled_for(arch, launch_packed if packed else launch_all).items():
+    launches = {"--attention": launch_attentions, "--packed": launch_packed}
+    (launch,) = [launches[word] for word in sys.argv[1:] if word in launches] or [launch_ops]
+    for arch in map(int, [word for word in sys.argv[1:] if word not in launches]):
+        for name, row in compiled_for(arch, launch).items():
             print(json.dumps({"kernel": name, **row}), flush=True)

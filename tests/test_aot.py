@@ -31,27 +31,39 @@ def test_batches_of_many_sizes_share_one_kernel():
     assert len(names) == len(set(names)) == 24, names
 
 
-@pytest.mark.parametrize("arch", sorted(set(aot.SHARED_LIMIT) - {89}))  # 89 takes what is compiled for 86
-def test_compiles_within_the_resources_of(arch):
-    rows = compiled(arch)
+def check(rows, arch) -> None:
     for row in rows:
         print(row)
         assert row["arch"] == arch and row["spill_bytes"] <= may_spill(row), row
         assert row["shared_bytes"] <= aot.SHARED_LIMIT[arch] * 1024, row
         assert row["tensor_core"] > 0 or row["products"] == 0, row
-    if arch == 90:
-        check_tiles(rows)
-    launched = {row["kernel"].split()[0].removeprefix("_") for row in rows}
-    for operator, implementations in OPERATORS.items():
-        if implementations.triton:
-            op = operator.removesuffix("_fwd").removesuffix("_bwd").removesuffix("_qkv")  # the same kernels
-            assert any(kernel.startswith(op) for kernel in launched), f"no kernel compiled for {op}"
 
 
 def may_spill(row) -> int:
     """Attention's backward at 128 columns of float32 finds no shape that fits (DESIGN.md)."""
     last = row["constants"].get("BLOCK_D") == 128 and row["constants"]["BLOCK_M"] == 16
     return 64 if last and row["kernel"].startswith(("attention_bwd_dq", "attention_bwd_dkdv")) else 0
+
+
+@pytest.mark.parametrize("arch", sorted(set(aot.SHARED_LIMIT) - {89}))  # 89 takes what is compiled for 86
+def test_compiles_within_the_resources_of(arch):
+    rows = compiled(arch)
+    check(rows, arch)
+    launched = {row["kernel"].split()[0].removeprefix("_") for row in rows}
+    for operator, implementations in OPERATORS.items():
+        op = operator.removesuffix("_fwd").removesuffix("_bwd")
+        if implementations.triton and not op.startswith("attention"):
+            assert any(kernel.startswith(op) for kernel in launched), f"no kernel compiled for {op}"
+
+
+# One of each kind in every run: the least of shared memory and mma.sync, and wgmma.
+@pytest.mark.parametrize("arch", [86, 90, *(pytest.param(a, marks=pytest.mark.slow) for a in (80, 100, 120))])
+def test_attention_compiles_within_the_resources_of(arch):
+    rows = compiled(arch, "--attention")
+    check(rows, arch)
+    assert {row["kernel"].split()[0] for row in rows} == set(TILES)
+    if arch == 90:
+        check_tiles(rows)
 
 
 # A thread's share of one tile on sm_90, bfloat16, 64 columns: blocks, wgmma, and all instructions without

@@ -160,7 +160,8 @@ def markdown(result: dict, sources: str) -> str:
     head += [LABELS.get(p, p) for p in rivals]
     rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
     for group, providers in found.items():
-        op, size, passes = group.split(", ")
+        op, size = group.split(", ", 1)
+        size, passes = size.rsplit(", ", 1)  # a size's name may have commas
         if passes == "forward" and f"{op}, {size}, forward+backward" in found:
             continue
         fused = providers.get("fused", "")

@@ -116,7 +116,9 @@ def mlm_head_draw(
     tl.store(lse_ptr + slot, (top + log_total) * LN2)
     tl.store(norm_ptr + 2 * r, top)
     tl.store(norm_ptr + 2 * r + 1, tl.where(legal, log_total, float("nan")))
-    tl.store(nll_ptr + r, tl.where(legal, (top - target + log_total) * LN2, float("nan")))
+    # The two looks differ in order, hence in rounding: from the maximum to itself the distance is 0.
+    distance = tl.where(leads, 0.0, top - target)
+    tl.store(nll_ptr + r, tl.where(legal, (distance + log_total) * LN2, float("nan")))
     tl.store(leads_ptr + r, leads.to(tl.float32))
 
     # The draw is at the temperature, and without the target where it is barred.

@@ -68,6 +68,7 @@ def test_dropout_is_that_of_the_contract_in_both_directions(B, L, dtype, impleme
     kept = dropped != 0
     rtol = 4 * torch.finfo(dtype).eps
     assert torch.allclose(dropped[kept], whole[kept] / (1 - p), rtol=max(rtol, 1e-5))
+    assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
     rows = torch.arange(B * L * H).view(B, L, H)  # t * H + h
     assert torch.equal(kept.cpu(), keep_mask(RNG, 3, rows, L, p))
     assert torch.equal(replayed.transpose(1, 3) != 0, kept)  # dv: a key a row, a query a column

@@ -304,3 +304,15 @@ def test_refuses(change, error, message):
     with pytest.raises(error) as caught:
         ops.mlm_head(**arguments(**change))
     assert message in str(caught.value)
+
+
+def test_a_confident_row_s_gradient_is_not_its_log_sum_exp_s_rounding(implementation, device):
+    """p - 1 of the target is some 1e-6 here: what rounding lse to float32 alone would make of it."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(50, 64, generator=generator)
+    targets = torch.arange(8)
+    confident = table[targets] * (torch.linspace(27, 29, 8) / table[targets].square().sum(1))[:, None]
+    args = {"x": confident, "table": table, "bias": torch.zeros(50), "targets": targets}
+    args |= {"weights": torch.ones(8), "rng": torch.tensor([1, 0])}
+    example = testing.Example(OP, "confident", args, ("x", "table", "bias"))
+    testing.check_example(testing.implementations(OP)[implementation[1]], example.to(device=device))

@@ -19,8 +19,8 @@ from electra_fast.kernels._common import dot, keep
 
 
 @triton.jit
-def _differences(do, q, k, v, lse, delta, scale, row, first_l, first_m, dropout, CAUSAL: tl.constexpr):
-    """Return one tile's drop(P) * (1 - p) and dS / scale.
+def _products(do, q, k, v, lse, scale, row, first_l, first_m, dropout, CAUSAL: tl.constexpr):
+    """Return one tile's P, drop(P) * (1 - p) and drop(dO V^T).
 
     The scores lie as in forward, a query a row: so dropout's mask needs no transpose, and P and dS do. A key
     that is not seen was loaded as 0. Its P means nothing, but is a number and adds nothing to dQ.
@@ -34,6 +34,13 @@ def _differences(do, q, k, v, lse, delta, scale, row, first_l, first_m, dropout,
         kept = keep(rng_ptr, site, row, first_m, threshold, k.shape[0])
         z = tl.where(kept, p, 0.0)
         dp = tl.where(kept, dp * kept_scale, 0.0)
+    return p, z, dp
+
+
+@triton.jit
+def _differences(do, q, k, v, lse, delta, scale, row, first_l, first_m, dropout, CAUSAL: tl.constexpr):
+    """Return one tile's drop(P) * (1 - p) and dS / scale."""
+    p, z, dp = _products(do, q, k, v, lse, scale, row, first_l, first_m, dropout, CAUSAL)
     return rounded(z, do.dtype), rounded(p * (dp - delta[:, None]), q.dtype)
 
 
@@ -104,7 +111,7 @@ def attention_bwd_dq(
     o_ptr,
     dq_ptr,
     lse_ptr,
-    delta_ptr,  # [.., H] f32 out: rowsum(dO O)
+    delta_ptr,  # [.., H] f32 out: rowsum(dO O) = rowsum(P dP)
     mask_ptr,
     cu_ptr,
     rng_ptr,
@@ -137,10 +144,21 @@ def attention_bwd_dq(
     o = load(o_ptr, row * D, H * D, inside, D, BLOCK_D)
     lse = tl.load(lse_ptr + row + i * H, mask=inside, other=float("inf"))
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
+    end = tl.minimum(n, first_l + BLOCK_M) if CAUSAL else n
+    if q_ptr.dtype.element_ty == tl.float32:
+        # Where a row is nearly one key, dP - rowsum(P dP) cancels to the last digit; rowsum(dO O) does not.
+        delta, total = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+        for first in range(0, end, BLOCK_N):
+            seen, at = visible(mask_ptr, b, first, n, L, BLOCK_N), place(strides, b, t + first, h)
+            k = load(k_ptr, at, strides[1], seen, D, BLOCK_D)
+            v = load(v_ptr, at, strides[1], seen, D, BLOCK_D)
+            p, _, dp = _products(do, q, k, v, lse, scale, row + i * H, first_l, first, dropout, CAUSAL)
+            p = tl.where(seen[None, :], p, 0.0)
+            delta, total = delta + tl.sum(p * dp, axis=1), total + tl.sum(p, axis=1)
+        delta = delta / tl.where(total == 0, 1.0, total)
     tl.store(delta_ptr + row + i * H, delta, mask=inside)
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    end = tl.minimum(n, first_l + BLOCK_M) if CAUSAL else n
     for first in tl.range(0, end, BLOCK_N, disable_licm=True):  # 150 registers for 172
         seen, at = visible(mask_ptr, b, first, n, L, BLOCK_N), place(strides, b, t + first, h)
         k = load(k_ptr, at, strides[1], seen, D, BLOCK_D)
@@ -159,7 +177,7 @@ def attention_bwd_dkdv(
     dk_ptr,
     dv_ptr,
     lse_ptr,
-    delta_ptr,  # [.., H] f32: rowsum(dO O)
+    delta_ptr,  # [.., H] f32, of attention_bwd_dq
     mask_ptr,
     cu_ptr,
     rng_ptr,

@@ -42,6 +42,27 @@ def test_packed_is_padded_without_the_padding(implementation, device):
     assert torch.allclose(packed, function(q, k, v, key_mask=real)[real], atol=1e-6)
 
 
+@TRITON
+@pytest.mark.parametrize("L", [24, 150])
+def test_float32_gradients_cancel_to_the_last_digit(L, device):
+    """Where all values are equal the output does not depend on the scores: their gradient is 0.
+
+    dO is nearly orthogonal to the value. A sum of dO O would keep the rounding error of its large terms; only
+    the sum of P dP has the digits of dP itself.
+    """
+    D = 64
+    q, k, v = heads(1, L, 2, D, device=device, seed=3)
+    do = torch.randn(1, L, 2, D, generator=torch.Generator().manual_seed(4)).to(device)
+    with torch.no_grad():
+        v.copy_(v[:, :1].clone())
+        do -= (do * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True) * v
+    function = testing.implementations(OP)["triton"]
+    dq, dk, _ = torch.autograd.grad(function(q, k, v), (q, k, v), do)
+    dp = (do.double() * v.double()).sum(-1).abs().max() + 4 * torch.finfo(v.dtype).eps * D**0.5
+    bound = 4 * torch.finfo(v.dtype).eps * dp * L * max(q.abs().max(), k.abs().max())
+    assert max(dq.abs().max(), dk.abs().max()) < bound
+
+
 @pytest.mark.parametrize(
     ("B", "L", "dtype"),
     [

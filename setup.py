@@ -89,7 +89,13 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    packages=["electra_fast", "electra_fast.ops", "electra_fast.testing", "electra_fast.kernels"],
+    packages=[
+        "electra_fast",
+        "electra_fast.data",
+        "electra_fast.ops",
+        "electra_fast.testing",
+        "electra_fast.kernels",
+    ],
     # Not a top-level `kernels`: Hugging Face's package has that name, and pip would overwrite it.
     package_dir={"electra_fast.kernels": "kernels"},
     ext_modules=extensions(),

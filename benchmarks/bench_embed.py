@@ -25,7 +25,7 @@ else:
 @cases(value=50, sizes=OTHERS)
 def bench_embed(make):
     c, E = make.config, make.config.embedding
-    ids, _ = make.batch()
+    ids = make.batch().ids
     if make.size.uniform:
         ids = torch.randint(c.vocab_size, ids.shape, generator=make.generator, device=make.device)
     tables = {

@@ -5,7 +5,7 @@ from benchmarks.cases import BYTES, Call, cases
 
 @cases(value=40)
 def bench_mask_tokens(make):
-    ids, key_mask = make.batch()
+    ids, key_mask, _ = make.batch()
     args = {"ids": ids, "candidates": make.candidates(ids), "rng": make.rng, "key_mask": key_mask}
     slots = make.B * round(make.L * make.config.mask_prob)
     return Call(

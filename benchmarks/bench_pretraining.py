@@ -55,8 +55,9 @@ class StepCase(Case):
         else:
             packed = None
             if provider == "packed":
-                ids, bounds, longest = batches(self.make.B, self.make.L).packed(0)
-                packed = ids.to(self.make.device), bounds.to(self.make.device), longest
+                batch = batches(self.make.B, self.make.L).packed(0)
+                ids, bounds = batch.ids.to(self.make.device), batch.cu_seqlens.to(self.make.device)
+                packed = ids, bounds, batch.max_seqlen
             ops = {"fused": FUSED, "packed": FUSED, "reference": REFERENCE}.get(provider, TORCH)
             model = Joint(config, ops, packed)
         torch.manual_seed(0)  # after the model's own draws; one state for all, under one set of names
@@ -78,7 +79,7 @@ class StepCase(Case):
         def step():
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, torch.bfloat16, enabled=cuda):
-                loss = forward(*self.batch)
+                loss = forward(self.batch.ids, self.batch.key_mask)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -96,7 +97,7 @@ class StepCase(Case):
         return self.logits(model.double()), low, measured
 
     def logits(self, model):
-        ids, key_mask = (x[:2] for x in self.batch)
+        ids, key_mask = (x[:2] for x in (self.batch.ids, self.batch.key_mask))
         cast = self.make.dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
         model.eval()
         with torch.no_grad(), torch.autocast(self.make.device, torch.bfloat16, enabled=cast):
@@ -107,7 +108,7 @@ class StepCase(Case):
     def loss_and_gradient(self, model, forward) -> tuple[float, float]:
         torch.manual_seed(0)
         with torch.autocast(self.make.device, torch.bfloat16, enabled=self.make.device == "cuda"):
-            loss = forward(*self.batch)
+            loss = forward(self.batch.ids, self.batch.key_mask)
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         model.zero_grad(set_to_none=True)

@@ -77,18 +77,19 @@ class Make:
 
     def bounds(self) -> dict[str, Any]:
         """Return the sequences of a packed batch, the corpus's lengths, as an op's arguments."""
-        _, bounds, longest = batches(self.B, self.L).packed(0)
-        return {"cu_seqlens": bounds.to(self.device), "max_seqlen": longest}
+        batch = batches(self.B, self.L).packed(0)
+        return {"cu_seqlens": batch.cu_seqlens.to(self.device), "max_seqlen": batch.max_seqlen}
 
     def batch(self) -> Padded:
-        return Padded(*(x.to(self.device) for x in batches(self.B, self.L).padded(0)))
+        batch = batches(self.B, self.L).padded(0)
+        return Padded(batch.ids.to(self.device), batch.key_mask.to(self.device))
 
     def candidates(self, ids: torch.Tensor) -> torch.Tensor:
         return ~torch.isin(ids, torch.tensor(self.config.special_ids, device=ids.device))
 
     def masked(self) -> reference.MaskedTokens:
         """Return a real batch's masked tokens."""
-        ids, key_mask = self.batch()
+        ids, key_mask, _ = self.batch()
         settings = {"mask_id": self.config.mask_id, "mask_prob": self.config.mask_prob}
         candidates = self.candidates(ids)
         return reference.mask_tokens(ids, candidates, self.rng, key_mask=key_mask, **settings)

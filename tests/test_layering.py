@@ -19,8 +19,9 @@ ORDER = [
     "checkpoint",
     "model",
 ]
-ORDER += ["data", "pretrain", "hf", "installation", "testing", "__main__"]
-OPTIONAL = {"transformers", "tokenizers", "safetensors"}
+ORDER += ["data", "optimizer", "snapshot", "evaluation", "journal", "initial", "recipe", "pretrain"]
+ORDER += ["hf", "installation", "testing", "__main__"]
+OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm"}
 ADAPTERS = {"electra_fast/hf.py"}  # of use only to who has the optional package
 
 

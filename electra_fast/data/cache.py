@@ -1,0 +1,183 @@
+"""A corpus is tokenized once: its ids in a file, memory-mapped, so that it may be larger than memory.
+
+The file is a safetensors one, a format that is checked and that others read too:
+
+    ids      uint16 where the vocabulary fits into it, else int32; zeros up to a multiple of 8 bytes
+    lines    int64, where lines begin, and the end
+    offsets  int64, where documents begin, and the end
+
+Its metadata have the hashes of the text and of the vocabulary, which make its name, and `sha256`, that of
+these arrays and of the other metadata: a file that was cut off or changed anywhere is refused.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from electra_fast.data.encoded import Encoded, encode_into
+from electra_fast.data.files import cache_folder, hashing, sha256, text_hash
+from electra_fast.data.wordpiece import vocab_hash
+
+FORMAT = "electra_fast tokens 1"
+HEADER = 2048  # bytes kept free for the header, which is known last; it takes 800
+
+
+def tokenize(
+    documents: Iterable[str], tokenizer, folder: str | os.PathLike | None = None, progress: bool = True
+) -> Encoded:
+    """Turn documents into memory-mapped token ids, or find them done: `encode` for a corpus of any size.
+
+    Documents that can be read again are hashed first, and tokenized only where ``folder`` (None:
+    ``electra_fast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``) has no file of that text and vocabulary; of
+    several processes one works and the others wait. A generator's are tokenized each time. ``progress``
+    shows a bar on a terminal. Memory is taken by lines and documents, 8 bytes each, not by tokens.
+
+    Raises:
+        ValueError: the documents hold no token.
+    """
+    folder = Path(folder) if folder is not None else cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(documents, Iterator):
+        shown = _with_bar(documents, None, progress)
+        return open_cache(_build(folder / f"{uuid.uuid4()}.part", shown, tokenizer), tokenizer)
+    text, characters = text_hash(documents)
+    file = folder / _name(text, vocab_hash(tokenizer))
+    with _locked(file.with_suffix(".lock")):
+        if file.exists():
+            try:
+                return open_cache(file, tokenizer)
+            except ValueError as error:
+                warnings.warn(f"{error}; it is made anew", stacklevel=2)
+        shown = _with_bar(documents, characters, progress)
+        return open_cache(_build(file.with_suffix(".part"), shown, tokenizer), tokenizer)
+
+
+def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
+    """Map a file that `tokenize` wrote, after reading all of it once to see that it is whole.
+
+    Raises:
+        ValueError: it is damaged, of another format, or not of ``tokenizer``'s vocabulary if that is given.
+    """
+    safe_open, SafetensorError = _safetensors()
+    try:
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata() or {}
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            layout = {name: (found.get_dtype(), *found.get_shape()) for name, found in slices.items()}
+            tensors = {name: opened.get_tensor(name) for name in slices}
+    except SafetensorError as error:
+        raise _refusal(file, f"damaged, {error}") from None
+    if facts.get("format") != FORMAT:
+        raise _refusal(file, f"must have the format {FORMAT!r}, got {facts.get('format')!r}")
+    checksum, digest = facts.pop("sha256", None), hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy())
+    # The metadata can be read as numbers once they are known to be those that were written.
+    if _seal(digest, facts) != checksum or layout != _layout(facts):
+        raise _refusal(file, "damaged, its SHA-256 is not that of what was written")
+    if tokenizer is not None and facts["vocab"] != vocab_hash(tokenizer):
+        raise _refusal(file, "tokenized with another vocabulary")
+    ids = tensors["ids"][: int(facts["tokens"])]
+    return Encoded(ids, tensors["offsets"], tensors["lines"], text=facts["text"])
+
+
+def _refusal(file: str | os.PathLike, reason: str) -> ValueError:
+    return ValueError(f"open_cache: {file}: {reason}; delete it and tokenize again")
+
+
+def _safetensors():
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ImportError("The token cache needs a package: pip install safetensors") from None
+    return safe_open, SafetensorError
+
+
+def _name(text: str, vocab: str) -> str:
+    return sha256(f"{FORMAT} {text} {vocab}")[:32] + ".safetensors"
+
+
+def _seal(digest, facts: dict[str, str]) -> str:
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _layout(facts: dict[str, str]) -> dict[str, tuple[str, int]]:
+    """Return dtype and length of each array, in the order in which they lie in the file."""
+    dtype, each = ("U16", 4) if int(facts["vocab_size"]) <= 1 << 16 else ("I32", 2)  # ids in 8 bytes
+    tokens = -(-int(facts["tokens"]) // each) * each
+    places = {name: ("I64", int(facts[name]) + 1) for name in ("lines", "documents")}
+    return {"ids": (dtype, tokens), "lines": places["lines"], "offsets": places["documents"]}
+
+
+def _header(facts: dict[str, str]) -> bytes:
+    header, end = {"__metadata__": facts}, 0
+    for name, (dtype, length) in _layout(facts).items():
+        start, end = end, end + length * {"U16": 2, "I32": 4, "I64": 8}[dtype]
+        header[name] = {"dtype": dtype, "shape": [length], "data_offsets": [start, end]}
+    size = HEADER - 8
+    return size.to_bytes(8, "little") + json.dumps(header).encode().ljust(size)
+
+
+def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
+    """Write the file, in another name until it is whole and on the disk; return where it is."""
+    _safetensors()  # so that it is not missed at the end
+    text, payload = hashlib.sha256(), hashlib.sha256()
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
+
+    def write(data) -> None:
+        payload.update(data)
+        file.write(data)
+
+    try:
+        with open(part, "wb") as file:
+            file.write(bytes(HEADER))
+            hashed = hashing(documents, text)
+            offsets, lines = encode_into(lambda ids: write(np.array(ids, dtype)), hashed, tokenizer)
+            if not lines[-1]:
+                raise ValueError("tokenize: documents must hold a token, got none")
+            facts = {"format": FORMAT, "text": text.hexdigest(), "vocab": vocab_hash(tokenizer)}
+            counts = {"tokens": lines[-1], "lines": len(lines) - 1, "documents": len(offsets) - 1}
+            facts |= {name: str(count) for name, count in counts.items()} | {"vocab_size": str(vocab_size)}
+            write(np.zeros(_layout(facts)["ids"][1] - lines[-1], dtype))
+            write(lines)
+            write(offsets)
+            facts["sha256"] = _seal(payload, facts)
+            file.seek(0)
+            file.write(_header(facts))
+            file.flush()
+            os.fsync(file.fileno())
+        return part.replace(part.with_name(_name(facts["text"], facts["vocab"])))
+    except BaseException:  # an interrupt too
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    import fcntl  # not on Windows
+
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, a killed process's too
+        yield
+
+
+def _with_bar(documents: Iterable[str], characters: int | None, progress: bool) -> Iterator[str]:
+    if not (progress and sys.stderr.isatty()):
+        yield from documents
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="tokenize", total=characters, unit=" characters", unit_scale=True) as bar:
+        for document in documents:
+            yield document
+            bar.update(len(document))

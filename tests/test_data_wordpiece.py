@@ -1,0 +1,195 @@
+"""WordPiece: the ids that Hugging Face gives, wherever the vocabulary comes from."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from electra_fast import data
+from electra_fast.data import SPECIAL_IDS, encode, load_tokenizer, save_tokenizer, vocab_hash
+from electra_fast.data.wordpiece import pieces
+
+pytest_plugins = ["corpus"]
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def test_the_special_pieces_have_berts_ids(tokenizer):
+    assert {piece: tokenizer.token_to_id(piece) for piece in SPECIAL_IDS} == SPECIAL_IDS
+    assert tokenizer.token_to_id("[unused0]") == 1 and tokenizer.token_to_id("[unused98]") == 99
+
+
+def test_the_vocabulary_is_as_large_as_asked_and_uncased(tokenizer):
+    found = pieces(tokenizer)
+    assert len(found) == len(set(found)) == tokenizer.get_vocab_size() == 1500
+    assert not any(c.isupper() for piece in found[104:] for c in piece)
+    assert tokenizer.encode("Naïve FUNCTION").ids == tokenizer.encode("naive function").ids
+
+
+def test_special_pieces_in_a_text_are_text(tokenizer):
+    encoding = tokenizer.encode("[CLS] the [MASK] [SEP] [PAD]")
+    assert not set(encoding.ids) & set(SPECIAL_IDS.values()) - {SPECIAL_IDS["[UNK]"]}
+
+
+def test_a_vocabulary_makes_the_round_trip(tmp_path, tokenizer, topics):
+    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    loaded = load_tokenizer(tmp_path / "vocab.txt")
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert torch.equal(encode(topics, loaded).ids, encode(topics, tokenizer).ids)
+    cased = load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
+    assert cased.encode("THE the").tokens == ["[UNK]", "the"]
+
+
+def vocab_lines():
+    return ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""], ids=["LF", "CRLF", "no end"])
+def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, tokenizer, end):
+    file = tmp_path / "vocab.txt"
+    file.write_bytes((end or "\n").join(vocab_lines()).encode() + end.encode())
+    assert load_tokenizer(file).get_vocab() == {p: i for i, p in enumerate(vocab_lines())}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda lines: [*lines, ""], "line 106: blank"),
+        (lambda lines: [*lines[:50], "", *lines[50:]], "line 51: blank"),
+        (lambda lines: [""], "line 1: blank"),
+        (lambda lines: [*lines, "a"], "line 106: 'a' is already on line 105"),
+        (lambda lines: [*lines[:103], "b"], r"must hold .*, \[MASK\] missing"),
+        (lambda lines: lines[1:], r"must hold .*, \[PAD\] missing"),
+        (lambda lines: lines[:1] + lines[2:], r"line 101: must be \[UNK\], it is on line 100"),
+        (lambda lines: [*lines, "\0"], "NUL at byte"),
+    ],
+    ids=["last", "blank", "empty", "repeated", "no mask", "no pad", "shifted", "NUL"],
+)
+def test_a_faulty_vocabulary_is_refused_with_its_line(tmp_path, change, message):
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join(change(vocab_lines())) + "\n")
+    with pytest.raises(ValueError, match=f"vocab.txt.*{message}"):
+        load_tokenizer(file)
+
+
+def test_other_special_ids_are_accepted_when_asked_for(tmp_path, tokenizer):
+    file = tmp_path / "vocab.txt"
+    file.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    for accepted in (ids, None):
+        loaded = load_tokenizer(file, special_ids=accepted)
+        assert loaded.get_vocab() == data.special_ids(loaded) == ids
+    file.write_text("[PAD]\n[UNK]\n[CLS]\n")
+    with pytest.raises(ValueError, match=r"must hold .*, \[SEP\], \[MASK\] missing"):
+        load_tokenizer(file, special_ids=None)
+
+
+def test_training_refuses_what_it_cannot_use(tokenizer):
+    for nothing in ([], [" \n "]):
+        with pytest.raises(ValueError, match="hold no text"):
+            data.train_tokenizer(nothing)
+    with pytest.raises(ValueError, match=r"vocab_size must be 108 or more, .* 2 char.* got 107"):
+        data.train_tokenizer(["a b"], vocab_size=107)
+    assert data.train_tokenizer(["a b"], vocab_size=108).get_vocab_size() == 108
+
+
+def test_the_thousand_commonest_characters_are_kept(tokenizer):
+    common, rare = "".join(map(chr, range(0x4E00, 0x4E00 + 1000))), chr(0x6000)
+    trained = data.train_tokenizer([common * 2, rare], vocab_size=30522)
+    assert trained.encode(common[-1]).ids != [100] and trained.encode(rare).ids == [100]
+
+
+def test_without_the_tokenizers_package_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match="pip install tokenizers"):
+        data.train_tokenizer(["text"])
+
+
+SENTENCES = [
+    "Naïve FUNCTIONS, (returns)\nfoo",
+    "北京 is\u00a0text",
+    "[CLS] a [MASK] b [SEP] [unused0]",
+    "",
+    " \t",
+]
+
+
+@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
+def test_hugging_face_gives_the_same_ids(tmp_path, tokenizer, lowercase):
+    transformers = pytest.importorskip("transformers")
+    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    ours = load_tokenizer(tmp_path / "vocab.txt", lowercase=lowercase)
+    save_tokenizer(ours, tmp_path / "model")
+    (tmp_path / "model/config.json").write_text('{"model_type": "electra"}')
+    classes = ["AutoTokenizer", "ElectraTokenizer", "ElectraTokenizerFast", "BertTokenizer"]
+    for name in (name for name in classes if hasattr(transformers, name)):
+        theirs = getattr(transformers, name).from_pretrained(tmp_path / "model")
+        for text in (text for text in SENTENCES if "[" not in text):
+            assert theirs(text)["input_ids"] == [101, *ours.encode(text).ids, 102], (name, text)
+        assert theirs("[MASK]")["input_ids"] == [101, theirs.mask_token_id, 102]
+        assert theirs("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokenizer):
+    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    cased = load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
+    save_tokenizer(cased, tmp_path)
+    # Post-processor, cutting and padding belong to a user, not to a corpus.
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert state["post_processor"] and state["added_tokens"]
+    state["added_tokens"].append(state["added_tokens"][0] | {"id": 1, "content": "[unused0]"})
+    state["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    state["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    state["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    loaded = [load_tokenizer(path) for path in (tmp_path, tmp_path / "tokenizer.json")]
+    loaded.append(pickle.loads(pickle.dumps(loaded[0])))
+    (tmp_path / "tokenizer.json").unlink()
+    loaded.append(load_tokenizer(tmp_path))  # by vocab.txt and do_lower_case
+    for other in loaded:
+        assert [other.encode(text).ids for text in SENTENCES] == [cased.encode(t).ids for t in SENTENCES]
+        assert vocab_hash(other) == vocab_hash(cased)
+    assert vocab_hash(load_tokenizer(tmp_path, lowercase=True)) == vocab_hash(tokenizer)
+    assert vocab_hash(tokenizer) != vocab_hash(cased)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not JSON"),
+        ("[]", "must hold a JSON object, got list"),
+        ("{}", "must hold a WordPiece model, got None"),
+        ('{"model": {"type": "BPE", "vocab": {}}}', "must hold a WordPiece model, got BPE"),
+        ('{"model": {"type": "WordPiece", "vocab": {"[PAD]": 0}}}', r", \[UNK\], .* missing"),
+    ],
+)
+def test_a_faulty_json_is_refused_by_name(tmp_path, content, message):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_json_with_a_broken_part_is_refused_by_name(tmp_path, tokenizer):
+    save_tokenizer(tokenizer, tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "Nonsense"}}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"lowercase must be left out, got True; .*tokenizer\.json says it"):
+        load_tokenizer(tmp_path, lowercase=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
+        load_tokenizer(tmp_path / "empty")
+
+
+def test_the_hash_is_the_same_in_another_process(tmp_path, tokenizer):
+    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    code = "import sys; from electra_fast.data import *; print(vocab_hash(load_tokenizer(sys.argv[1])))"
+    command = [sys.executable, "-c", code, tmp_path / "vocab.txt"]
+    there = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
+    assert there.stdout.strip() == vocab_hash(tokenizer)
+    changed = [*pieces(tokenizer)[:-2], *pieces(tokenizer)[:-3:-1]]  # two pieces change places
+    (tmp_path / "vocab.txt").write_text("\n".join(changed), "utf-8")
+    assert vocab_hash(load_tokenizer(tmp_path / "vocab.txt")) != vocab_hash(tokenizer)

@@ -1,17 +1,56 @@
-"""The command line: `python -m electra_fast info`."""
+"""The command line: `python -m electra_fast info`, `… pretrain`."""
 
 import argparse
+import sys
+from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m electra_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="which implementation serves each op here, and why")
-    parser.parse_args(arguments)
+    _add_pretrain(commands.add_parser("pretrain", help="from a folder of text to a discriminator"))
+    options = vars(parser.parse_args(arguments))
+    command = {"info": _info, "pretrain": _pretrain}[options.pop("command")]
+    try:
+        command(**options)
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # what a user can mend: in a sentence, without a traceback
+        sys.exit(f"error: {error}")
 
+
+def _info() -> None:
     from electra_fast.installation import report
 
     print(report())
+
+
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    from electra_fast.recipe import add_options
+
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", help="the folder of a new run")
+    where.add_argument("--resume", help="the folder of a run that goes on")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu; none: a GPU if there is one")
+    add_options(parser)
+
+
+def _pretrain(out: str | None, resume: str | None, device: str | None, **given) -> None:
+    from electra_fast.pretrain import Pretraining
+    from electra_fast.recipe import Recipe
+
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    folder = Path(out or resume)
+    begun = (folder / "config.json").exists()
+    if resume and not begun:
+        raise ValueError(f"pretrain: --resume must be the folder of a run, got {folder}; --out begins one")
+    if out and begun:
+        raise ValueError(f"pretrain: --out must be a new folder, got {folder}; --resume goes on with its run")
+    recipe = Recipe.load(folder / "config.json").changed(**given) if resume else Recipe(**given)
+    Pretraining(recipe, folder, device=device).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,389 @@
+"""Pre-training, from a folder of text to a discriminator.
+
+    python -m electra_fast pretrain --preset small --data corpus/ --out runs/small
+    python -m electra_fast pretrain --resume runs/small
+
+    Pretraining(Recipe(preset="tiny", steps=300), "runs/demo").run()  # the same in Python
+
+A run's folder holds config.json (the `Recipe`), tokenizer/, checkpoints/, log.jsonl and, for everybody else,
+discriminator/ and generator/ as Hugging Face has them.
+
+Nothing but the number of steps taken decides what comes next: batches, masks, samples and dropout are
+functions of (seed, micro-batch). So a run that was killed and resumed ends in the same weights, bit for bit,
+as one that was not; on the same machine and with as many threads.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import signal
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_fast import data, initial, optimizer, snapshot
+from electra_fast.evaluation import evaluate, unigram_loss
+from electra_fast.journal import Journal
+from electra_fast.model import Electra
+from electra_fast.ops import FUSED, Ops
+from electra_fast.recipe import Recipe
+
+PATIENCE = 5  # steps in a row whose gradient is not finite, after which a run ends
+FAILED_SAVES = 3  # checkpoints in a row that could not be written, likewise
+HELD_OUT = 20  # every so manieth document is held out where no other text is named
+
+
+class NotFinite(RuntimeError):
+    """The gradient was not finite several times in a row; the message says how to see it again."""
+
+
+class Pretraining:
+    """One run. Making it reads the data, writes the first checkpoint or takes up the last; `run` trains.
+
+    Args:
+        recipe: what to do. Where `out` has a checkpoint its recipe must be this one, but for what
+            `Recipe.changed` may change.
+        out: the run's folder.
+        ops: the implementation; `REFERENCE` to compare.
+        make_model: config, ops -> a module with `Electra`'s forward and fields.
+        device: None: a GPU if there is one.
+
+    Raises:
+        ValueError: the recipe or the data cannot be used, or are not those of the run in `out`.
+        OSError: `out` cannot be written, is too full, or another process trains there.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: str | Path,
+        *,
+        ops: Ops = FUSED,
+        make_model=Electra,
+        device: str | torch.device | None = None,
+    ):
+        self.out = Path(out)
+        self.recipe = recipe = recipe.resolved()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.autocast = (recipe.precision or ("bf16" if self.device.type == "cuda" else "float32")) == "bf16"
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._unlock = weakref.finalize(self, os.close, _locked(self.out))
+
+        weights = initial.read(recipe.init)
+        self.tokenizer = self._tokenizer(weights)
+        special = data.special_ids(self.tokenizer)
+        vocab_size = max(self.tokenizer.get_vocab().values()) + 1
+        self.config = weights.config(recipe.model(vocab_size, special))
+        self.train_text, self.held_text = self._texts()
+        self.batches = self._batches(self.train_text, recipe.seed)
+        self.held = self._batches(self.held_text, recipe.seed)
+
+        torch.manual_seed(recipe.seed)
+        self.model = make_model(self.config, ops)
+        weights.into(self.model)
+        self.model.to(self.device).train()
+        self.optimizer = optimizer.adamw(
+            self.model,
+            betas=(0.9, recipe.beta2),
+            weight_decay=recipe.weight_decay,
+            bias_correction=recipe.bias_correction,
+        )
+        self.step, self.skipped = 0, optimizer.Skipped(self.device)
+        self._failed_saves, self.stopping = 0, None
+        self.checkpoints = self.out / "checkpoints"
+        self._begin()
+
+    def _tokenizer(self, weights: initial.Weights):
+        kept, vocab = self.out / "tokenizer", self.recipe.vocab
+        if kept.exists():
+            return data.load_tokenizer(kept)
+        if vocab is None:
+            vocab = weights.tokenizer
+        if vocab is None:
+            raise ValueError("pretrain: --vocab must be given, as the folders of --init have no vocabulary")
+        if str(vocab).isdigit():
+            return data.train_tokenizer(data.documents(self.recipe.data or None), int(vocab))
+        return data.load_tokenizer(vocab, special_ids=None)
+
+    def _texts(self) -> tuple[data.Encoded, data.Encoded]:
+        text = data.tokenize(data.documents(self.recipe.data or None), self.tokenizer)
+        if self.recipe.held_out:
+            return text, data.tokenize(data.documents(self.recipe.held_out), self.tokenizer)
+        return data.held_out(text, HELD_OUT)
+
+    def _batches(self, text: data.Encoded, seed: int) -> data.Batches:
+        recipe, config = self.recipe, self.config
+        size = {"batch_tokens": recipe.batch_tokens} if recipe.packed else {}
+        return data.Batches(
+            text,
+            seq_len=recipe.seq,
+            pairs=recipe.pairs,
+            seed=seed,
+            pad_id=config.pad_id,
+            cls_id=config.cls_id,
+            sep_id=config.sep_id,
+            **(size or {"batch_size": recipe.batch_tokens // recipe.seq}),
+        )
+
+    def _begin(self) -> None:
+        """Take up the newest checkpoint, or write the first one: which shows that the disk takes it."""
+        self._saved = None
+        if any(self.checkpoints.glob("step-*")):
+            found = snapshot.load(self.checkpoints)
+            if found.facts["text"] != self.train_text.text:
+                raise ValueError(
+                    f"pretrain: --data must be the text that {self.out} was begun with, got another"
+                )
+            snapshot.restore("model", dict(self.model.named_parameters()), found.tensors["model"])
+            mine = optimizer.state(self.model, self.optimizer)
+            snapshot.restore("optimizer", mine, found.tensors["optimizer"])
+            self.step, self.skipped = found.step, optimizer.Skipped(self.device, found.facts["skipped"])
+            self._saved = self.step
+            self.recipe.save(self.out / "config.json")
+            return
+        numbers = sum(p.numel() for p in self.model.parameters())
+        needed, free = 4 * numbers * (3 * (self.recipe.keep + 1) + 2), shutil.disk_usage(self.out).free
+        if needed > free:
+            got = f"{needed / 1e9:.1f} GB free for {self.recipe.keep + 1} checkpoints, got {free / 1e9:.1f}"
+            raise OSError(f"pretrain: --out must have {got}; lower --keep")
+        self.recipe.save(self.out / "config.json")
+        if not (self.out / "tokenizer").exists():
+            data.save_tokenizer(self.tokenizer, self.out / "tokenizer.part")
+            (self.out / "tokenizer.part").rename(self.out / "tokenizer")
+        self._write()
+
+    def close(self) -> None:
+        """Let others train in the folder; the end of `run`, of this object and of the process do so too."""
+        self._unlock()
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step; return the last evaluation's metrics.
+
+        Raises:
+            NotFinite: see there.
+            SystemExit: SIGTERM, SIGINT or SIGUSR1 came, and the state is saved; 128 + the signal's number.
+        """
+        recipe, metrics = self.recipe, {}
+        journal = self.journal = Journal(self.out, self.step, recipe.steps)
+        try:
+            with self._signals(), self._feed() as feed:
+                if self.step == 0:
+                    journal.write("begin", 0, self._facts())
+                self._window()
+                while self.step < recipe.steps and not self.stopping:
+                    self._one_step(feed)
+                    last = self.step == recipe.steps
+                    if self.step % recipe.log_every == 0 or last:
+                        self._report(journal)
+                    if self.step % recipe.eval_every == 0 or last:
+                        metrics = self.evaluate()
+                        if not self.stopping:
+                            journal.write("held_out", self.step, metrics)
+                    if self.step % recipe.save_every == 0 and not last:
+                        self._save(journal)
+                if self.step != self._saved:
+                    self._write()
+                if self.stopping:
+                    journal.say(
+                        f"{signal.Signals(self.stopping).name}: saved at step {self.step}; --resume goes on"
+                    )
+                    raise SystemExit(128 + self.stopping)
+        finally:
+            journal.close()
+            self.close()
+        return metrics
+
+    def _one_step(self, feed) -> None:
+        recipe = self.recipe
+        first = self.step * recipe.accumulate
+        for micro in range(first, first + recipe.accumulate):
+            batch, tokens = feed(micro)
+            rng = torch.tensor([recipe.seed, micro], device=self.device)
+            out = self._forward(batch, rng)
+            (out.loss / recipe.accumulate).backward()
+            numbers = (out.loss, out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss)
+            self._sums += torch.cat([torch.stack(numbers).detach(), out.rtd_counts])
+            self._tokens += tokens
+        rate = optimizer.learning_rate(self.step, peak=recipe.lr, warmup=recipe.warmup, total=recipe.steps)
+        norm, skipped = optimizer.step(self.optimizer, rate, recipe.clip)
+        self._norms += norm
+        self.skipped.add(self.step, skipped)
+        self.step += 1
+        self._rate = rate
+
+    def _forward(self, batch: dict[str, Any], rng: Tensor):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.model(**batch, rng=rng)
+
+    def _window(self) -> None:
+        """Begin the sums of the next line of the log, on the device."""
+        self._sums = torch.zeros(9, device=self.device)
+        self._norms = torch.zeros((), device=self.device)
+        self._tokens, self._since, self._from = 0, time.monotonic(), self.step
+
+    def _report(self, journal: Journal) -> None:
+        """Write the window's means; here, and nowhere else in training, the host waits for the device."""
+        steps = self.step - self._from
+        loss, mlm, correct, masked, rtd, tp, fp, fn, tn = self._sums.tolist()
+        micros, real = steps * self.recipe.accumulate, max(tp + fp + fn + tn, 1.0)
+        skipped = self.skipped.read()
+        journal.write(
+            "train",
+            self.step,
+            {
+                "loss": loss / micros,
+                "mlm_loss": mlm / max(masked, 1.0),
+                "mlm_accuracy": correct / max(masked, 1.0),
+                "rtd_loss": rtd / micros,
+                "replaced": (tp + fn) / real,
+                "precision": tp / (tp + fp) if tp + fp else math.nan,
+                "recall": tp / (tp + fn) if tp + fn else math.nan,
+                "gradient_norm": self._norms.item() / steps,
+                "learning_rate": self._rate,
+                "skipped": skipped.steps,
+                "tokens": self._tokens,
+                "tokens_per_second": self._tokens / (time.monotonic() - self._since),
+            },
+        )
+        if masked and (correct == masked or tp + fn == 0):
+            journal.say(
+                f"step {self.step}: {correct:.0f} of {masked:.0f} masked tokens right, {tp + fn:.0f} replaced"
+            )
+        if skipped.longest >= PATIENCE:
+            self._give_up(skipped.first)
+        self._window()
+
+    def _give_up(self, where: int) -> None:
+        n, last = self.recipe.accumulate, snapshot.load(self.checkpoints)
+        record = {"step": where, "seed": self.recipe.seed, "micro_batches": [where * n, where * n + n - 1]}
+        record |= {"checkpoint": str(last.folder)}
+        (self.out / "not_finite.json").write_text(json.dumps(record, indent=1) + "\n")
+        raise NotFinite(
+            f"pretrain: the gradient was not finite {PATIENCE} times in a row, first at step {where}; "
+            f"the weights are those before it, the last checkpoint is of step {last.step}. To see it again: "
+            f"--resume {self.out}, or batch({where * n}) with rng ({self.recipe.seed}, {where * n}); "
+            "not_finite.json has the numbers"
+        )
+
+    def batch(self, micro: int, *, batches: data.Batches | None = None) -> dict[str, Any]:
+        """Return a micro-batch as the model takes it, on the device: a function of (seed, micro) alone."""
+        return self._to_device(self._make(batches or self.batches, micro))
+
+    def _make(self, batches: data.Batches, index: int) -> dict[str, Any]:
+        made = batches.packed(index) if self.recipe.packed else batches.padded(index)
+        return {name: x for name, x in made._asdict().items() if x is not None}
+
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.device.type == "cpu":
+            return batch
+        pinned = {n: x.pin_memory() if isinstance(x, Tensor) else x for n, x in batch.items()}
+        return {
+            n: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in pinned.items()
+        }
+
+    @contextlib.contextmanager
+    def _feed(self) -> Iterator[Any]:
+        """Yield micro -> (batch, real tokens); a thread makes the next one meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead: dict[int, Any] = {}
+
+            def make(micro: int):
+                batch = self._make(self.batches, micro)
+                mask = batch.get("key_mask")
+                tokens = batch["ids"].numel() if mask is None else int(mask.sum())
+                return batch, tokens
+
+            def feed(micro: int):
+                future = ahead.pop(micro, None) or pool.submit(make, micro)
+                batch, tokens = future.result()
+                ahead[micro + 1] = pool.submit(make, micro + 1)
+                return self._to_device(batch), tokens
+
+            yield feed
+
+    def evaluate(self) -> dict[str, float]:
+        """Return `evaluation.evaluate` on the held-out text."""
+        number = min(self.recipe.eval_batches, self._held_batches())
+        batches = (self.batch(i, batches=self.held) for i in range(number))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return evaluate(self.model, batches, stop=lambda: self.stopping)
+
+    def _held_batches(self) -> int:
+        """Return how many batches the held-out text fills at least once."""
+        size = self.held.num_sequences * (self.recipe.seq if self.recipe.packed else 1)
+        return max(1, size // (self.recipe.batch_tokens if self.recipe.packed else self.held.batch_size))
+
+    def _facts(self) -> dict[str, Any]:
+        """What one wants to know of a run before it begins."""
+        texts = (self.train_text, self.held_text)
+        return {
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "vocabulary": self.config.vocab_size,
+            "train_tokens": self.train_text.num_tokens,
+            "held_out_tokens": self.held_text.num_tokens,
+            "sequences": self.batches.num_sequences,
+            "unigram_loss": unigram_loss(*(t.first_tokens() for t in texts), self.config.vocab_size),
+        }
+
+    def _save(self, journal: Journal) -> None:
+        """Write a checkpoint; one that fails costs a warning, several in a row the run."""
+        try:
+            self._write()
+            self._failed_saves = 0
+        except OSError as error:
+            self._failed_saves += 1
+            if self._failed_saves == FAILED_SAVES:
+                raise
+            journal.say(f"step {self.step}: no checkpoint, {error}; the one before stands")
+
+    def _write(self) -> None:
+        tensors = {
+            "model": {name: p.detach() for name, p in self.model.named_parameters()},
+            "optimizer": optimizer.state(self.model, self.optimizer),
+        }
+        facts = {"text": self.train_text.text, "skipped": self.skipped.read().steps}
+        snapshot.save(self.checkpoints, self.step, tensors, facts, self.recipe.keep)
+        self._saved = self.step
+        for name in ("discriminator", "generator"):
+            if (half := getattr(self.model, name, None)) is not None:
+                half.save_pretrained(self.out / name)
+                data.save_tokenizer(self.tokenizer, self.out / name)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note the first signal that asks to end; the second ends at once."""
+
+        def note(number, frame):
+            self.stopping = number
+            signal.signal(number, signal.SIG_DFL)
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        try:
+            before = {n: signal.signal(n, note) for n in numbers}
+        except ValueError:  # not in the main thread: the signals are somebody else's
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _locked(folder: Path) -> int:
+    """Return the descriptor of a file that stays locked until it is closed."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise OSError(f"pretrain: --out must be a folder in which nobody trains, got {folder}") from None
+    return descriptor

@@ -1,0 +1,164 @@
+"""What decides a pre-training run: `config.json` of its folder, and the options of the command line."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from electra_fast.config import ElectraConfig
+
+# The paper's (Clark et al. 2020, appendix A). tiny is for minutes on a CPU: the norm of its gradient falls
+# from 40 to 1 in 200 steps; with 0.999 Adam takes 1000 to forget what clipping made of the first (DESIGN).
+PAPER = {
+    "tiny": {"seq": 128, "batch_tokens": 1024, "steps": 2000, "lr": 2e-3, "beta2": 0.98, "vocab": "4096"},
+    "small": {"seq": 128, "batch_tokens": 128 * 128, "steps": 1_000_000, "lr": 5e-4},
+    "base": {"seq": 512, "batch_tokens": 256 * 512, "steps": 766_000, "lr": 2e-4},
+    "large": {"seq": 512, "batch_tokens": 2048 * 512, "steps": 400_000, "lr": 2e-4},
+}
+COMMON = {"vocab": "30522", "beta2": 0.999}
+# What a run that goes on may change: where it is heading, not where it came from.
+AFTERWARDS = {"steps", "lr", "clip", "data", "held_out", "save_every", "eval_every", "log_every", "keep"}
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run; what is None is the preset's (`resolved`)."""
+
+    preset: str = _option("small", f"sizes of the model: {', '.join(PAPER)}")
+    set: tuple[str, ...] = _option((), "FIELD=VALUE of ElectraConfig that differ from the preset: dropout=0")
+    init: tuple[str, ...] = _option((), "weights to start from: Hugging Face folders, or the folder of a run")
+
+    data: tuple[str, ...] = _option((), "text files and folders; none: the built-in corpus, Python's manual")
+    held_out: tuple[str, ...] = _option((), "text to evaluate on; none: every 20th document of the data")
+    vocab: str | None = _option(
+        None, "vocab.txt, tokenizer.json, a Hugging Face folder; or a size, and it is trained on the data"
+    )
+
+    seq: int | None = _option(None, "positions of a sequence")
+    batch_tokens: int | None = _option(None, "tokens of a micro-batch, padding included")
+    accumulate: int = _option(1, "micro-batches of a step")
+    packed: bool = _option(False, "sequences end to end, without padding")
+    pairs: bool = _option(True, "the paper's segment pairs; else one segment a sequence")
+
+    steps: int | None = _option(None, "updates in all; the rate falls to 0 there")
+    lr: float | None = _option(None, "learning rate at its peak")
+    warmup: int | None = _option(None, "steps over which the rate rises; none: 10000, a tenth of a short run")
+    weight_decay: float = _option(0.01, "of matrices and embeddings")
+    beta2: float | None = _option(None, "of Adam's second moment")
+    bias_correction: bool = _option(False, "Adam's; the paper's has none")
+    clip: float = _option(1.0, "global norm of the gradient")
+    precision: str | None = _option(None, "bf16 (autocast) or float32; none: bf16 on a GPU")
+    seed: int = _option(0, "of the weights, the batches, masks, samples and dropout")
+
+    save_every: int = _option(1000, "steps from checkpoint to checkpoint")
+    eval_every: int = _option(1000, "steps from evaluation to evaluation; one comes at the end")
+    eval_batches: int = _option(20, "batches of held-out text in an evaluation")
+    log_every: int = _option(10, "steps from line to line of log.jsonl")
+    keep: int = _option(3, "checkpoints that stay")
+
+    def resolved(self) -> Self:
+        """Return the recipe with the preset's values where it has none, checked.
+
+        Raises:
+            ValueError: names the option.
+        """
+        self._require("preset", self.preset in PAPER, f"be one of {', '.join(PAPER)}")
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        for name in ("data", "held_out", "init"):
+            given[name] = tuple(str(Path(path).resolve()) for path in given[name])
+        recipe = dataclasses.replace(self, **(COMMON | PAPER[self.preset] | given))
+        if self.init and self.vocab is None:  # theirs
+            recipe = dataclasses.replace(recipe, vocab=None)
+        if recipe.warmup is None:
+            recipe = dataclasses.replace(recipe, warmup=min(10_000, recipe.steps // 10))
+        for name in ("steps", "accumulate", "save_every", "eval_every", "eval_batches", "log_every", "keep"):
+            recipe._require(name, getattr(recipe, name) >= 1, "be 1 or more")
+        for name in ("lr", "clip"):
+            recipe._require(name, 0 < getattr(recipe, name) < float("inf"), "be positive and finite")
+        recipe._require("warmup", 0 <= recipe.warmup <= recipe.steps, f"be in [0, {recipe.steps}], the steps")
+        recipe._require("weight_decay", 0 <= recipe.weight_decay < 1, "be in [0, 1)")
+        recipe._require("beta2", 0 < recipe.beta2 < 1, "be in (0, 1)")
+        recipe._require("seed", 0 <= recipe.seed < 2**62, "be in [0, 2^62)")
+        recipe._require("precision", recipe.precision in (None, "bf16", "float32"), "be bf16 or float32")
+        least = recipe.seq * (2 if recipe.packed else 1)
+        recipe._require(
+            "batch_tokens", recipe.batch_tokens >= least, f"be {least} or more for seq {recipe.seq}"
+        )
+        micro = recipe.steps * recipe.accumulate
+        recipe._require("steps", micro < 2**32, "give less than 2^32 micro-batches")
+        recipe.model(recipe.seq + 1000, {})  # so that a wrong --set is told at once
+        return recipe
+
+    def model(self, vocab_size: int, special_ids: dict[str, int]) -> ElectraConfig:
+        """Return the model's config for a vocabulary."""
+        preset = getattr(ElectraConfig, self.preset)()
+        types = {f.name: type(getattr(preset, f.name)) for f in dataclasses.fields(preset)}
+        changes: dict[str, Any] = {}
+        for assignment in self.set:
+            name, _, value = assignment.partition("=")
+            self._require("set", name in types, f"be FIELD=VALUE with a field of ElectraConfig, not {name!r}")
+            changes[name] = value == "True" if types[name] is bool else types[name](value)
+        names = {"[PAD]": "pad_id", "[CLS]": "cls_id", "[SEP]": "sep_id", "[MASK]": "mask_id"}
+        changes |= {names[piece]: i for piece, i in special_ids.items() if piece in names}
+        config = dataclasses.replace(preset, vocab_size=vocab_size, **changes)
+        rule = f"be at most max_positions ({config.max_positions}); --set max_positions={self.seq} makes more"
+        self._require("seq", self.seq <= config.max_positions, rule)
+        return config
+
+    def save(self, file: Path) -> None:
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        part.replace(file)  # a kill in between leaves the old one
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        fields = json.loads(file.read_text())
+        unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"pretrain: {file} must have a recipe's fields, got {', '.join(sorted(unknown))}"
+            )
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+    def changed(self, **given: Any) -> Self:
+        """Return the recipe of a run that goes on; `given` may change what does not alter its past.
+
+        Raises:
+            ValueError: names an option that would.
+        """
+        for name, value in given.items():
+            rule = f"stay {getattr(self, name)!r} in a run that is resumed"
+            remedy = "start another with --init and the folder of this one"
+            self._require(name, name in AFTERWARDS or value == getattr(self, name), rule, remedy, value)
+        return dataclasses.replace(self, **given).resolved()
+
+    def _require(self, name: str, satisfied: bool, rule: str, remedy: str = "", value: Any = None) -> None:
+        if not satisfied:
+            got = getattr(self, name) if value is None else value
+            message = f"pretrain: --{name.replace('_', '-')} must {rule}, got {got!r}"
+            raise ValueError(f"{message}; {remedy}" if remedy else message)
+
+
+def add_options(parser) -> None:
+    """Add an option a field; one that is not given is not in the namespace."""
+    import argparse
+
+    hints = typing.get_type_hints(Recipe)
+    for f in dataclasses.fields(Recipe):
+        options: dict[str, Any] = {"help": f.metadata["help"], "default": argparse.SUPPRESS, "dest": f.name}
+        if hints[f.name] is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif hints[f.name] == tuple[str, ...]:
+            options |= {"nargs": "+", "metavar": "FIELD=VALUE" if f.name == "set" else "PATH"}
+        else:
+            kinds = (int, float, str)
+            options |= {
+                "type": next(t for t in kinds if t in (hints[f.name], *typing.get_args(hints[f.name])))
+            }
+        parser.add_argument(f"--{f.name.replace('_', '-')}", **options)

@@ -1,0 +1,369 @@
+"""A run ends in the same weights whatever happens to it on the way, and what it leaves behind is of use."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+
+from electra_fast import data, initial
+from electra_fast.__main__ import main
+from electra_fast.model import Discriminator, Electra
+from electra_fast.ops import FUSED, REFERENCE
+from electra_fast.pretrain import PATIENCE, NotFinite, Pretraining
+from electra_fast.recipe import Recipe
+
+pytest.importorskip("tokenizers")
+pytest.importorskip("tqdm")
+pytestmark = pytest.mark.filterwarnings("ignore:.*TensorBoard:")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Keep the user's own cache out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "the model reads a text and finds every token that another model put into it".split()
+    rng = random.Random(0)
+    texts = ["\n".join(" ".join(rng.choices(words, k=12)) for _ in range(6)) for _ in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(texts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    """(recipe, folder, seconds it took) of a run that nothing happened to."""
+    recipe, out = runs.recipe(corpus), tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert runs.finish(runs.recipe(corpus, steps=1), out.with_name("first")) == 0  # imports, makes the cache
+    began = time.monotonic()
+    assert runs.finish(recipe, out) == 0
+    return recipe, out, time.monotonic() - began
+
+
+def small(corpus, out, **changes):
+    options = {name: changes.pop(name) for name in ("ops", "make_model") if name in changes}
+    return Pretraining(runs.recipe(corpus, **changes), out, device="cpu", **options)
+
+
+def end_equal(undisturbed, out):
+    recipe, wanted, _ = undisturbed
+    assert runs.finish(recipe, out) == 0
+    assert runs.state(out, recipe.steps) == runs.state(wanted, recipe.steps)
+
+
+def kill_and_resume(undisturbed, out, moments):
+    recipe, _, seconds = undisturbed
+    for moment in moments:
+        process = runs.start(recipe, out)
+        time.sleep(moment * seconds)
+        process.kill()
+        process.join()
+    end_equal(undisturbed, out)
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(undisturbed, tmp_path):
+    kill_and_resume(undisturbed, tmp_path / "run", [random.uniform(0.2, 1) for _ in range(3)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(10))
+def test_killed_fifty_times_it_resumes_to_the_same_bits(undisturbed, tmp_path, part):
+    kill_and_resume(undisturbed, tmp_path / "run", [random.uniform(0, 1) for _ in range(5)])
+
+
+@pytest.mark.parametrize("die_at", [0, 3, 6, 13])
+def test_killed_in_a_save_it_resumes_to_the_same_bits(undisturbed, tmp_path, die_at):
+    recipe, *_ = undisturbed
+    assert runs.finish(recipe, tmp_path / "run", die_at=die_at) == -signal.SIGKILL
+    end_equal(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undisturbed, tmp_path):
+    recipe, *_ = undisturbed
+    for die_at in range(40):
+        out = tmp_path / str(die_at)
+        assert runs.finish(recipe, out, die_at=die_at) == -signal.SIGKILL
+        end_equal(undisturbed, out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(undisturbed, tmp_path, number):
+    recipe, *_ = undisturbed
+    out = tmp_path / "run"
+    process = runs.start(recipe, out)
+    while not (out / "log.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 128 + number
+    stopped = max(out.glob("checkpoints/step-*"))
+    assert int(stopped.name.removeprefix("step-")) < recipe.steps
+    end_equal(undisturbed, out)
+
+
+def test_a_run_can_be_made_longer(corpus, tmp_path):
+    small(corpus, tmp_path, steps=4).run()
+    resumed = small(corpus, tmp_path, steps=6)
+    assert resumed.step == 4
+    resumed.run()
+    assert max(tmp_path.glob("checkpoints/step-*")).name == "step-000000006"
+
+
+def test_the_same_run_twice_gives_the_same_log(corpus, tmp_path):
+    logs = []
+    for name in ("a", "b"):
+        small(corpus, tmp_path / name, steps=5, log_every=1).run()
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in line.items() if "second" not in k} for line in lines])
+    assert logs[0] == logs[1]
+    assert [line["kind"] for line in logs[0]] == ["begin", *["train"] * 5, "held_out"]
+
+
+def test_the_reference_learns_the_same(corpus, tmp_path):
+    """Same masks and dropout; samples differ where a uniform lies between two float32 sums, if at all."""
+    found = {}
+    for name, ops in (("fused", FUSED), ("reference", REFERENCE)):
+        training = small(corpus, tmp_path / name, steps=8, lr=1e-3, ops=ops)
+        training.run()
+        found[name] = torch.cat([p.detach().flatten() for p in training.model.parameters()])
+    start = torch.cat([p.flatten() for p in small(corpus, tmp_path / "start").model.parameters()]).detach()
+    moved = (found["reference"] - start).norm()
+    assert 0 < (found["fused"] - found["reference"]).norm() < 0.01 * moved
+
+
+@pytest.mark.parametrize(
+    "options", [{"packed": True}, {"pairs": False}, {"accumulate": 3}, {"precision": "bf16"}]
+)
+def test_other_ways_to_feed_it_train_too(corpus, tmp_path, options):
+    training = small(corpus, tmp_path, steps=30, lr=5e-3, eval_every=30, **options)
+    before = training.evaluate()
+    after = training.run()
+    assert after["mlm_loss"] < before["mlm_loss"] - 1
+
+
+def test_a_step_uses_the_micro_batches_of_its_number(corpus, tmp_path):
+    seen = []
+
+    class Recording(Electra):
+        def forward(self, ids, *, rng, **layout):
+            if self.training:
+                seen.append((rng.tolist(), ids))
+            return super().forward(ids, rng=rng, **layout)
+
+    training = small(corpus, tmp_path, steps=3, accumulate=2, seed=7, make_model=Recording)
+    training.run()
+    assert [rng for rng, _ in seen] == [[7, micro] for micro in range(6)]
+    for micro, (_, ids) in enumerate(seen):
+        assert torch.equal(ids, training.batch(micro)["ids"])
+
+
+class Faulty(Electra):
+    """Its gradient is NaN in some steps."""
+
+    bad = ()
+
+    def forward(self, ids, *, rng, **layout):
+        out = super().forward(ids, rng=rng, **layout)
+        poison = math.nan if self.training and int(rng[1]) in self.bad else 1.0
+        return out._replace(loss=out.loss * poison)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(Faulty, "bad", (1, 2))
+    training = small(corpus, tmp_path, steps=3, warmup=0, log_every=1, make_model=Faulty)
+    states = []
+    report = training._report
+
+    def after_step(journal):
+        states.append([p.detach().clone() for p in training.model.parameters()])
+        states[-1] += [x.clone() for s in training.optimizer.state.values() for x in s.values()]
+        report(journal)
+
+    monkeypatch.setattr(training, "_report", after_step)
+    training.run()
+    assert all(torch.equal(a, b) for a, b in zip(states[0], states[2], strict=True))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if line["kind"] == "train"] == [0, 1, 2]
+    assert small(corpus, tmp_path, steps=4).skipped.read().steps == 2  # a resumed run goes on counting
+
+
+def test_steps_that_are_never_finite_end_the_run(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(Faulty, "bad", range(4, 100))
+    training = small(corpus, tmp_path, steps=50, save_every=4, log_every=1, seed=3, make_model=Faulty)
+    with pytest.raises(
+        NotFinite, match=rf"{PATIENCE} times in a row, first at step 4; .* of step 8.*rng \(3, 4\)"
+    ):
+        training.run()
+    record = json.loads((tmp_path / "not_finite.json").read_text())
+    assert (record["step"], record["seed"], record["micro_batches"]) == (4, 3, [4, 4])
+    assert all(p.isfinite().all() for p in training.model.parameters())
+
+
+def test_transformers_loads_both_halves(undisturbed):
+    transformers = pytest.importorskip("transformers")
+    _, out, _ = undisturbed
+    ids = torch.arange(5, 25)[None]
+    ours = Discriminator.from_pretrained(out / "discriminator")(ids)
+    theirs = transformers.ElectraForPreTraining.from_pretrained(out / "discriminator").eval()
+    assert torch.allclose(ours, theirs(ids).logits, atol=1e-5)
+    transformers.ElectraForMaskedLM.from_pretrained(out / "generator")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "discriminator")
+    inside = data.load_tokenizer(out / "tokenizer").encode("the model reads", add_special_tokens=False).ids
+    assert tokenizer("the model reads").input_ids == [101, *inside, 102]
+
+
+def test_it_starts_from_the_weights_of_another(undisturbed, corpus, tmp_path):
+    _, out, _ = undisturbed
+    both = small(corpus, tmp_path / "both", init=(str(out),), vocab=None, seed=9)
+    wanted = Discriminator.from_pretrained(out / "discriminator").state_dict()
+    assert all(torch.equal(x, wanted[name]) for name, x in both.model.discriminator.state_dict().items())
+    one = small(corpus, tmp_path / "one", init=(str(out / "discriminator"),), vocab=None, seed=9)
+    assert all(torch.equal(x, wanted[name]) for name, x in one.model.discriminator.state_dict().items())
+    fresh = small(corpus, tmp_path / "fresh", seed=9)
+    dense = [m.model.generator.head.dense.weight for m in (one, fresh, both)]
+    assert torch.equal(dense[0], dense[1]) and not torch.equal(dense[0], dense[2])
+
+
+def test_it_refuses_weights_that_are_not_electras(corpus, tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(ValueError, match="--init must be Hugging Face folders"):
+        initial.read([str(tmp_path)])
+    save_file({"bert.x": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"ElectraForPreTraining or ElectraForMaskedLM, got .* with bert"):
+        initial.read([str(tmp_path)])
+
+
+def test_halves_whose_tables_differ_are_refused(undisturbed, corpus, tmp_path):
+    _, out, _ = undisturbed
+    shutil.copytree(out / "generator", tmp_path / "generator")
+    other = initial.read([str(tmp_path / "generator")]).generator
+    other.encoder.embedding.words.data += 1
+    other.save_pretrained(tmp_path / "generator")
+    init = (str(out / "discriminator"), str(tmp_path / "generator"))
+    with pytest.raises(ValueError, match="equal tables for sharing='embeddings'"):
+        small(corpus, tmp_path / "run", init=init, vocab=None)
+    small(corpus, tmp_path / "none", init=init, vocab=None, set=(*runs.SIZES, "sharing=none"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"preset": "huge"}, "--preset must be one of tiny, small, base, large, got 'huge'"),
+        ({"steps": 0}, "--steps must be 1 or more"),
+        ({"lr": math.nan}, "--lr must be positive"),
+        ({"warmup": 30}, r"--warmup must be in \[0, 24\]"),
+        ({"batch_tokens": 31}, "--batch-tokens must be 32 or more"),
+        ({"batch_tokens": 63, "packed": True}, "--batch-tokens must be 64 or more"),
+        ({"seq": 33, "batch_tokens": 99}, "--seq must be at most max_positions"),
+        ({"set": ("layer=1",)}, "--set must .*not 'layer'"),
+        ({"set": ("dropout=2",)}, "dropout must be"),
+        ({"seed": -1}, "--seed must be"),
+        ({"precision": "fp8"}, "--precision must be"),
+        ({"vocab": "104"}, "vocab_size must be"),
+    ],
+)
+def test_a_bad_recipe_is_refused(corpus, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(corpus, tmp_path / "run", **options)
+
+
+def test_a_resumed_run_keeps_what_decided_its_past(corpus, tmp_path):
+    small(corpus, tmp_path, steps=1).run()
+    recipe = Recipe.load(tmp_path / "config.json")
+    assert recipe.changed(steps=9, lr=1e-4).steps == 9
+    for option, value in {"seq": 16, "seed": 4, "accumulate": 2, "packed": True, "preset": "small"}.items():
+        with pytest.raises(
+            ValueError, match=f"--{option} must stay .* got {value!r}; start another with --init"
+        ):
+            recipe.changed(**{option: value})
+    (tmp_path / "other.txt").write_text("\n\n".join(["another text"] * 50))
+    with pytest.raises(ValueError, match="--data must be the text that"):
+        small(tmp_path / "other.txt", tmp_path)
+
+
+def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
+    first = small(corpus, tmp_path, steps=1)
+    with pytest.raises(OSError, match="in which nobody trains"):
+        small(corpus, tmp_path, steps=1)
+    first.close()
+    small(corpus, tmp_path, steps=1)
+
+
+def test_a_disk_that_is_too_small_is_told_before_training(corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"--out must have .* GB free for 4 checkpoints"):
+        small(corpus, tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        small(corpus, tmp_path / "file" / "run")
+
+
+def test_a_save_that_fails_costs_a_warning_and_several_the_run(corpus, tmp_path, monkeypatch, capsys):
+    training = small(corpus, tmp_path, steps=12, save_every=1)
+    save, failing = training._write, {3, 6, 7, 8}
+
+    def write():
+        if training.step in failing:
+            raise OSError(28, "No space left on device")
+        save()
+
+    monkeypatch.setattr(training, "_write", write)
+    with pytest.raises(OSError, match="No space left"):
+        training.run()
+    assert "step 3: no checkpoint" in capsys.readouterr().out
+    assert training.step == 8
+    assert max(tmp_path.glob("checkpoints/step-*")).name == "step-000000005"
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(corpus, tmp_path):
+    training = small(corpus, tmp_path, steps=2, log_every=1)
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.warns(UserWarning, match="log.jsonl cannot be written"):
+        training.run()
+    assert training.step == 2
+
+
+def test_the_command_line(corpus, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = [
+        "--preset",
+        "tiny",
+        "--set",
+        *runs.SIZES,
+        "--data",
+        str(corpus),
+        "--vocab",
+        "300",
+        "--seq",
+        "32",
+    ]
+    main(
+        ["pretrain", *options, "--batch-tokens", "256", "--steps", "3", "--out", str(out), "--device", "cpu"]
+    )
+    main(["pretrain", "--resume", str(out), "--steps", "5", "--device", "cpu"])
+    assert max(out.glob("checkpoints/step-*")).name == "step-000000005"
+    for arguments, message in (
+        (["--out", str(out)], "--out must be a new folder"),
+        (["--resume", str(tmp_path)], "--resume must be the folder of a run"),
+        (["--resume", str(out), "--seq", "64"], "--seq must stay 32"),
+        (["--out", str(tmp_path / "x"), "--data", str(tmp_path / "missing")], "missing"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main(["pretrain", *arguments])
+    assert not Path(tmp_path / "x" / "checkpoints").exists()

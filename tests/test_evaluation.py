@@ -1,0 +1,87 @@
+"""Metrics of held-out text against their definitions."""
+
+import math
+
+import pytest
+import torch
+
+from electra_fast.config import ElectraConfig
+from electra_fast.evaluation import area_under_curve, evaluate, interval, unigram_loss
+from electra_fast.model import Electra
+
+
+def test_the_area_is_the_share_of_pairs_in_order():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(6, (40,), generator=generator).float()  # ties
+    y = torch.rand(40, generator=generator) < 0.3
+    weights = (torch.rand(40, generator=generator) < 0.8).float()
+    a, b = x[y & (weights > 0)], x[~y & (weights > 0)]
+    wanted = ((a[:, None] > b).double() + (a[:, None] == b).double() / 2).mean()
+    assert torch.isclose(area_under_curve(x, y, weights), wanted)
+    x[weights == 0] = torch.nan  # padding may hold anything
+    assert torch.isclose(area_under_curve(x.view(4, 10), y.view(4, 10), weights.view(4, 10)), wanted)
+    assert area_under_curve(y.float(), y, None) == 1 and area_under_curve(-y.float(), y, None) == 0
+    assert area_under_curve(x, torch.zeros(40, dtype=torch.bool), None).isnan()
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    for n, least in ((6, 0.94), (20, 0.94)):
+        draws = torch.randn(4000, n, generator=generator, dtype=torch.float64)
+        held = sum(low < 0 < high for _, low, high in map(interval, draws.tolist())) / len(draws)
+        assert least < held < 0.96
+    mean, low, _ = interval([1.0, 2.0])
+    assert mean == 1.5 and math.isnan(low)
+    assert math.isnan(interval([])[0])
+
+
+def test_the_unigram_loss_is_the_entropy_of_what_it_counted():
+    text = torch.tensor([0] * 998 + [1] * 998)
+    assert unigram_loss(text, text, 2) == pytest.approx(math.log(2))
+    assert unigram_loss(text, torch.tensor([2]), 4) == pytest.approx(math.log(2000))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Electra(ElectraConfig.tiny())
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    for length in (32, 20, 32):
+        ids = torch.randint(200, 20_000, (3, 32), generator=generator)
+        yield {"ids": ids, "key_mask": torch.arange(32) < torch.tensor([[32], [length], [9]])}
+
+
+def test_two_evaluations_of_a_model_are_equal_and_leave_it_as_it_was(model):
+    ops, first = model.ops, evaluate(model, batches())
+    second = evaluate(model, batches())
+    assert first == second or all(
+        a == b or a != a for a, b in zip(first.values(), second.values(), strict=True)
+    )
+    assert model.training and model.ops is ops and all(p.grad is None for p in model.parameters())
+    assert abs(first["mlm_loss"] - math.log(30522)) < 0.5 and abs(first["auc"] - 0.5) < 0.2
+
+
+def test_its_sums_are_over_tokens_not_over_batches(model):
+    """One batch of them all has the same metrics, but for the chance of other masks."""
+    found = evaluate(model, batches())
+    tokens = sum(int(batch["key_mask"].sum()) for batch in batches())
+    model.eval()
+    with torch.no_grad():
+        outs = [model(**batch, rng=torch.tensor([2**62, i])) for i, batch in enumerate(batches())]
+    model.train()
+    masked = sum(out.masked for out in outs)
+    assert found["mlm_loss"] == pytest.approx(float(sum(o.mlm_loss * o.masked for o in outs) / masked))
+    assert found["mlm_accuracy"] == float(sum(o.mlm_correct for o in outs) / masked)
+    tp, fp, fn, _ = sum(o.rtd_counts for o in outs).tolist()
+    assert found["replaced"] == pytest.approx((tp + fn) / tokens)
+    assert found["recall"] == tp / (tp + fn)
+    assert found["precision"] == pytest.approx(tp / (tp + fp)) if tp + fp else math.isnan(found["precision"])
+
+
+def test_it_can_be_stopped(model):
+    seen = []
+    evaluate(model, (seen.append(0) or batch for batch in batches()), stop=lambda: True)
+    assert len(seen) == 1

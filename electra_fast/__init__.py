@@ -16,6 +16,8 @@ _HOME = {
     "ElectraConfig": "config",
     "ElectraOutput": "model",
     "Generator": "model",
+    "Pretraining": "pretrain",
+    "Recipe": "recipe",
     "check_batch": "data",
     "info": "installation",
 }

@@ -23,7 +23,6 @@ import signal
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from electra_fast import data, initial, optimizer, snapshot
 from electra_fast.evaluation import evaluate, unigram_loss
+from electra_fast.feed import Feed
 from electra_fast.journal import Journal
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
@@ -84,8 +84,7 @@ class Pretraining:
         vocab_size = max(self.tokenizer.get_vocab().values()) + 1
         self.config = weights.config(recipe.model(vocab_size, special))
         self.train_text, self.held_text = self._texts()
-        self.batches = self._batches(self.train_text, recipe.seed)
-        self.held = self._batches(self.held_text, recipe.seed)
+        self.feed, self.held = self._feed(self.train_text), self._feed(self.held_text)
 
         torch.manual_seed(recipe.seed)
         self.model = make_model(self.config, ops)
@@ -120,19 +119,20 @@ class Pretraining:
             return text, data.tokenize(data.documents(self.recipe.held_out), self.tokenizer)
         return data.held_out(text, HELD_OUT)
 
-    def _batches(self, text: data.Encoded, seed: int) -> data.Batches:
+    def _feed(self, text: data.Encoded) -> Feed:
         recipe, config = self.recipe, self.config
         size = {"batch_tokens": recipe.batch_tokens} if recipe.packed else {}
-        return data.Batches(
+        batches = data.Batches(
             text,
             seq_len=recipe.seq,
             pairs=recipe.pairs,
-            seed=seed,
+            seed=recipe.seed,
             pad_id=config.pad_id,
             cls_id=config.cls_id,
             sep_id=config.sep_id,
             **(size or {"batch_size": recipe.batch_tokens // recipe.seq}),
         )
+        return Feed(batches, recipe.packed, self.device)
 
     def _begin(self) -> None:
         """Take up the newest checkpoint, or write the first one: which shows that the disk takes it."""
@@ -148,6 +148,10 @@ class Pretraining:
             snapshot.restore("optimizer", mine, found.tensors["optimizer"])
             self.step, self.skipped = found.step, optimizer.Skipped(self.device, found.facts["skipped"])
             self._saved = self.step
+            if self.step > self.recipe.steps:
+                raise ValueError(
+                    f"pretrain: --steps must be {self.step} or more, those taken, got {self.recipe.steps}"
+                )
             self.recipe.save(self.out / "config.json")
             return
         numbers = sum(p.numel() for p in self.model.parameters())
@@ -175,38 +179,37 @@ class Pretraining:
         recipe, metrics = self.recipe, {}
         journal = self.journal = Journal(self.out, self.step, recipe.steps)
         try:
-            with self._signals(), self._feed() as feed:
-                if self.step == 0:
-                    journal.write("begin", 0, self._facts())
+            with self._signals(), self.feed.ahead() as take:
+                self._introduce(journal)
                 self._window()
                 while self.step < recipe.steps and not self.stopping:
-                    self._one_step(feed)
+                    self._one_step(take)
                     last = self.step == recipe.steps
                     if self.step % recipe.log_every == 0 or last:
                         self._report(journal)
-                    if self.step % recipe.eval_every == 0 or last:
-                        metrics = self.evaluate()
-                        if not self.stopping:
-                            journal.write("held_out", self.step, metrics)
+                    if self.step % recipe.eval_every == 0 and not last:
+                        self._held_out(journal)
                     if self.step % recipe.save_every == 0 and not last:
                         self._save(journal)
                 if self.step != self._saved:
                     self._write()
+                if not self.stopping:
+                    metrics = self._held_out(journal)
                 if self.stopping:
-                    journal.say(
-                        f"{signal.Signals(self.stopping).name}: saved at step {self.step}; --resume goes on"
-                    )
+                    name = signal.Signals(self.stopping).name
+                    journal.say(f"{name}: {self.out} is saved at step {self.step}; --resume goes on")
                     raise SystemExit(128 + self.stopping)
+                journal.say(self._summary(metrics))
         finally:
             journal.close()
             self.close()
         return metrics
 
-    def _one_step(self, feed) -> None:
+    def _one_step(self, take) -> None:
         recipe = self.recipe
         first = self.step * recipe.accumulate
         for micro in range(first, first + recipe.accumulate):
-            batch, tokens = feed(micro)
+            batch, tokens = take(micro)
             rng = torch.tensor([recipe.seed, micro], device=self.device)
             out = self._forward(batch, rng)
             (out.loss / recipe.accumulate).backward()
@@ -270,74 +273,61 @@ class Pretraining:
         raise NotFinite(
             f"pretrain: the gradient was not finite {PATIENCE} times in a row, first at step {where}; "
             f"the weights are those before it, the last checkpoint is of step {last.step}. To see it again: "
-            f"--resume {self.out}, or batch({where * n}) with rng ({self.recipe.seed}, {where * n}); "
+            f"--resume {self.out}, or feed[{where * n}] with rng ({self.recipe.seed}, {where * n}); "
             "not_finite.json has the numbers"
         )
 
-    def batch(self, micro: int, *, batches: data.Batches | None = None) -> dict[str, Any]:
-        """Return a micro-batch as the model takes it, on the device: a function of (seed, micro) alone."""
-        return self._to_device(self._make(batches or self.batches, micro))
-
-    def _make(self, batches: data.Batches, index: int) -> dict[str, Any]:
-        made = batches.packed(index) if self.recipe.packed else batches.padded(index)
-        return {name: x for name, x in made._asdict().items() if x is not None}
-
-    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if self.device.type == "cpu":
-            return batch
-        pinned = {n: x.pin_memory() if isinstance(x, Tensor) else x for n, x in batch.items()}
-        return {
-            n: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in pinned.items()
-        }
-
-    @contextlib.contextmanager
-    def _feed(self) -> Iterator[Any]:
-        """Yield micro -> (batch, real tokens); a thread makes the next one meanwhile."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead: dict[int, Any] = {}
-
-            def make(micro: int):
-                batch = self._make(self.batches, micro)
-                mask = batch.get("key_mask")
-                tokens = batch["ids"].numel() if mask is None else int(mask.sum())
-                return batch, tokens
-
-            def feed(micro: int):
-                future = ahead.pop(micro, None) or pool.submit(make, micro)
-                batch, tokens = future.result()
-                ahead[micro + 1] = pool.submit(make, micro + 1)
-                return self._to_device(batch), tokens
-
-            yield feed
-
     def evaluate(self) -> dict[str, float]:
         """Return `evaluation.evaluate` on the held-out text."""
-        number = min(self.recipe.eval_batches, self._held_batches())
-        batches = (self.batch(i, batches=self.held) for i in range(number))
+        number = min(self.recipe.eval_batches, max(1, self.held.batches.num_batches))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            batches = (self.held[index] for index in range(number))
             return evaluate(self.model, batches, stop=lambda: self.stopping)
 
-    def _held_batches(self) -> int:
-        """Return how many batches the held-out text fills at least once."""
-        size = self.held.num_sequences * (self.recipe.seq if self.recipe.packed else 1)
-        return max(1, size // (self.recipe.batch_tokens if self.recipe.packed else self.held.batch_size))
+    def _held_out(self, journal: Journal) -> dict[str, float]:
+        with self._aside():
+            metrics = self.evaluate()
+        if not self.stopping:
+            journal.write("held_out", self.step, metrics)
+        return metrics
 
-    def _facts(self) -> dict[str, Any]:
-        """What one wants to know of a run before it begins."""
+    def _introduce(self, journal: Journal) -> None:
+        """Say and write what one wants to know of a run before it begins."""
         texts = (self.train_text, self.held_text)
-        return {
+        facts = {
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "vocabulary": self.config.vocab_size,
             "train_tokens": self.train_text.num_tokens,
             "held_out_tokens": self.held_text.num_tokens,
-            "sequences": self.batches.num_sequences,
+            "sequences": self.feed.batches.num_sequences,
             "unigram_loss": unigram_loss(*(t.first_tokens() for t in texts), self.config.vocab_size),
         }
+        if self.step == 0:
+            journal.write("begin", 0, facts)
+        journal.say(
+            "{parameters:,} parameters, {vocabulary:,} pieces; {train_tokens:,} tokens to train on in "
+            "{sequences:,} sequences, {held_out_tokens:,} held out: unigram loss {unigram_loss:.3f}".format(
+                **facts
+            )
+        )
+
+    def _summary(self, metrics: dict[str, float]) -> str:
+        words = "step {step}, on held-out text: MLM loss {mlm_loss:.3f}, accuracy {mlm_accuracy:.3f}; "
+        words += "RTD loss {rtd_loss:.4f}, AUC {auc:.3f} [{auc_low:.3f}, {auc_high:.3f}]"
+        return f"{self.out}: " + words.format(step=self.step, **metrics)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is done meanwhile does not count in tokens a second."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
     def _save(self, journal: Journal) -> None:
         """Write a checkpoint; one that fails costs a warning, several in a row the run."""
         try:
-            self._write()
+            with self._aside():
+                self._write()
             self._failed_saves = 0
         except OSError as error:
             self._failed_saves += 1

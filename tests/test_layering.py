@@ -19,7 +19,7 @@ ORDER = [
     "checkpoint",
     "model",
 ]
-ORDER += ["data", "optimizer", "snapshot", "evaluation", "journal", "initial", "recipe", "pretrain"]
+ORDER += ["data", "optimizer", "snapshot", "evaluation", "feed", "journal", "initial", "recipe", "pretrain"]
 ORDER += ["hf", "installation", "testing", "__main__"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm"}
 ADAPTERS = {"electra_fast/hf.py"}  # of use only to who has the optional package

@@ -168,7 +168,7 @@ def test_a_step_uses_the_micro_batches_of_its_number(corpus, tmp_path):
     training.run()
     assert [rng for rng, _ in seen] == [[7, micro] for micro in range(6)]
     for micro, (_, ids) in enumerate(seen):
-        assert torch.equal(ids, training.batch(micro)["ids"])
+        assert torch.equal(ids, training.feed[micro]["ids"])
 
 
 class Faulty(Electra):
@@ -283,7 +283,7 @@ def test_a_bad_recipe_is_refused(corpus, tmp_path, options, message):
 
 
 def test_a_resumed_run_keeps_what_decided_its_past(corpus, tmp_path):
-    small(corpus, tmp_path, steps=1).run()
+    small(corpus, tmp_path, steps=3).run()
     recipe = Recipe.load(tmp_path / "config.json")
     assert recipe.changed(steps=9, lr=1e-4).steps == 9
     for option, value in {"seq": 16, "seed": 4, "accumulate": 2, "packed": True, "preset": "small"}.items():
@@ -291,6 +291,8 @@ def test_a_resumed_run_keeps_what_decided_its_past(corpus, tmp_path):
             ValueError, match=f"--{option} must stay .* got {value!r}; start another with --init"
         ):
             recipe.changed(**{option: value})
+    with pytest.raises(ValueError, match="--steps must be 3 or more, those taken, got 2"):
+        small(corpus, tmp_path, steps=2)
     (tmp_path / "other.txt").write_text("\n\n".join(["another text"] * 50))
     with pytest.raises(ValueError, match="--data must be the text that"):
         small(tmp_path / "other.txt", tmp_path)

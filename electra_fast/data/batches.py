@@ -79,6 +79,11 @@ class Batches:
         self._sizes = np.ones_like(lengths) if self.batch_tokens is None else lengths
         self._size = int(self._sizes.sum())  # of an epoch
 
+    @property
+    def num_batches(self) -> int:
+        """Whole batches in an epoch."""
+        return self._size // self._room
+
     def padded(self, index: int) -> Padded:
         """Return batch ``index``, each sequence padded to ``seq_len``."""
         if index < 0:

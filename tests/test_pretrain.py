@@ -101,17 +101,16 @@ def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undistu
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends(undisturbed, tmp_path, number):
-    recipe, *_ = undisturbed
-    out = tmp_path / "run"
+def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
+    recipe, out = runs.recipe(corpus, save_every=1000, log_every=1), tmp_path / "run"
     process = runs.start(recipe, out)
-    while not (out / "log.jsonl").exists():
-        time.sleep(0.01)
+    while not (out / "log.jsonl").exists() or "train" not in (out / "log.jsonl").read_text():
+        time.sleep(0.001)
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 128 + number
     stopped = max(out.glob("checkpoints/step-*"))
-    assert int(stopped.name.removeprefix("step-")) < recipe.steps
+    assert 0 < int(stopped.name.removeprefix("step-")) < recipe.steps
     end_equal(undisturbed, out)
 
 
@@ -171,6 +170,17 @@ def test_a_step_uses_the_micro_batches_of_its_number(corpus, tmp_path):
         assert torch.equal(ids, training.feed[micro]["ids"])
 
 
+def test_a_step_takes_the_mean_of_its_micro_batches(corpus, tmp_path):
+    training = small(corpus, tmp_path, steps=1, accumulate=2, seed=7)
+    for micro in range(2):
+        (training.model(**training.feed[micro], rng=torch.tensor([7, micro])).loss / 2).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in training.model.parameters()]).item()
+    training.model.zero_grad()
+    training.run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[1]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+
+
 class Faulty(Electra):
     """Its gradient is NaN in some steps."""
 
@@ -208,6 +218,7 @@ def test_steps_that_are_never_finite_end_the_run(corpus, tmp_path, monkeypatch):
         NotFinite, match=rf"{PATIENCE} times in a row, first at step 4; .* of step 8.*rng \(3, 4\)"
     ):
         training.run()
+    assert training.step == 4 + PATIENCE
     record = json.loads((tmp_path / "not_finite.json").read_text())
     assert (record["step"], record["seed"], record["micro_batches"]) == (4, 3, [4, 4])
     assert all(p.isfinite().all() for p in training.model.parameters())

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+import trainings
 
 from electra_fast import data, initial
 from electra_fast.__main__ import main
@@ -46,28 +46,30 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
     """(recipe, folder, seconds it took) of a run that nothing happened to."""
-    recipe, out = runs.recipe(corpus), tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert runs.finish(runs.recipe(corpus, steps=1), out.with_name("first")) == 0  # imports, makes the cache
+    recipe, out = trainings.recipe(corpus), tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert (
+        trainings.finish(trainings.recipe(corpus, steps=1), out.with_name("first")) == 0
+    )  # imports, makes the cache
     began = time.monotonic()
-    assert runs.finish(recipe, out) == 0
+    assert trainings.finish(recipe, out) == 0
     return recipe, out, time.monotonic() - began
 
 
 def small(corpus, out, **changes):
     options = {name: changes.pop(name) for name in ("ops", "make_model") if name in changes}
-    return Pretraining(runs.recipe(corpus, **changes), out, device="cpu", **options)
+    return Pretraining(trainings.recipe(corpus, **changes), out, device="cpu", **options)
 
 
 def end_equal(undisturbed, out):
     recipe, wanted, _ = undisturbed
-    assert runs.finish(recipe, out) == 0
-    assert runs.state(out, recipe.steps) == runs.state(wanted, recipe.steps)
+    assert trainings.finish(recipe, out) == 0
+    assert trainings.state(out, recipe.steps) == trainings.state(wanted, recipe.steps)
 
 
 def kill_and_resume(undisturbed, out, moments):
     recipe, _, seconds = undisturbed
     for moment in moments:
-        process = runs.start(recipe, out)
+        process = trainings.start(recipe, out)
         time.sleep(moment * seconds)
         process.kill()
         process.join()
@@ -87,7 +89,7 @@ def test_killed_fifty_times_it_resumes_to_the_same_bits(undisturbed, tmp_path, p
 @pytest.mark.parametrize("die_at", [0, 3, 6, 13])
 def test_killed_in_a_save_it_resumes_to_the_same_bits(undisturbed, tmp_path, die_at):
     recipe, *_ = undisturbed
-    assert runs.finish(recipe, tmp_path / "run", die_at=die_at) == -signal.SIGKILL
+    assert trainings.finish(recipe, tmp_path / "run", die_at=die_at) == -signal.SIGKILL
     end_equal(undisturbed, tmp_path / "run")
 
 
@@ -96,14 +98,14 @@ def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undistu
     recipe, *_ = undisturbed
     for die_at in range(40):
         out = tmp_path / str(die_at)
-        assert runs.finish(recipe, out, die_at=die_at) == -signal.SIGKILL
+        assert trainings.finish(recipe, out, die_at=die_at) == -signal.SIGKILL
         end_equal(undisturbed, out)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
-    recipe, out = runs.recipe(corpus, save_every=1000, log_every=1), tmp_path / "run"
-    process = runs.start(recipe, out)
+    recipe, out = trainings.recipe(corpus, save_every=1000, log_every=1), tmp_path / "run"
+    process = trainings.start(recipe, out)
     while not (out / "log.jsonl").exists() or "train" not in (out / "log.jsonl").read_text():
         time.sleep(0.001)
     os.kill(process.pid, number)
@@ -112,6 +114,31 @@ def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
     stopped = max(out.glob("checkpoints/step-*"))
     assert 0 < int(stopped.name.removeprefix("step-")) < recipe.steps
     end_equal(undisturbed, out)
+
+
+class Broken(Electra):
+    """A model that fails in one step, as a full memory would have it."""
+
+    at = None
+
+    def forward(self, ids, *, rng, **layout):
+        if self.training and int(rng[1]) == self.at:
+            raise RuntimeError("out of memory")
+        return super().forward(ids, rng=rng, **layout)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_on_any_device_it_resumes_to_the_same_bits(corpus, tmp_path, monkeypatch, device, packed):
+    recipe = trainings.recipe(corpus, steps=8, packed=packed)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Pretraining(recipe, whole, device=device).run()
+    monkeypatch.setattr(Broken, "at", 5)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Pretraining(recipe, broken, device=device, make_model=Broken).run()
+    resumed = Pretraining(recipe, broken, device=device)
+    assert resumed.step == 3
+    resumed.run()
+    assert trainings.state(broken, 8) == trainings.state(whole, 8)
 
 
 def test_a_run_can_be_made_longer(corpus, tmp_path):
@@ -268,7 +295,7 @@ def test_halves_whose_tables_differ_are_refused(undisturbed, corpus, tmp_path):
     init = (str(out / "discriminator"), str(tmp_path / "generator"))
     with pytest.raises(ValueError, match="equal tables for sharing='embeddings'"):
         small(corpus, tmp_path / "run", init=init, vocab=None)
-    small(corpus, tmp_path / "none", init=init, vocab=None, set=(*runs.SIZES, "sharing=none"))
+    small(corpus, tmp_path / "none", init=init, vocab=None, set=(*trainings.SIZES, "sharing=none"))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +385,7 @@ def test_the_command_line(corpus, tmp_path, capsys):
         "--preset",
         "tiny",
         "--set",
-        *runs.SIZES,
+        *trainings.SIZES,
         "--data",
         str(corpus),
         "--vocab",

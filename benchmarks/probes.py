@@ -1,0 +1,186 @@
+"""What a frozen encoder knows: sentiment by a linear probe, grammar by minimal pairs.
+
+Both take a discriminator and a masked language model alike.
+
+- GoEmotions (Demszky et al. 2020), comments that are positive or negative and nothing else: a logistic
+  regression over the mean of the last hidden states.
+- BLiMP (Warstadt et al. 2020), zero-shot: does the good sentence of a pair score higher? A masked language
+  model scores by the sum of log p(token | all others), each masked in turn (Salazar et al. 2020); a
+  discriminator by the sum of log p(token is the original).
+"""
+
+import json
+import lzma
+import math
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from electra_fast import data
+from electra_fast.model import Discriminator, Generator
+
+PAIRS = 20  # of each of BLiMP's 67 paradigms
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)  # of which the development set chooses
+
+
+class Probed(NamedTuple):
+    accuracy: float
+    low: float
+    high: float
+
+
+def probe(run: Path, folder: Path) -> dict:
+    """Return all scores of a run's encoder, beside those of its first weights and of a bag of words."""
+    torch.set_num_threads(1)
+    tokenizer = data.load_tokenizer(run / "tokenizer")
+    half = _half(run)
+    torch.manual_seed(0)
+    untrained = type(half)(half.tower).eval()
+    texts = {
+        split: sentiment(folder / "goemotions" / f"group_{split}.tsv.xz")
+        for split in ("train", "dev", "test")
+    }
+    ids = {split: [_encode(tokenizer, text) for text, _ in rows] for split, rows in texts.items()}
+    labels = {split: torch.tensor([label for _, label in rows]) for split, rows in texts.items()}
+    words = {split: _bag(x, tokenizer.get_vocab_size()) for split, x in ids.items()}
+    return {
+        "sentiment": linear_probe({s: features(half.encoder, x) for s, x in ids.items()}, labels),
+        "sentiment_untrained": linear_probe(
+            {s: features(untrained.encoder, x) for s, x in ids.items()}, labels
+        ),
+        "sentiment_words": linear_probe(words, labels),
+        "sentiment_majority": float(labels["test"].float().mean().max()),
+        "pairs": minimal_pairs(half, tokenizer, folder / "blimp" / "blimp_data.tar.xz"),
+    }
+
+
+def _half(run: Path) -> Discriminator | Generator:
+    if (run / "discriminator").exists():
+        return Discriminator.from_pretrained(run / "discriminator")
+    return Generator.from_pretrained(run / "generator")
+
+
+def _encode(tokenizer, text: str, longest: int = 128) -> list[int]:
+    return [101, *tokenizer.encode(text, add_special_tokens=False).ids[: longest - 2], 102]
+
+
+def sentiment(file: Path) -> list[tuple[str, int]]:
+    """Read the comments whose one group is negative (0) or positive (1)."""
+    rows = [line.split("\t") for line in lzma.open(file, "rt", encoding="utf-8").read().splitlines()]
+    return [(text, int(group == "3")) for text, group, _ in rows if group in ("1", "3")]
+
+
+def _padded(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(s) for s in sequences])
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
+    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
+
+
+def by_length(
+    sequences: list[list[int]], score: Callable[[Tensor, Tensor], Tensor], rows: int = 256
+) -> Tensor:
+    """Apply (ids, key_mask) -> [rows, ..] to all sequences, those of like length together."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    found = []
+    with torch.inference_mode():
+        for first in range(0, len(order), rows):
+            found.append(score(*_padded([sequences[i] for i in order[first : first + rows]])))
+    result = torch.cat(found)
+    return torch.empty_like(result).index_copy_(0, torch.tensor(order), result)
+
+
+def features(encoder: nn.Module, sequences: list[list[int]]) -> Tensor:
+    """Return the mean of the last hidden states over the real tokens, ``[sequences, W]``."""
+
+    def mean(ids: Tensor, key_mask: Tensor) -> Tensor:
+        x = encoder(ids, key_mask=key_mask).masked_fill(~key_mask[..., None], 0)
+        return x.sum(1) / key_mask.sum(1, keepdim=True)
+
+    return by_length(sequences, mean)
+
+
+def _bag(sequences: list[list[int]], vocab_size: int) -> Tensor:
+    rows = [
+        torch.bincount(torch.tensor(s), minlength=vocab_size).clamp(max=1).to(torch.int8) for s in sequences
+    ]
+    return torch.stack(rows).float()
+
+
+def linear_probe(x: dict[str, Tensor], y: dict[str, Tensor]) -> Probed:
+    """Fit a logistic regression on `train`, its decay by `dev`; return the accuracy on `test`."""
+    mean, scale = x["train"].mean(0), x["train"].std(0).clamp(min=1e-6)
+    x = {split: (values - mean) / scale for split, values in x.items()}
+    fits = [_fit(x["train"], y["train"], decay) for decay in DECAYS]
+    best = max(fits, key=lambda w: _accuracy(w, x["dev"], y["dev"]))
+    p, n = _accuracy(best, x["test"], y["test"]), len(y["test"])
+    half = 1.96 * math.sqrt(p * (1 - p) / n)
+    return Probed(p, p - half, p + half)
+
+
+def _fit(x: Tensor, y: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    w, b = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([w, b], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(x @ w + b, y.float()) + decay * w.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return w.detach(), b.detach()
+
+
+def _accuracy(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> float:
+    w, b = weights
+    return ((x @ w + b > 0) == (y == 1)).double().mean().item()
+
+
+def minimal_pairs(half: nn.Module, tokenizer, archive: Path) -> Probed:
+    """Return the share of BLiMP's pairs told apart; its interval is by the spread of the paradigms."""
+    score = discriminator_scores if isinstance(half, Discriminator) else masked_scores
+    good, bad = [], []
+    with tarfile.open(archive) as tar:
+        for member in sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name):
+            pairs = [json.loads(line) for _, line in zip(range(PAIRS), tar.extractfile(member), strict=False)]
+            good += [_encode(tokenizer, pair["sentence_good"]) for pair in pairs]
+            bad += [_encode(tokenizer, pair["sentence_bad"]) for pair in pairs]
+    right = (score(half, good) > score(half, bad)).double().view(-1, PAIRS).mean(1)
+    half_width = 1.96 * right.std().item() / math.sqrt(len(right))
+    return Probed(right.mean().item(), right.mean().item() - half_width, right.mean().item() + half_width)
+
+
+def discriminator_scores(half: nn.Module, sequences: list[list[int]]) -> Tensor:
+    """Return sum_t log p(token t is the original) = sum_t -softplus(logit_t) of each sequence."""
+
+    def score(ids: Tensor, key_mask: Tensor) -> Tensor:
+        return -F.softplus(half(ids, key_mask=key_mask).float()).masked_fill(~key_mask, 0).sum(1)
+
+    return by_length(sequences, score)
+
+
+def masked_scores(half: nn.Module, sequences: list[list[int]], mask_id: int = 103) -> Tensor:
+    """Return sum_t log p(token t | the others, t masked) of each sequence, [CLS] and [SEP] left out."""
+    places = [(i, t) for i, s in enumerate(sequences) for t in range(1, len(s) - 1)]
+    # A place to be masked holds its token with a minus, until the batch is made.
+    marked = [[*sequences[i][:t], -sequences[i][t], *sequences[i][t + 1 :]] for i, t in places]
+
+    def score(ids: Tensor, key_mask: Tensor) -> Tensor:
+        place = ids < 0
+        x = half.encoder(ids.masked_fill(place, mask_id), key_mask=key_mask)[place]  # one a row
+        logits = half.head.logits(x, half.encoder.embedding.words)
+        return -F.cross_entropy(logits.float(), -ids[place], reduction="none")
+
+    owner = torch.tensor([i for i, _ in places])
+    return torch.zeros(len(sequences)).index_add_(0, owner, by_length(marked, score))
+
+
+def spread(values: Iterable[float]) -> tuple[float, float]:
+    """Return mean and standard error."""
+    x = torch.tensor(list(values), dtype=torch.float64)
+    return x.mean().item(), (x.std() / math.sqrt(len(x))).item() if len(x) > 1 else math.nan

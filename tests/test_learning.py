@@ -1,0 +1,150 @@
+"""The experiments of benchmarks/learning.py measure what they say, and LEARNING.md is what they found."""
+
+import json
+import lzma
+import tarfile
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import learning, learning_report, probes
+from electra_fast import data
+from electra_fast.config import ElectraConfig
+from electra_fast.model import Discriminator, Electra, Generator
+from electra_fast.ops import FUSED
+
+TINY = {"layers": 1, "hidden": 32, "heads": 1, "ffn": 64, "embedding": 16, "vocab_size": 200}
+TINY |= {"generator_layers": 1, "generator_hidden": 32, "generator_heads": 1, "generator_ffn": 64}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_page_is_what_was_found():
+    if not learning.RESULTS.exists():
+        pytest.skip("no results yet")
+    results = json.loads(learning.RESULTS.read_text())
+    assert learning_report.PAGE.read_text() == learning_report.markdown(results), (
+        "python -m benchmarks.learning report"
+    )
+
+
+def test_equal_flops_are_counted_in_products():
+    """The masked model does the discriminator's encoder; the other has a generator and its head besides."""
+    T, config = 8 * 128, ElectraConfig.tiny()
+
+    def encoder(layers, hidden, ffn):
+        return layers * T * (2 * 4 * hidden**2 + 2 * 2 * hidden * ffn + 2 * 2 * 128 * hidden)
+
+    M, E, V = 8 * 19, config.embedding, 4096
+    large, small = encoder(4, 128, 512), encoder(4, 64, 256)
+    project, head = 2 * T * E * 128, 2 * T * 128 * 128
+    wanted = {
+        "electra": 3 * (large + small + project + head + 2 * M * E * (64 + V)),
+        "masked": 3 * (large + project + 2 * M * E * (128 + V)),
+    }
+    assert learning.flops(Electra) == pytest.approx(wanted["electra"], rel=0.08)
+    assert learning.flops(learning.MaskedLM) == pytest.approx(wanted["masked"], rel=0.08)
+
+
+def test_the_masked_model_is_the_generators_half_of_electra():
+    """Of one size, with the same weights, masks and tokens, the two have the same loss."""
+    config = ElectraConfig(**TINY, dropout=0.0, sharing="none")
+    torch.manual_seed(0)
+    both, alone = Electra(config), learning.MaskedLM(config, FUSED)
+    alone.generator.load_state_dict(both.generator.state_dict())
+    ids, rng = torch.randint(104, 200, (3, 20)), torch.tensor([1, 2])
+    key_mask = torch.arange(20) < torch.tensor([[20], [11], [7]])
+    a, b = (model(ids, key_mask=key_mask, rng=rng) for model in (both, alone))
+    assert torch.equal(a.mlm_loss, b.loss) and torch.equal(a.mlm_correct, b.mlm_correct)
+    assert b.rtd_counts.sum() == 0
+
+
+def test_a_linear_probe_finds_what_is_there_and_nothing_else():
+    y = {split: (normal(n, seed=n) > 0).long() for split, n in (("train", 400), ("dev", 200), ("test", 300))}
+    noise = {split: normal(len(labels), 8, seed=len(labels) + 1) for split, labels in y.items()}
+    apart = {split: x + 4 * y[split][:, None] for split, x in noise.items()}
+    assert probes.linear_probe(apart, y).accuracy > 0.99
+    found = probes.linear_probe(noise, y)
+    assert abs(found.accuracy - 0.5) < 0.1 and found.low < found.accuracy < found.high
+
+
+def test_features_do_not_depend_on_padding_or_order():
+    encoder = Discriminator(ElectraConfig(**TINY)).eval().encoder
+    sequences = [[101, *range(110, 110 + n), 102] for n in (3, 17, 1, 9)]
+    together = probes.features(encoder, sequences)
+    for one, sequence in zip(together, sequences, strict=True):
+        with torch.inference_mode():
+            alone = encoder(torch.tensor([sequence])).mean(1)[0]
+        assert torch.allclose(one, alone, atol=1e-5)
+
+
+def test_a_masked_model_scores_each_token_by_the_others():
+    half = Generator(ElectraConfig(**TINY)).eval()
+    sequences = [[101, 120, 130, 140, 102], [101, 150, 102]]
+    wanted = []
+    for s in sequences:
+        total = 0.0
+        for t in range(1, len(s) - 1):
+            masked = torch.tensor([[*s[:t], 103, *s[t + 1 :]]])
+            with torch.inference_mode():
+                total += half(masked)[0, t].log_softmax(-1)[s[t]].item()
+        wanted.append(total)
+    assert probes.masked_scores(half, sequences).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+class Suspicious(nn.Module):
+    """Says replaced of token 190, original of the others."""
+
+    def forward(self, ids, *, key_mask):
+        return torch.where(ids == 190, 5.0, -5.0)
+
+
+def test_a_discriminator_prefers_the_sentence_it_believes():
+    good, bad = probes.discriminator_scores(Suspicious(), [[101, 120, 130, 102], [101, 120, 190, 102]])
+    assert good > bad
+    assert good == pytest.approx(-4 * torch.nn.functional.softplus(torch.tensor(-5.0)).item())
+
+
+@pytest.mark.filterwarnings("ignore:.*TensorBoard:")
+def test_from_text_to_page(tmp_path, monkeypatch):
+    """All of it on a small text with small probes; the numbers mean nothing."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(learning, "ROOT", tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(f"a text of its own, number {i}, with words that come again" for i in range(400))
+    )
+    rows = "".join(f"it is {'good' if i % 2 else 'bad'}\t{1 + 2 * (i % 2)}\tid\n" for i in range(40))
+    (tmp_path / "goemotions").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "goemotions" / f"group_{split}.tsv.xz").write_bytes(lzma.compress(rows.encode()))
+    (tmp_path / "blimp").mkdir()
+    pair = json.dumps({"sentence_good": "a text comes", "sentence_bad": "a text come"}) + "\n"
+    with tarfile.open(tmp_path / "blimp" / "blimp_data.tar.xz", "w:xz") as tar:
+        for name in ("one.jsonl", "two.jsonl"):
+            (tmp_path / name).write_text(pair * probes.PAIRS)
+            tar.add(tmp_path / name, f"blimp/{name}")
+
+    runs = [learning.Run("c", (str(text),), model, 0, 3) for model in learning.MODELS]
+    threads = torch.get_num_threads()
+    for run in runs:
+        learning.train(run)
+    found = [run._asdict() | probes.probe(run.folder, tmp_path) for run in runs if run.model != "reference"]
+    torch.set_num_threads(threads)
+    assert all(set(range(2)) & {p["pairs"].accuracy} for p in found)  # equal pairs: all or none
+    assert all(p["sentiment"].accuracy == p["sentiment_words"].accuracy == 1 for p in found)
+    results = {
+        "runs": [learning.collect(run) for run in runs],
+        "probes": found,
+        "flops": {"electra": 2, "masked": 1},
+    }
+    results = json.loads(json.dumps(results | {"machine": "here", "torch": "2"}))
+    page = learning_report.markdown(results)
+    for words in ("## c", "| fused | 1 |", "fused less reference", "BLiMP, zero-shot", "is ahead by"):
+        assert words in page
+    assert results["runs"][0]["curve"][-1]["step"] == 3
+    assert data.load_tokenizer(runs[0].folder / "tokenizer").get_vocab_size() > 104

@@ -50,8 +50,7 @@ class Pretraining:
     """One run. Making it reads the data, writes the first checkpoint or takes up the last; `run` trains.
 
     Args:
-        recipe: what to do. Where `out` has a checkpoint its recipe must be this one, but for what
-            `Recipe.changed` may change.
+        recipe: what to do. Where `out` has a run already it goes on, with what `Recipe.changed` lets change.
         out: the run's folder.
         ops: the implementation; `REFERENCE` to compare.
         make_model: config, ops -> a module with `Electra`'s forward and fields.
@@ -72,7 +71,9 @@ class Pretraining:
         device: str | torch.device | None = None,
     ):
         self.out = Path(out)
-        self.recipe = recipe = recipe.resolved()
+        begun = self.out / "config.json"
+        recipe = Recipe.load(begun).changed(**recipe.given()) if begun.exists() else recipe.resolved()
+        self.recipe = recipe
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.autocast = (recipe.precision or ("bf16" if self.device.type == "cuda" else "float32")) == "bf16"
         self.out.mkdir(parents=True, exist_ok=True)
@@ -259,7 +260,8 @@ class Pretraining:
         )
         if masked and (correct == masked or tp + fn == 0):
             journal.say(
-                f"step {self.step}: {correct:.0f} of {masked:.0f} masked tokens right, {tp + fn:.0f} replaced"
+                f"step {self.step}: has the generator collapsed? Of {masked:.0f} masked tokens it knows "
+                f"{correct:.0f} and replaces {tp + fn:.0f}"
             )
         if skipped.longest >= PATIENCE:
             self._give_up(skipped.first)

@@ -62,6 +62,11 @@ class Recipe:
     log_every: int = _option(10, "steps from line to line of log.jsonl")
     keep: int = _option(3, "checkpoints that stay")
 
+    def __post_init__(self) -> None:
+        for name in ("data", "held_out", "init"):  # a run may go on from another folder
+            paths = tuple(str(Path(path).resolve()) for path in getattr(self, name))
+            object.__setattr__(self, name, paths)
+
     def resolved(self) -> Self:
         """Return the recipe with the preset's values where it has none, checked.
 
@@ -70,8 +75,6 @@ class Recipe:
         """
         self._require("preset", self.preset in PAPER, f"be one of {', '.join(PAPER)}")
         given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        for name in ("data", "held_out", "init"):
-            given[name] = tuple(str(Path(path).resolve()) for path in given[name])
         recipe = dataclasses.replace(self, **(COMMON | PAPER[self.preset] | given))
         if self.init and self.vocab is None:  # theirs
             recipe = dataclasses.replace(recipe, vocab=None)
@@ -98,13 +101,23 @@ class Recipe:
     def model(self, vocab_size: int, special_ids: dict[str, int]) -> ElectraConfig:
         """Return the model's config for a vocabulary."""
         preset = getattr(ElectraConfig, self.preset)()
-        types = {f.name: type(getattr(preset, f.name)) for f in dataclasses.fields(preset)}
+        names = {"[PAD]": "pad_id", "[CLS]": "cls_id", "[SEP]": "sep_id", "[MASK]": "mask_id"}
+        ours = {"vocab_size", *names.values()}  # the vocabulary says them
+        types = {
+            f.name: type(getattr(preset, f.name)) for f in dataclasses.fields(preset) if f.name not in ours
+        }
         changes: dict[str, Any] = {}
         for assignment in self.set:
             name, _, value = assignment.partition("=")
-            self._require("set", name in types, f"be FIELD=VALUE with a field of ElectraConfig, not {name!r}")
-            changes[name] = value == "True" if types[name] is bool else types[name](value)
-        names = {"[PAD]": "pad_id", "[CLS]": "cls_id", "[SEP]": "sep_id", "[MASK]": "mask_id"}
+            self._require(
+                "set", name in types, f"be FIELD=VALUE with one of {', '.join(types)}", value=assignment
+            )
+            try:
+                changes[name] = (
+                    {"True": True, "False": False}[value] if types[name] is bool else types[name](value)
+                )
+            except (KeyError, ValueError):
+                self._require("set", False, f"have a value of type {types[name].__name__}", value=assignment)
         changes |= {names[piece]: i for piece, i in special_ids.items() if piece in names}
         config = dataclasses.replace(preset, vocab_size=vocab_size, **changes)
         rule = f"be at most max_positions ({config.max_positions}); --set max_positions={self.seq} makes more"
@@ -125,6 +138,11 @@ class Recipe:
                 f"pretrain: {file} must have a recipe's fields, got {', '.join(sorted(unknown))}"
             )
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are not as they come."""
+        fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        return {name: value for name, value, default in fields if value != default}
 
     def changed(self, **given: Any) -> Self:
         """Return the recipe of a run that goes on; `given` may change what does not alter its past.

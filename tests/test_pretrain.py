@@ -106,7 +106,7 @@ def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undistu
 def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
     recipe, out = trainings.recipe(corpus, save_every=1000, log_every=1), tmp_path / "run"
     process = trainings.start(recipe, out)
-    while not (out / "log.jsonl").exists() or "train" not in (out / "log.jsonl").read_text():
+    while not (out / "log.jsonl").exists() or '"train"' not in (out / "log.jsonl").read_text():
         time.sleep(0.001)
     os.kill(process.pid, number)
     process.join()
@@ -308,7 +308,10 @@ def test_halves_whose_tables_differ_are_refused(undisturbed, corpus, tmp_path):
         ({"batch_tokens": 31}, "--batch-tokens must be 32 or more"),
         ({"batch_tokens": 63, "packed": True}, "--batch-tokens must be 64 or more"),
         ({"seq": 33, "batch_tokens": 99}, "--seq must be at most max_positions"),
-        ({"set": ("layer=1",)}, "--set must .*not 'layer'"),
+        ({"set": ("layer=1",)}, "--set must be FIELD=VALUE with one of .*got 'layer=1'"),
+        ({"set": ("vocab_size=1000",)}, "--set must be FIELD=VALUE with one of .*got 'vocab_size=1000'"),
+        ({"set": ("layers=two",)}, "--set must have a value of type int, got 'layers=two'"),
+        ({"set": ("disallow_correct=1",)}, "--set must have a value of type bool"),
         ({"set": ("dropout=2",)}, "dropout must be"),
         ({"seed": -1}, "--seed must be"),
         ({"precision": "fp8"}, "--precision must be"),

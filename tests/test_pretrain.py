@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import shutil
 import signal
@@ -104,15 +103,16 @@ def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undistu
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
-    recipe, out = trainings.recipe(corpus, save_every=1000, log_every=1), tmp_path / "run"
-    process = trainings.start(recipe, out)
-    while not (out / "log.jsonl").exists() or '"train"' not in (out / "log.jsonl").read_text():
-        time.sleep(0.001)
-    os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == 128 + number
-    stopped = max(out.glob("checkpoints/step-*"))
-    assert 0 < int(stopped.name.removeprefix("step-")) < recipe.steps
+    recipe, out = trainings.recipe(corpus, save_every=1000), tmp_path / "run"
+    assert trainings.finish(recipe, out, signal_at=(number, 10, 1)) == 128 + number
+    assert max(out.glob("checkpoints/step-*")).name == "step-000000011"  # the step was finished
+    end_equal(undisturbed, out)
+
+
+def test_a_second_signal_ends_at_once(undisturbed, tmp_path):
+    recipe, out = undisturbed[0], tmp_path / "run"
+    assert trainings.finish(recipe, out, signal_at=(signal.SIGTERM, 10, 2)) == -signal.SIGTERM
+    assert max(out.glob("checkpoints/step-*")).name == "step-000000009"
     end_equal(undisturbed, out)
 
 

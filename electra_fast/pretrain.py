@@ -258,7 +258,7 @@ class Pretraining:
                 "tokens_per_second": self._tokens / (time.monotonic() - self._since),
             },
         )
-        if masked and (correct == masked or tp + fn == 0):
+        if masked and (correct == masked or 0 == tp + fn < fp + tn):
             journal.say(
                 f"step {self.step}: has the generator collapsed? Of {masked:.0f} masked tokens it knows "
                 f"{correct:.0f} and replaces {tp + fn:.0f}"

@@ -6,7 +6,8 @@
 
 Each run is a `Pretraining` in a process and a folder of its own under runs/learning, on one thread; one
 that was broken off goes on where it was. `masked` trains an encoder of the discriminator's size on masked
-tokens alone, with as many FLOPs. The report needs matplotlib.
+tokens alone, with as many FLOPs. The report's curves need
+matplotlib (`pip install -e '.[report]'`).
 """
 
 import argparse
@@ -94,6 +95,10 @@ def flops(make_model) -> int:
 
 
 def train(run: Run) -> None:
+    begun = run.folder / "config.json"
+    if begun.exists() and (steps := Recipe.load(begun).steps) != run.steps:
+        # Its rate fell to 0 elsewhere: what went on from there would be another experiment.
+        raise ValueError(f"learning: --steps must be {steps} in {run.folder}, got {run.steps}; or remove it")
     torch.set_num_threads(1)
     make_model, ops = MODELS[run.model]
     recipe = Recipe(
@@ -150,7 +155,8 @@ def main() -> None:
 
             encoders = [run for run in runs if run.model != "reference"]
             with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-                found = pool.map(probe, [run.folder for run in encoders], [options.probes] * len(encoders))
+                folders, models = [run.folder for run in encoders], [MODELS[run.model][0] for run in encoders]
+                found = pool.map(probe, folders, models, [options.probes] * len(encoders))
                 results["probes"] = [run._asdict() | x for run, x in zip(encoders, found, strict=True)]
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     from benchmarks.learning_report import write

@@ -180,9 +180,14 @@ def _cell(benchmark: dict | str | None) -> str:
     return f"{times_fused(benchmark):.2f}" if times_fused(benchmark) else ""
 
 
+def results(root: Path = ROOT) -> list[Path]:
+    """Return the runs' files, one a device; learning.json has a page of its own."""
+    return sorted(f for f in (root / "benchmarks" / "results").glob("*.json") if f.stem != "learning")
+
+
 def update_readme(readme: Path = ROOT / "README.md", root: Path = ROOT) -> int:
     """Write the tables of benchmarks/results/*.json between the two comments in README.md."""
-    files = sorted((root / "benchmarks" / "results").glob("*.json"))
+    files = results(root)
     text = readme.read_text() if readme.exists() else ""
     if not files or BEGIN not in text or END not in text.split(BEGIN)[1]:
         need = "python -m benchmarks first" if not files else f"the lines {BEGIN} and {END} in {readme}"

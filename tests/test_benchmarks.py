@@ -328,7 +328,7 @@ def test_a_run_and_a_comparison(tmp_path):
 
 def test_the_readme_has_the_results_and_says_where_they_are_older_than_the_kernels():
     readme = (ROOT / "README.md").read_text()
-    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+    for file in report.results():
         table = report.markdown(json.loads(file.read_text()), machine.source_hash())
         assert table in readme, "run `python -m benchmarks report`"
 

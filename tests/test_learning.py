@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 import tarfile
 
 import pytest
@@ -13,6 +14,7 @@ from electra_fast import data
 from electra_fast.config import ElectraConfig
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops import FUSED
+from electra_fast.snapshot import read
 
 TINY = {"layers": 1, "hidden": 32, "heads": 1, "ffn": 64, "embedding": 16, "vocab_size": 200}
 TINY |= {"generator_layers": 1, "generator_hidden": 32, "generator_heads": 1, "generator_ffn": 64}
@@ -108,6 +110,59 @@ def test_a_discriminator_prefers_the_sentence_it_believes():
     assert good == pytest.approx(-4 * torch.nn.functional.softplus(torch.tensor(-5.0)).item())
 
 
+def run_of(aucs, seed=0, replaced=0.1, rtd_loss=0.3):
+    keep = {"mlm_loss": 5.0, "mlm_accuracy": 0.2, "rtd_loss": rtd_loss, "replaced": replaced}
+    points = [
+        keep | {"step": 10 * i, "tokens": 80 * i, "auc": a, "auc_low": a - 0.01, "auc_high": a + 0.01}
+        for i, a in enumerate(aucs)
+    ]
+    facts = {"steps": 40, "unigram_loss": 6.0, "seconds": 60.0, "vocabulary": 9, "train_tokens": 9}
+    return {"seed": seed, "curve": points} | facts
+
+
+@pytest.mark.parametrize(
+    ("aucs", "whole", "later"),
+    [
+        ((0.68, 0.50, 0.52, 0.55), "(0.680) it falls: -0.130", "(0.500) it rises: +0.050"),
+        ((0.50, 0.55, 0.58, 0.60), "(0.500) it rises: +0.100", "(0.550) it rises: +0.050"),
+        ((0.60, 0.61, 0.58, 0.60), "(0.600) it does neither for sure", "(0.610) it does neither for sure"),
+    ],
+)
+def test_an_auc_that_fell_at_first_has_not_risen(aucs, whole, later):
+    # Seeds differ in their last AUC, by a standard error of 0.012.
+    runs = [run_of((*aucs[:3], aucs[3] + offset), seed) for seed, offset in enumerate((-0.02, 0, 0.02))]
+    line = next(x for x in learning_report._verdicts({"fused": runs, "reference": runs}) if "AUC's" in x)
+    assert f"first evaluation {whole}" in line and f"a quarter of the run {later}" in line
+    assert "in 3 of 3 runs" in line
+
+
+def test_an_interval_that_has_a_half_in_it_is_not_above():
+    runs = [run_of((0.7, auc), seed) for seed, auc in enumerate((0.505, 0.52))]
+    assert "in 1 of 2 runs" in " ".join(learning_report._verdicts({"fused": runs, "reference": runs}))
+
+
+@pytest.mark.parametrize(("below", "word"), [(0.01, "yes"), (-0.01, "no")])
+def test_knowing_how_many_are_replaced_is_not_learning(below, word):
+    entropy = -0.1 * math.log(0.1) - 0.9 * math.log(0.9)
+    runs = [run_of((0.6, 0.6), seed, rtd_loss=entropy - below + 0.001 * seed) for seed in (-1, 0, 1)]
+    lines = learning_report._verdicts({"fused": runs, "reference": runs})
+    (line,) = (x for x in lines if "the best answer" in x)
+    assert f"{below:.4f} ± 0.0006 nats below" in line and line.endswith(f": {word}.")
+
+
+def test_an_encoder_that_is_worse_than_untrained_or_at_chance_is_told_so():
+    def found(sentiment, pairs, seed):
+        low = {"sentiment": (sentiment + 0.001 * seed, 0, 1), "pairs": (pairs, pairs - 0.06, pairs + 0.06)}
+        return low | {"sentiment_untrained": (0.67, 0, 1), "sentiment_words": (0.83, 0, 1)}
+
+    line = learning_report._standing("it", [found(0.65, 0.52, seed) for seed in range(3)])
+    assert "behind its first weights (-0.019" in line and "behind a bag of words" in line
+    assert "above chance in 0 of 3 runs" in line
+    line = learning_report._standing("it", [found(0.90, 0.57, seed) for seed in range(3)])
+    assert "ahead of its first weights" in line and "ahead of a bag of words" in line
+    assert "above chance in 3 of 3 runs" in line
+
+
 @pytest.mark.filterwarnings("ignore:.*TensorBoard:")
 def test_from_text_to_page(tmp_path, monkeypatch):
     """All of it on a small text with small probes; the numbers mean nothing."""
@@ -133,8 +188,21 @@ def test_from_text_to_page(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     for run in runs:
         learning.train(run)
-    found = [run._asdict() | probes.probe(run.folder, tmp_path) for run in runs if run.model != "reference"]
+    found = [
+        run._asdict() | probes.probe(run.folder, learning.MODELS[run.model][0], tmp_path)
+        for run in runs
+        if run.model != "reference"
+    ]
     torch.set_num_threads(threads)
+    for run, half in zip(runs[::2], ("discriminator", "generator"), strict=True):
+        begun = read(run.folder / "checkpoints" / "step-000000000").tensors["model"]
+        first = probes.first_weights(run.folder, learning.MODELS[run.model][0])
+        for name, weight in first.named_parameters():
+            # What both halves share stands in a checkpoint under the generator's name alone.
+            names = (f"{half}.{name}", f"generator.{name}")
+            assert torch.equal(weight, next(begun[n] for n in names if n in begun)), name
+    with pytest.raises(ValueError, match=r"--steps must be 3 in .*, got 4"):
+        learning.train(runs[0]._replace(steps=4))
     assert all(set(range(2)) & {p["pairs"].accuracy} for p in found)  # equal pairs: all or none
     assert all(p["sentiment"].accuracy == p["sentiment_words"].accuracy == 1 for p in found)
     results = {

@@ -6,8 +6,7 @@
 
 Each run is a `Pretraining` in a process and a folder of its own under runs/learning, on one thread; one
 that was broken off goes on where it was. `masked` trains an encoder of the discriminator's size on masked
-tokens alone, with as many FLOPs. The report's curves need
-matplotlib (`pip install -e '.[report]'`).
+tokens alone, with as many FLOPs. The curves need matplotlib (`pip install matplotlib`).
 """
 
 import argparse

@@ -118,6 +118,9 @@ class Pretraining:
         text = data.tokenize(data.documents(self.recipe.data or None), self.tokenizer)
         if self.recipe.held_out:
             return text, data.tokenize(data.documents(self.recipe.held_out), self.tokenizer)
+        if (count := len(text.offsets) - 1) < HELD_OUT:
+            rule = f"have {HELD_OUT} documents or more, with blank lines between, of which one is held out"
+            raise ValueError(f"pretrain: --data must {rule}, got {count}; or name other text with --held-out")
         return data.held_out(text, HELD_OUT)
 
     def _feed(self, text: data.Encoded) -> Feed:

@@ -339,6 +339,15 @@ def test_a_resumed_run_keeps_what_decided_its_past(corpus, tmp_path):
         small(tmp_path / "other.txt", tmp_path)
 
 
+def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
+    (tmp_path / "short.txt").write_text("\n\n".join(["the model reads a text"] * 19))
+    with pytest.raises(
+        ValueError, match=r"--data must have 20 documents or more.* got 19; or name .* --held-out"
+    ):
+        small(tmp_path / "short.txt", tmp_path / "run")
+    small(tmp_path / "short.txt", tmp_path / "other", held_out=(str(corpus),), steps=1).run()
+
+
 def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
     first = small(corpus, tmp_path, steps=1)
     with pytest.raises(OSError, match="in which nobody trains"):

@@ -82,6 +82,10 @@ class Run(NamedTuple):
     def folder(self) -> Path:
         return ROOT / f"{self.corpus}-{self.model}-{self.seed}"
 
+    @property
+    def facts(self) -> dict:
+        return self._asdict() | {"texts": len(self.texts)}
+
 
 def flops(make_model) -> int:
     """Count a training step's FLOPs, those of its products, at the sizes of the runs, in plain PyTorch."""
@@ -125,7 +129,7 @@ def collect(run: Run) -> dict:
         curve.append({"tokens": tokens} | {name: line[name] for name in keep})
     facts = {name: begin[0][name] for name in ("parameters", "vocabulary", "train_tokens", "unigram_loss")}
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in train.values())
-    return run._asdict() | {"texts": len(run.texts)} | facts | {"seconds": seconds, "curve": curve}
+    return run.facts | facts | {"seconds": seconds, "curve": curve}
 
 
 def main() -> None:
@@ -156,7 +160,7 @@ def main() -> None:
             with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
                 folders, models = [run.folder for run in encoders], [MODELS[run.model][0] for run in encoders]
                 found = pool.map(probe, folders, models, [options.probes] * len(encoders))
-                results["probes"] = [run._asdict() | x for run, x in zip(encoders, found, strict=True)]
+                results["probes"] = [run.facts | x for run, x in zip(encoders, found, strict=True)]
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     from benchmarks.learning_report import write
 

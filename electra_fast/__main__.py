@@ -49,7 +49,8 @@ def _pretrain(out: str | None, resume: str | None, device: str | None, **given) 
         raise ValueError(f"pretrain: --resume must be the folder of a run, got {folder}; --out begins one")
     if out and begun:
         raise ValueError(f"pretrain: --out must be a new folder, got {folder}; --resume goes on with its run")
-    Pretraining(Recipe(**given), folder, device=device).run()
+    recipe = Recipe.load(folder / "config.json").changed(**given) if resume else Recipe(**given)
+    Pretraining(recipe, folder, device=device).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""What decides a run is checked before it begins, and stays when it goes on."""
+
+import dataclasses
+import math
+
+import pytest
+import trainings
+
+from electra_fast.recipe import PAPER, Recipe
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"preset": "huge"}, "--preset must be one of tiny, small, base, large, got 'huge'"),
+        ({"steps": 0}, "--steps must be 1 or more"),
+        ({"lr": math.nan}, "--lr must be positive"),
+        ({"warmup": 30}, r"--warmup must be in \[0, 24\]"),
+        ({"batch_tokens": 31}, "--batch-tokens must be 32 or more"),
+        ({"batch_tokens": 63, "packed": True}, "--batch-tokens must be 64 or more"),
+        ({"seq": 33, "batch_tokens": 99}, "--seq must be at most max_positions"),
+        ({"set": ("layer=1",)}, "--set must be FIELD=VALUE with one of .*got 'layer=1'"),
+        ({"set": ("vocab_size=1000",)}, "--set must be FIELD=VALUE with one of .*got 'vocab_size=1000'"),
+        ({"set": ("layers=two",)}, "--set must have a value of type int, got 'layers=two'"),
+        ({"set": ("disallow_correct=1",)}, "--set must have a value of type bool"),
+        ({"set": ("dropout=2",)}, "dropout must be"),
+        ({"seed": -1}, "--seed must be"),
+        ({"precision": "fp8"}, "--precision must be"),
+    ],
+)
+def test_a_bad_recipe_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        trainings.recipe("text.txt", **options).resolved()
+
+
+def test_a_run_that_goes_on_keeps_what_decided_its_past(tmp_path):
+    trainings.recipe("text.txt").resolved().save(tmp_path / "config.json")
+    recipe = Recipe.load(tmp_path / "config.json")
+    assert recipe.changed(steps=9, lr=1e-4).steps == 9
+    for option, value in {"seq": 16, "seed": 4, "accumulate": 2, "packed": True, "preset": "small"}.items():
+        with pytest.raises(
+            ValueError, match=f"--{option} must stay .* got {value!r}; start another with --init"
+        ):
+            recipe.changed(**{option: value})
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_what_is_not_given_is_the_presets(preset):
+    recipe = Recipe(preset=preset, lr=1e-3).resolved()
+    assert recipe.lr == 1e-3 and recipe.steps == PAPER[preset]["steps"]
+    assert recipe.warmup == min(10_000, recipe.steps // 10)
+    assert None not in dataclasses.asdict(dataclasses.replace(recipe, precision="bf16")).values()
+    assert Recipe(preset=preset, lr=1e-3).given() == Recipe(preset=preset).given() | {"lr": 1e-3}

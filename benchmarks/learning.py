@@ -44,20 +44,11 @@ class MaskedLM(nn.Module):
         self.config, self.ops = dataclasses.replace(config, **sizes), ops
         self.generator = Generator(self.config, ops)
 
-    candidates = Electra.candidates
+    candidates, mask = Electra.candidates, Electra.mask
 
     def forward(self, ids, *, type_ids=None, key_mask=None, rng=None) -> ElectraOutput:
-        config = self.config
         rng = draw_rng(ids) if rng is None else rng
-        masked = self.ops.mask_tokens(
-            ids,
-            self.candidates(ids),
-            rng,
-            mask_id=config.mask_id,
-            mask_prob=config.mask_prob,
-            keep_prob=config.keep_prob,
-            key_mask=key_mask,
-        )
+        masked = self.mask(ids, rng, key_mask=key_mask)
         x, words = self.generator.encoder(
             masked.ids, type_ids=type_ids, key_mask=key_mask, rng=rng, return_words=True
         )

@@ -25,6 +25,7 @@ from electra_fast.modules import (
     draw_rng,
 )
 from electra_fast.ops import FUSED, Ops
+from electra_fast.reference import MaskedTokens
 from electra_fast.vocabulary import resize
 
 
@@ -178,15 +179,7 @@ class Electra(nn.Module):
         rng = draw_rng(ids) if rng is None else rng.clone()
         layout = {"key_mask": key_mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
 
-        masked = self.ops.mask_tokens(
-            ids,
-            self.candidates(ids),
-            rng,
-            mask_id=config.mask_id,
-            mask_prob=config.mask_prob,
-            keep_prob=config.keep_prob,
-            **layout,
-        )
+        masked = self.mask(ids, rng, **layout)
 
         # The word table goes from user to user, and its gradient back the same way (SharedEmbedding).
         x, words = self.generator.encoder(
@@ -243,6 +236,19 @@ class Electra(nn.Module):
         self.config = config
         for half in (self.generator, self.discriminator):
             half.tower = dataclasses.replace(half.tower, vocab_size=vocab_size)
+
+    def mask(self, ids: Tensor, rng: Tensor, **layout) -> MaskedTokens:
+        """Return `ops.mask_tokens` of a batch, as the config says."""
+        config = self.config
+        return self.ops.mask_tokens(
+            ids,
+            self.candidates(ids),
+            rng,
+            mask_id=config.mask_id,
+            mask_prob=config.mask_prob,
+            keep_prob=config.keep_prob,
+            **layout,
+        )
 
     def candidates(self, ids: Tensor) -> Tensor:
         """Return which tokens may be masked if they are real: all but the special ones, bool."""

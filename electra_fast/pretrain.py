@@ -181,7 +181,7 @@ class Pretraining:
             SystemExit: SIGTERM, SIGINT or SIGUSR1 came, and the state is saved; 128 + the signal's number.
         """
         recipe, metrics = self.recipe, {}
-        journal = self.journal = Journal(self.out, self.step, recipe.steps)
+        journal = Journal(self.out, self.step, recipe.steps)
         try:
             with self._signals(), self.feed.ahead() as take:
                 self._introduce(journal)

@@ -20,15 +20,8 @@ from electra_fast.pretrain import PATIENCE, NotFinite, Pretraining
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
-pytestmark = pytest.mark.filterwarnings("ignore:.*TensorBoard:")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Keep the user's own cache out of the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytest_plugins = ["corpus"]
+pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:.*TensorBoard:")]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "packed.h"
 #include "philox.h"
 #include "registry.h"
 
@@ -55,20 +56,6 @@ struct Random {
   }
 };
 
-// A wrong boundary would have a sequence read and write beyond what is its own.
-void check_cu_seqlens(const int64_t* cu_seqlens, int64_t B, int64_t T) {
-  TORCH_CHECK_VALUE(B >= 0, "mask_tokens: cu_seqlens must have B + 1 elements, got none");
-  TORCH_CHECK_VALUE(cu_seqlens[0] == 0, "mask_tokens: cu_seqlens must begin with 0, got ",
-                    cu_seqlens[0]);
-  for (int64_t b = 0; b < B; ++b) {
-    TORCH_CHECK_VALUE(cu_seqlens[b] <= cu_seqlens[b + 1],
-                      "mask_tokens: cu_seqlens must never decrease, got ", cu_seqlens[b + 1],
-                      " after ", cu_seqlens[b], " at index ", b + 1);
-  }
-  TORCH_CHECK_VALUE(cu_seqlens[B] == T, "mask_tokens: cu_seqlens must end with the ", T,
-                    " tokens of ids, got ", cu_seqlens[B]);
-}
-
 // Leave in `chosen` the places, rising, of min(k, c) of the c candidates among `length` tokens.
 void choose(const Random& random, const bool* candidates, int64_t first, int64_t length, int64_t k,
             std::vector<uint64_t>& chosen) {
@@ -95,11 +82,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mask_tokens_cpu(
     const std::optional<Tensor>& key_mask, const std::optional<Tensor>& cu_seqlens,
     int64_t /*max_seqlen*/, int64_t mask_id, int64_t mask_rate, int64_t keep_rate) {
   const int64_t T = ids.numel(), L = ids.size(-1);
-  const Tensor boundaries = cu_seqlens ? cu_seqlens->to(at::kLong).contiguous() : Tensor();
+  const Tensor boundaries = cu_seqlens ? checked_bounds("mask_tokens", *cu_seqlens, T) : Tensor();
   const int64_t B = cu_seqlens ? boundaries.numel() - 1 : ids.size(0);
   const Layout layout{L, cu_seqlens ? boundaries.const_data_ptr<int64_t>() : nullptr,
                       static_cast<uint64_t>(mask_rate)};
-  if (cu_seqlens) check_cu_seqlens(layout.cu_seqlens, B, T);
   const int64_t M = T == 0 ? 0 : layout.slot(B);
 
   const Tensor eligible = key_mask ? candidates.logical_and(*key_mask) : candidates.contiguous();

@@ -25,6 +25,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "exponential.h"
 #include "inverse_cdf.h"
 #include "tile.h"
 
@@ -197,8 +198,7 @@ class Head {
       logit.store(c + i);
       top = at::vec::maximum(top, logit);  // NaN stays
     }
-    const W maximum = at::vec::vec_reduce_all<W>(
-        [](const Vec& a, const Vec& b) { return at::vec::maximum(a, b); }, top);
+    const W maximum = highest(top);
     const int64_t slot = first + r, y = slots.target[slot] - t * kBlock;
     if (y >= 0 && y < kBlock) {  // it leads if none before it has as much and none behind it more
       target_logit[slot] = c[y];
@@ -217,24 +217,6 @@ class Head {
     sums[at] = sum_of_exponentials<true>(c, [&](Vec logit) { return logit - down; });
   }
 
-  // exp(x) for x <= 0 to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2. Inlined it takes
-  // 7 % off the sweep; Sleef's is a call.
-  static Vec exponential(Vec x) {
-    if constexpr (std::is_same_v<W, double>) {
-      return x.exp();
-    } else {
-      const Vec n = (at::vec::maximum(x, Vec(-88.0f)) * Vec(1.44269504f)).round();
-      const Vec r =
-          at::vec::fmadd(n, Vec(2.12194440e-4f), at::vec::fmadd(n, Vec(-0.693359375f), x));
-      Vec p = at::vec::fmadd(r, Vec(1.38888889e-3f), Vec(8.33333333e-3f));
-      for (const float c : {4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f})
-        p = at::vec::fmadd(p, r, Vec(c));
-      using Int = at::vec::Vectorized<int32_t>;
-      const Int exponent = (at::vec::convert_to_int_of_same_size(n) + Int(127)) << Int(23);
-      return Vec::blendv(p * at::vec::cast<float>(exponent), Vec(0.0f), x < Vec(-87.0f));
-    }
-  }
-
   template <bool keep, class Argument>
   static W sum_of_exponentials(W* c, Argument argument) {
     Vec sum(0);
@@ -243,7 +225,7 @@ class Head {
       if (keep) e.store(c + i);
       sum = sum + e;
     }
-    return at::vec::vec_reduce_all<W>([](const Vec& a, const Vec& b) { return a + b; }, sum);
+    return total(sum);
   }
 
   void finish(int64_t first, int64_t count) {

@@ -37,7 +37,7 @@ class Implementations(NamedTuple):
     """What can run one operator, by the arguments of its schema. None where there is no such thing."""
 
     reference: Callable
-    cpu: Callable | None  # another library's kernel, or the one compiled from csrc/
+    cpu: Callable | None  # compiled from csrc/
     triton: Callable | None
     cuda: Callable | None  # compiled from csrc/
     serving: dict[str, str]  # device: what serves it there, in words; the reference is not named
@@ -98,16 +98,15 @@ def operator(
     *,
     default: Callable,
     fake: Callable,
-    cpu: Callable | None = None,
     triton: str | None = None,
     triton_first: bool = False,
 ) -> torch._ops.OpOverload:
     """Register `schema` in the electra_fast namespace and return its callable.
 
-    `default` runs on any device without a kernel of its own; `cpu` is another library's kernel for the CPU,
-    `triton` names the launcher for CUDA. A kernel compiled from csrc/ goes before either, unless Triton's is
-    the faster one (`triton_first`): the compiled one then serves where Triton is not installed, and is
-    otherwise the overload `<op>.compiled`, for comparison. PyTorch's dispatcher does the rest.
+    `default` runs on any device without a kernel of its own, `triton` names the launcher for CUDA. A kernel
+    compiled from csrc/ goes before either, unless Triton's is the faster one (`triton_first`): the compiled
+    one then serves where Triton is not installed, and is otherwise the overload `<op>.compiled`, for
+    comparison. PyTorch's dispatcher does the rest.
     """
     op, arguments = schema.split("(", 1)
     name = f"electra_fast::{op}"
@@ -128,13 +127,13 @@ def operator(
     launcher = _lazy(triton) if triton and HAS_TRITON else None
 
     serving = {}
-    for device, kernel, words in (("CPU", cpu, "torch's own kernel"), ("CUDA", launcher, "Triton")):
+    for device, kernel in (("CPU", None), ("CUDA", launcher)):
         if compiled[device] and not (kernel and triton_first):
             _C.serve(op, device, op, device)
             serving[device] = "compiled from csrc/"
         elif kernel:
             torch.library.impl(name, device, kernel)
-            serving[device] = words
+            serving[device] = "Triton"
     cuda = packet.default if compiled["CUDA"] else None
     if compiled["CUDA"] and serving["CUDA"] == "Triton":
         torch.library.define(f"{name}.compiled", "(" + arguments)
@@ -142,7 +141,7 @@ def operator(
         cuda = packet.compiled
     OPERATORS[op] = Implementations(
         reference=reference,
-        cpu=packet.default if compiled["CPU"] else cpu,
+        cpu=packet.default if compiled["CPU"] else None,
         triton=launcher,
         cuda=cuda,
         serving=serving,

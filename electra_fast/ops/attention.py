@@ -10,8 +10,6 @@ from electra_fast.ops._register import Kernels, operator, public
 from electra_fast.philox import drop
 from electra_fast.reference import attention_rows, attention_scores, wide
 
-aten = torch.ops.aten
-
 # What follows q, k, v in every operator of this family.
 SITE = (
     "Tensor? key_mask, Tensor? cu_seqlens, int max_seqlen, bool causal, float scale, float dropout, "
@@ -56,55 +54,6 @@ def default_bwd(do, q, k, v, o, lse, key_mask, cu_seqlens, max_seqlen, causal, s
     return tuple(pack(g).to(like.dtype).contiguous() for g, like in zip((dq, dk, dv), tensors, strict=False))
 
 
-def _sdpa_mask(key_mask, causal, L, dtype):
-    """Return what torch's CPU kernel adds to the scores, and whether it shall hide later keys itself."""
-    if key_mask is None:
-        return None, causal
-    visible = key_mask[:, None, None, :]
-    visible = visible & torch.ones(L, L, dtype=torch.bool).tril() if causal else visible
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf), False
-
-
-def _sdpa_serves(q, dropout) -> bool:
-    """Whether torch's flash attention for CPUs is the same function within the error budget.
-
-    It has no dropout, divides by zero on an empty batch, and its float32 gradients leave the budget at head
-    dims that are no multiple of 16, on one seed in four by up to 1.1x, and at 128.
-    """
-    return dropout == 0 and q.numel() > 0 and q.shape[-1] % 16 == 0 and q.shape[-1] <= 64
-
-
-def _heads(*tensors):
-    """Return the tensors as torch's kernel takes them; it reads columns as neighbours in any case."""
-    return ((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in tensors)
-
-
-def cpu_fwd(q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream):
-    if not _sdpa_serves(q, dropout):
-        return default_fwd(q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream)
-    (q, k, v), key_mask, _, pack = _unpack(cu_seqlens, max_seqlen, key_mask, q, k, v)
-    mask, causal = _sdpa_mask(key_mask, causal, q.shape[1], q.dtype)
-    o, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-        *_heads(q, k, v), 0.0, causal, attn_mask=mask, scale=scale
-    )
-    return pack(o.transpose(1, 2)).contiguous(), pack(lse.transpose(1, 2)).contiguous()
-
-
-def cpu_bwd(do, q, k, v, o, lse, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream):
-    if not _sdpa_serves(q, dropout):
-        site = (key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream)
-        return default_bwd(do, q, k, v, o, lse, *site)
-    tensors = (do, q, k, v, o, lse)
-    (do, *rest, lse), key_mask, t, pack = _unpack(cu_seqlens, max_seqlen, key_mask, *tensors)
-    if t is not None:  # what pads must add nothing
-        do = do * key_mask[..., None, None]
-    mask, causal = _sdpa_mask(key_mask, causal, do.shape[1], do.dtype)
-    gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *_heads(do, *rest), lse.transpose(1, 2), 0.0, causal, attn_mask=mask, scale=scale
-    )
-    return tuple(pack(g.transpose(1, 2)).contiguous() for g in gradients)
-
-
 def fake_fwd(q, *_):
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=wide)
@@ -114,14 +63,12 @@ _fwd = operator(
     f"attention_fwd(Tensor q, Tensor k, Tensor v, {SITE}) -> (Tensor, Tensor)",
     default=default_fwd,
     fake=fake_fwd,
-    cpu=cpu_fwd,
     triton="attention:attention_fwd",
 )
 _bwd = operator(
     f"attention_bwd(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, {SITE}) "
     "-> (Tensor, Tensor, Tensor)",
     default=default_bwd,
-    cpu=cpu_bwd,
     triton="attention:attention_bwd",
     fake=lambda do, q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)),
 )

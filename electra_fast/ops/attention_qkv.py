@@ -11,19 +11,17 @@ from torch.autograd.function import once_differentiable
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
-from electra_fast.ops.attention import SITE, check_site, cpu_bwd, cpu_fwd, default_bwd, default_fwd, fake_fwd
+from electra_fast.ops.attention import SITE, check_site, default_bwd, default_fwd, fake_fwd
 
 _fwd = operator(
     f"attention_qkv_fwd(Tensor qkv, {SITE}) -> (Tensor, Tensor)",
     default=lambda qkv, *site: default_fwd(*qkv.unbind(-3), *site),
-    cpu=lambda qkv, *site: cpu_fwd(*qkv.unbind(-3), *site),
     triton="attention_qkv:attention_qkv_fwd",
     fake=lambda qkv, *_: fake_fwd(qkv.select(-3, 0)),
 )
 _bwd = operator(
     f"attention_qkv_bwd(Tensor do, Tensor qkv, Tensor o, Tensor lse, {SITE}) -> Tensor",
     default=lambda do, qkv, *rest: torch.stack(default_bwd(do, *qkv.unbind(-3), *rest), dim=-3),
-    cpu=lambda do, qkv, *rest: torch.stack(cpu_bwd(do, *qkv.unbind(-3), *rest), dim=-3),
     triton="attention_qkv:attention_qkv_bwd",
     fake=lambda do, qkv, *_: qkv.new_empty(qkv.shape),
 )

@@ -99,7 +99,7 @@ class AttentionHead {
     for (int64_t l = 0; l < sequence.length; l += kQueries) {
       const int64_t count = std::min(kQueries, sequence.length - l);
       take(q, l, kQueries, queries);
-      take(upstreams, l, kQueries, upstream);
+      take(upstreams, l, kQueries, upstream);  // a row past the end is 0 in all that follows
       product(kQueries, columns, D, queries.data(), D, keys_turned.data(), columns, scores.data(),
               columns, false);
       product(kQueries, columns, D, upstream.data(), D, values_turned.data(), columns,
@@ -107,8 +107,6 @@ class AttentionHead {
       for (int64_t r = 0; r < count; ++r)
         gradient(l + r, *lse.at(sequence, l + r, head), scores.data() + r * columns,
                  weights.data() + r * columns);
-      for (auto* x : {&scores, &weights})
-        std::fill_n(x->begin() + count * columns, (kQueries - count) * columns, W(0));
       turn(queries, kQueries, D, turned);
       product(D, columns, kQueries, turned.data(), kQueries, scores.data(), columns, dkeys.data(),
               columns, l > 0);

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from electra_fast import ops, testing
+from electra_fast.ops._register import OPERATORS
 from electra_fast.philox import keep_mask
 
 OP = "attention"
@@ -20,6 +21,16 @@ def test_is_torchs_attention(implementation, device):
     o = testing.implementations(OP)[implementation[1]](q, k, v)
     wanted = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert torch.allclose(o, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
+def test_the_operator_returns_the_log_sum_exp_of_the_scores(name, device):
+    if not (forward := getattr(OPERATORS["attention_fwd"], name)):
+        pytest.skip("not here")
+    q, k, v = (x.detach() for x in heads(2, 19, 3, 32, device=device))
+    _, lse = forward(q, k, v, None, None, 19, False, 0.3, 0.0, None, 0)
+    wanted = 0.3 * torch.einsum("blhd,bmhd->blhm", q, k)
+    assert torch.allclose(lse, wanted.logsumexp(-1), atol=1e-5)
 
 
 def test_a_query_that_sees_no_key_gives_zero_and_zero_gradient(implementation, device):

@@ -35,10 +35,11 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--out", help="the folder of a new run")
     where.add_argument("--resume", help="the folder of a run that goes on")
     parser.add_argument("--device", help="cuda, cuda:1, cpu; none: a GPU if there is one")
+    parser.add_argument("--no-graph", action="store_true", help="on a GPU, launch each kernel anew")
     add_options(parser)
 
 
-def _pretrain(out: str | None, resume: str | None, device: str | None, **given) -> None:
+def _pretrain(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
     from electra_fast.pretrain import Pretraining
     from electra_fast.recipe import Recipe
 
@@ -50,7 +51,7 @@ def _pretrain(out: str | None, resume: str | None, device: str | None, **given) 
     if out and begun:
         raise ValueError(f"pretrain: --out must be a new folder, got {folder}; --resume goes on with its run")
     recipe = Recipe.load(folder / "config.json").changed(**given) if resume else Recipe(**given)
-    Pretraining(recipe, folder, device=device).run()
+    Pretraining(recipe, folder, device=device, graph=not no_graph).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Batches as a model takes them, on its device, each made while the one before is computed with."""
+"""Batches as a model takes them, on its device, each made while the one before is computed with.
+
+All have one shape, so that a step can be captured as a CUDA graph: a packed batch is filled up with sequences
+of padding, one or two of them, to its number of tokens, and with empty ones to a number of sequences.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from electra_fast.data import Batches
+from electra_fast.data import Batches, Packed
 
 Batch = dict[str, Any]  # keyword arguments of Electra.forward
 
@@ -18,6 +23,7 @@ class Feed:
 
     def __init__(self, batches: Batches, packed: bool, device: torch.device):
         self.batches, self.packed, self.device = batches, packed, device
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __getitem__(self, index: int) -> Batch:
         return self._send(self._make(index))
@@ -34,17 +40,45 @@ class Feed:
             def take(index: int) -> tuple[Batch, int]:
                 batch = (waiting.pop(index, None) or pool.submit(self._make, index)).result()
                 waiting[index + 1] = pool.submit(self._make, index + 1)
-                tokens = batch["ids"].numel() if self.packed else int(batch["key_mask"].sum())
+                tokens = int((batch["ids"] != self.batches.pad_id).sum())
                 return self._send(batch), tokens
 
             yield take
 
     def _make(self, index: int) -> Batch:
-        batch = self.batches.packed(index) if self.packed else self.batches.padded(index)
-        pin = self.device.type == "cuda"
+        batch = filled(self.batches, index) if self.packed else self.batches.padded(index)
         named = {name: x for name, x in batch._asdict().items() if x is not None}
+        pin = self._copying is not None
         return {name: x.pin_memory() if pin and isinstance(x, Tensor) else x for name, x in named.items()}
 
     def _send(self, batch: Batch) -> Batch:
-        to = {"device": self.device, "non_blocking": True}
-        return {name: x.to(**to) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        """Copy on a stream of its own: the host is ahead of the device, so it does not wait for a step."""
+        if self._copying is None:
+            return batch
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copying):
+            to = {"device": self.device, "non_blocking": True}
+            sent = {name: x.to(**to) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        computing.wait_stream(self._copying)
+        for x in sent.values():
+            if isinstance(x, Tensor):
+                x.record_stream(computing)
+        return sent
+
+
+def filled(batches: Batches, index: int) -> Packed:
+    """Return packed batch `index` with ``batch_tokens`` tokens, and as many sequences as most batches have.
+
+    Twice the mean number of sequences, which a batch of very short ones passes: it has more, in a shape of
+    its own. ``max_seqlen`` is that of all.
+    """
+    batch, tokens, longest = batches.packed(index), batches.batch_tokens, batches.seq_len
+    real = len(batch.ids)
+    bounds = [*batch.cu_seqlens.tolist(), *range(real + longest, tokens, longest)] + [tokens] * (
+        real < tokens
+    )
+    usual = 2 * tokens * batches.num_sequences // batches.num_tokens + 3
+    bounds += [tokens] * (usual + 1 - len(bounds))
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    types = None if batch.type_ids is None else pad(batch.type_ids, (0, tokens - real))
+    return Packed(pad(batch.ids, (0, tokens - real), value=batches.pad_id), cu_seqlens, longest, types)

@@ -165,7 +165,8 @@ class Electra(nn.Module):
             ids: ``[B, L]`` padded or ``[T]`` packed, int32 or int64.
             type_ids: the segment of each token, shape of ids; None: 0 everywhere.
             key_mask: bool ``[B, L]``, True = real; None: every token is.
-            cu_seqlens: int32 ``[B + 1]``, from 0 to T, where the sequences of a packed batch begin.
+            cu_seqlens: int32 ``[B + 1]``, from 0 to T, where the sequences of a packed batch begin. What is
+                ``config.pad_id`` there is no token either: a batch may be filled up to a fixed T.
             max_seqlen: the longest sequence of a packed batch, or more.
             rng: int64 ``[2]`` = (seed, step) on the device of ids; it decides masks, samples and
                 dropout. It is read once, so that it may be advanced in place before backward. None:
@@ -191,7 +192,10 @@ class Electra(nn.Module):
         corrupt = self.ops.replace_tokens(ids, masked.positions, mlm.samples, masked.weights)
         words = mlm.table if config.sharing in ("embeddings", "all") else None
         logits = self.discriminator(corrupt.ids, type_ids=type_ids, rng=rng, words=words, **layout)
-        real = None if key_mask is None else key_mask.float()
+        real = key_mask
+        if cu_seqlens is not None:  # a packed batch may be filled up with sequences of padding
+            real = ids != config.pad_id
+        real = None if real is None else real.float()
         rtd = self.ops.rtd_loss(logits, corrupt.replaced, real)
 
         return ElectraOutput(

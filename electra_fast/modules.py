@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
+from electra_fast.dense import Dense
 from electra_fast.ops import FUSED, Ops
 from electra_fast.reference import Embedded, MLMHead
 from electra_fast.vocabulary import Rows
@@ -42,9 +43,9 @@ def _table(rows: int, columns: int, std: float) -> nn.Parameter:
     return nn.Parameter(_truncated_normal(torch.empty(rows, columns), std))
 
 
-def _dense(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
+def _dense(inputs: int, outputs: int, std: float | None = None) -> Dense:
     """A linear layer with bias 0; weights truncated-normal, or Glorot-uniform if `std` is None."""
-    dense = nn.Linear(inputs, outputs)
+    dense = Dense(inputs, outputs)
     if std is None:
         nn.init.xavier_uniform_(dense.weight)
     else:
@@ -215,7 +216,7 @@ class FeedForward(nn.Module):
         self.norm = AddNorm(config, ops)
 
     def forward(self, x: Tensor, rng: Tensor | None = None, stream: int = FIRST_STREAM) -> Tensor:
-        h = self.ops.bias_gelu(F.linear(x, self.dense_in.weight), self.dense_in.bias)  # [.., F]
+        h = self.ops.bias_gelu(self.dense_in(x, with_bias=False), self.dense_in.bias)  # [.., F]
         return self.norm(self.dense_out(h), x, rng, stream)
 
 
@@ -346,7 +347,7 @@ class GeneratorHead(nn.Module):
         return F.linear(self.transform(x), table, self.bias)
 
     def transform(self, x: Tensor) -> Tensor:  # [.., W] -> [.., E]
-        h = self.ops.bias_gelu(F.linear(x, self.dense.weight), self.dense.bias)
+        h = self.ops.bias_gelu(self.dense(x, with_bias=False), self.dense.bias)
         return self.ops.add_norm(h, None, self.norm.weight, self.norm.bias, eps=self.norm.eps)
 
 
@@ -360,5 +361,5 @@ class DiscriminatorHead(nn.Module):
         self.score = _dense(config.hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [.., W] -> [..]
-        h = self.ops.bias_gelu(F.linear(x, self.dense.weight), self.dense.bias)
+        h = self.ops.bias_gelu(self.dense(x, with_bias=False), self.dense.bias)
         return self.score(h).squeeze(-1)

@@ -7,7 +7,7 @@ v; it decays matrices and the embedding tables, no bias and no LayerNorm; its ra
 ``lr * (1 - t/T) * min(1, t/W)``: decay and warm-up multiplied, and 0 at the first step.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,11 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int) -> float:
     return peak * (1 - step / total) * min(1.0, step / max(1, warmup))
 
 
-def step(optimizer: torch.optim.AdamW, lr: float, max_norm: float) -> tuple[Tensor, Tensor]:
+def step(optimizer: torch.optim.AdamW, lr: float | Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
     """Clip the gradients to a global norm and update; where the norm is not finite nothing changes.
 
-    Returns (norm, skipped), float32 scalars on the device, skipped 0 or 1: the host waits for nothing. The
+    `lr` is a tensor on the device where a CUDA graph is captured, which else would keep the number. Returns
+    (norm, skipped), float32 scalars on the device, skipped 0 or 1: the host waits for nothing. The
     fused kernel divides by ``grad_scale`` and returns at once where ``found_inf``, as for a GradScaler. To
     scale first would read and write every gradient once more, and spread one NaN to all of them.
     """
@@ -59,6 +60,8 @@ def step(optimizer: torch.optim.AdamW, lr: float, max_norm: float) -> tuple[Tens
     optimizer.found_inf = skipped
     for group in optimizer.param_groups:
         group["lr"] = lr
+        # torch raises where it is captured and this is not set, and warns where it is set and not captured.
+        group["capturable"] = norm.is_cuda and torch.cuda.is_current_stream_capturing()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, skipped
@@ -70,26 +73,17 @@ def state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     return {f"{key}.{name}": x for name, p in named for key, x in optimizer.state[p].items()}
 
 
-class SkippedSteps(NamedTuple):
-    steps: int  # in all
-    longest: int  # in a row
-    first: int  # step of that row
-
-
+@dataclass
 class Skipped:
-    """Counts the steps that were skipped, on the device: who reads it waits, who adds does not."""
+    """Counts the steps that were skipped."""
 
-    def __init__(self, device: torch.device, skipped: int = 0):
-        # all, row, step at which the row began, longest row, step at which it began
-        self.counts = torch.tensor([skipped, 0, 0, 0, 0], dtype=torch.float64, device=device)
+    steps: int = 0  # in all
+    row: int = 0  # those just now, without one between
+    longest: int = 0  # of the rows
+    first: int = 0  # step at which that one began
 
-    def add(self, step: int, skipped: Tensor) -> None:
-        total, row, began, longest, first = self.counts.unbind()
-        began = torch.where(row > 0, began, step)
-        row = (row + 1) * skipped
-        first = torch.where(row > longest, began, first)
-        self.counts = torch.stack([total + skipped, row, began, longest.maximum(row), first])
-
-    def read(self) -> SkippedSteps:
-        total, _, _, longest, first = map(int, self.counts.tolist())
-        return SkippedSteps(total, longest, first)
+    def add(self, step: int, skipped: bool) -> None:
+        self.steps += skipped
+        self.row = self.row + 1 if skipped else 0
+        if self.row > self.longest:
+            self.longest, self.first = self.row, step - self.row + 1

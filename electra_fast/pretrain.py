@@ -13,10 +13,9 @@ functions of (seed, micro-batch). So a run that was killed and resumed ends in t
 as one that was not; on the same machine and with as many threads.
 """
 
+import collections
 import contextlib
-import fcntl
 import json
-import math
 import os
 import shutil
 import signal
@@ -24,18 +23,18 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from electra_fast import data, initial, optimizer, snapshot
 from electra_fast.evaluation import evaluate, unigram_loss
 from electra_fast.feed import Feed
 from electra_fast.journal import Journal
+from electra_fast.ledger import Ledger, Row, means, total
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
 from electra_fast.recipe import Recipe
+from electra_fast.step import Step, cuda_graph
 
 PATIENCE = 5  # steps in a row whose gradient is not finite, after which a run ends
 FAILED_SAVES = 3  # checkpoints in a row that could not be written, likewise
@@ -55,6 +54,7 @@ class Pretraining:
         ops: the implementation; `REFERENCE` to compare.
         make_model: config, ops -> a module with `Electra`'s forward and fields.
         device: None: a GPU if there is one.
+        graph: on a GPU, replay the steps as one CUDA graph; else, and where that fails, launch each kernel.
 
     Raises:
         ValueError: the recipe or the data cannot be used, or are not those of the run in `out`.
@@ -69,6 +69,7 @@ class Pretraining:
         ops: Ops = FUSED,
         make_model=Electra,
         device: str | torch.device | None = None,
+        graph: bool = True,
     ):
         self.out = Path(out)
         begun = self.out / "config.json"
@@ -77,7 +78,7 @@ class Pretraining:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.autocast = (recipe.precision or ("bf16" if self.device.type == "cuda" else "float32")) == "bf16"
         self.out.mkdir(parents=True, exist_ok=True)
-        self._unlock = weakref.finalize(self, os.close, _locked(self.out))
+        self._unlock = weakref.finalize(self, os.close, snapshot.lock(self.out))
 
         weights = initial.read(recipe.init)
         self.tokenizer = self._tokenizer(weights)
@@ -97,10 +98,21 @@ class Pretraining:
             weight_decay=recipe.weight_decay,
             bias_correction=recipe.bias_correction,
         )
-        self.step, self.skipped = 0, optimizer.Skipped(self.device)
+        self.step, self.skipped = 0, optimizer.Skipped()
+        self.ledger = Ledger(recipe.log_every, self.device)
+        self._asked, self._told = collections.deque(), False
         self._failed_saves, self.stopping = 0, None
         self.checkpoints = self.out / "checkpoints"
+        self._window()
         self._begin()
+        self.take_step = Step(
+            self.model,
+            self.optimizer,
+            clip=recipe.clip,
+            dtype=torch.bfloat16 if self.autocast else None,
+            ledger=self.ledger,
+            capture=cuda_graph if graph and self.device.type == "cuda" else None,
+        )
 
     def _tokenizer(self, weights: initial.Weights):
         kept, vocab = self.out / "tokenizer", self.recipe.vocab
@@ -150,7 +162,8 @@ class Pretraining:
             snapshot.restore("model", dict(self.model.named_parameters()), found.tensors["model"])
             mine = optimizer.state(self.model, self.optimizer)
             snapshot.restore("optimizer", mine, found.tensors["optimizer"])
-            self.step, self.skipped = found.step, optimizer.Skipped(self.device, found.facts["skipped"])
+            self.step, self.skipped = found.step, optimizer.Skipped(found.facts["skipped"])
+            self._window()
             self._saved = self.step
             if self.step > self.recipe.steps:
                 raise ValueError(
@@ -183,14 +196,15 @@ class Pretraining:
         recipe, metrics = self.recipe, {}
         journal = Journal(self.out, self.step, recipe.steps)
         try:
-            with self._signals(), self.feed.ahead() as take:
+            with self._signals(), self._stream(), self.feed.ahead() as take:
                 self._introduce(journal)
-                self._window()
+                self._since = time.monotonic()
                 while self.step < recipe.steps and not self.stopping:
                     self._one_step(take)
                     last = self.step == recipe.steps
                     if self.step % recipe.log_every == 0 or last:
-                        self._report(journal)
+                        self._ask()
+                    self._report(journal, wait=last)
                     if self.step % recipe.eval_every == 0 and not last:
                         self._held_out(journal)
                     if self.step % recipe.save_every == 0 and not last:
@@ -212,63 +226,53 @@ class Pretraining:
     def _one_step(self, take) -> None:
         recipe = self.recipe
         first = self.step * recipe.accumulate
-        for micro in range(first, first + recipe.accumulate):
-            batch, tokens = take(micro)
-            rng = torch.tensor([recipe.seed, micro], device=self.device)
-            out = self._forward(batch, rng)
-            (out.loss / recipe.accumulate).backward()
-            numbers = (out.loss, out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss)
-            self._sums += torch.cat([torch.stack(numbers).detach(), out.rtd_counts])
-            self._tokens += tokens
+        micros = range(first, first + recipe.accumulate)
+        batches, tokens = zip(*map(take, micros), strict=True)
+        rngs = torch.tensor([[recipe.seed, micro] for micro in micros])
         rate = optimizer.learning_rate(self.step, peak=recipe.lr, warmup=recipe.warmup, total=recipe.steps)
-        norm, skipped = optimizer.step(self.optimizer, rate, recipe.clip)
-        self._norms += norm
-        self.skipped.add(self.step, skipped)
+        self.take_step(batches, rngs, rate, self.step - self._from)
         self.step += 1
-        self._rate = rate
-
-    def _forward(self, batch: dict[str, Any], rng: Tensor):
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.model(**batch, rng=rng)
+        self._tokens, self._rate = self._tokens + sum(tokens), rate
 
     def _window(self) -> None:
-        """Begin the sums of the next line of the log, on the device."""
-        self._sums = torch.zeros(9, device=self.device)
-        self._norms = torch.zeros((), device=self.device)
-        self._tokens, self._since, self._from = 0, time.monotonic(), self.step
+        """Begin the next line of the log, and the ledger anew."""
+        self._from, self._tokens = self.step, 0
 
-    def _report(self, journal: Journal) -> None:
-        """Write the window's means; here, and nowhere else in training, the host waits for the device."""
-        steps = self.step - self._from
-        loss, mlm, correct, masked, rtd, tp, fp, fn, tn = self._sums.tolist()
-        micros, real = steps * self.recipe.accumulate, max(tp + fp + fn + tn, 1.0)
-        skipped = self.skipped.read()
-        journal.write(
-            "train",
-            self.step,
-            {
-                "loss": loss / micros,
-                "mlm_loss": mlm / max(masked, 1.0),
-                "mlm_accuracy": correct / max(masked, 1.0),
-                "rtd_loss": rtd / micros,
-                "replaced": (tp + fn) / real,
-                "precision": tp / (tp + fp) if tp + fp else math.nan,
-                "recall": tp / (tp + fn) if tp + fn else math.nan,
-                "gradient_norm": self._norms.item() / steps,
-                "learning_rate": self._rate,
-                "skipped": skipped.steps,
-                "tokens": self._tokens,
-                "tokens_per_second": self._tokens / (time.monotonic() - self._since),
-            },
-        )
-        if masked and (correct == masked or 0 == tp + fn < fp + tn):
-            journal.say(
-                f"step {self.step}: has the generator collapsed? Of {masked:.0f} masked tokens it knows "
-                f"{correct:.0f} and replaces {tp + fn:.0f}"
-            )
-        if skipped.longest >= PATIENCE:
-            self._give_up(skipped.first)
+    def _ask(self) -> None:
+        """End a line of the log: begin to read the ledger, which the device will come to in its time."""
+        rows = self.ledger.read(self.step - self._from)
+        self._asked.append((self._from, self.step, self._tokens, self._rate, rows))
         self._window()
+
+    def _report(self, journal: Journal, wait: bool) -> None:
+        """Write the lines whose numbers have arrived; with `wait`, all that were asked for."""
+        if self.take_step.why_eager and not self._told:
+            journal.say(f"step {self.step}: not a CUDA graph, {self.take_step.why_eager}")
+            self._told = True
+        while self._asked and (rows := self._asked[0][-1](wait)) is not None:
+            self._line(journal, *self._asked.popleft()[:-1], rows)
+
+    def _line(
+        self, journal: Journal, first: int, last: int, tokens: int, rate: float, rows: list[Row]
+    ) -> None:
+        for step, row in enumerate(rows, first):
+            self.skipped.add(step, row.skipped > 0)
+        sums, now = total(rows), time.monotonic()
+        facts = {
+            "learning_rate": rate,
+            "skipped": self.skipped.steps,
+            "tokens": tokens,
+            "tokens_per_second": tokens / (now - self._since),
+        }
+        journal.write("train", last, means(sums, len(rows), len(rows) * self.recipe.accumulate) | facts)
+        self._since = now
+        if sums.collapsed:
+            journal.say(
+                f"step {last}: has the generator collapsed? Of {sums.masked:.0f} masked tokens it knows "
+                f"{sums.mlm_correct:.0f} and replaces {sums.replaced:.0f}"
+            )
+        if self.skipped.longest >= PATIENCE:
+            self._give_up(self.skipped.first)
 
     def _give_up(self, where: int) -> None:
         n, last = self.recipe.accumulate, snapshot.load(self.checkpoints)
@@ -290,6 +294,7 @@ class Pretraining:
             return evaluate(self.model, batches, stop=lambda: self.stopping)
 
     def _held_out(self, journal: Journal) -> dict[str, float]:
+        self._report(journal, wait=True)
         with self._aside():
             metrics = self.evaluate()
         if not self.stopping:
@@ -322,6 +327,17 @@ class Pretraining:
         return f"{self.out}: " + words.format(step=self.step, **metrics)
 
     @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        """A stream that can be captured, as the default one cannot."""
+        if self.device.type != "cuda":
+            yield
+            return
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.Stream(self.device)):
+            yield
+            torch.cuda.synchronize(self.device)
+
+    @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
         """What is done meanwhile does not count in tokens a second."""
         began = time.monotonic()
@@ -345,7 +361,9 @@ class Pretraining:
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": optimizer.state(self.model, self.optimizer),
         }
-        facts = {"text": self.train_text.text, "skipped": self.skipped.read().steps}
+        reads = [*(asked[-1] for asked in self._asked), self.ledger.read(self.step - self._from)]
+        unread = sum(row.skipped > 0 for read in reads for row in read(True))
+        facts = {"text": self.train_text.text, "skipped": self.skipped.steps + unread}
         snapshot.save(self.checkpoints, self.step, tensors, facts, self.recipe.keep)
         self._saved = self.step
         for name in ("discriminator", "generator"):
@@ -371,14 +389,3 @@ class Pretraining:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _locked(folder: Path) -> int:
-    """Return the descriptor of a file that stays locked until it is closed."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise OSError(f"pretrain: --out must be a folder in which nobody trains, got {folder}") from None
-    return descriptor

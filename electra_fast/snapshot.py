@@ -9,6 +9,7 @@ kill leaves the one before. safetensors checks its header and not the numbers be
 would go unseen; hence the hashes.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -161,3 +162,14 @@ def _remove(place: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         place.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def lock(folder: Path) -> int:
+    """Return the descriptor of a file that stays locked until it is closed."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise OSError(f"pretrain: --out must be a folder in which nobody trains, got {folder}") from None
+    return descriptor

@@ -1,4 +1,6 @@
-"""Text for the tests of electra_fast.data: real English, and a vocabulary learnt from it."""
+"""Text for the tests: real English and a vocabulary learnt from it, and what a model learns in seconds."""
+
+import random
 
 import pytest
 
@@ -27,3 +29,14 @@ def topics(manual):
 def tokenizer(topics):
     pytest.importorskip("tokenizers")
     return data.train_tokenizer(topics, vocab_size=1500)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder of made-up text, learnt in seconds."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "the model reads a text and finds every token that another model put into it".split()
+    rng = random.Random(0)
+    texts = ["\n".join(" ".join(rng.choices(words, k=12)) for _ in range(6)) for _ in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(texts))
+    return folder

@@ -15,12 +15,24 @@ ORDER = [
     "ops",
     "config",
     "vocabulary",
+    "dense",
     "modules",
     "checkpoint",
     "model",
 ]
-ORDER += ["data", "optimizer", "snapshot", "evaluation", "feed", "journal", "initial", "recipe", "pretrain"]
-ORDER += ["hf", "installation", "testing", "__main__"]
+ORDER += [
+    "data",
+    "optimizer",
+    "snapshot",
+    "evaluation",
+    "ledger",
+    "feed",
+    "journal",
+    "initial",
+    "recipe",
+    "step",
+]
+ORDER += ["pretrain", "hf", "installation", "testing", "__main__"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm"}
 ADAPTERS = {"electra_fast/hf.py"}  # of use only to who has the optional package
 

@@ -25,16 +25,6 @@ pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("igno
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    words = "the model reads a text and finds every token that another model put into it".split()
-    rng = random.Random(0)
-    texts = ["\n".join(" ".join(rng.choices(words, k=12)) for _ in range(6)) for _ in range(60)]
-    (folder / "text.txt").write_text("\n\n".join(texts))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
     """(recipe, folder, seconds it took) of a run that nothing happened to."""
     recipe, out = trainings.recipe(corpus), tmp_path_factory.mktemp("runs") / "undisturbed"
@@ -217,17 +207,17 @@ def test_a_step_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeypatch
     states = []
     report = training._report
 
-    def after_step(journal):
+    def after_step(journal, wait):
         states.append([p.detach().clone() for p in training.model.parameters()])
         states[-1] += [x.clone() for s in training.optimizer.state.values() for x in s.values()]
-        report(journal)
+        report(journal, wait)
 
     monkeypatch.setattr(training, "_report", after_step)
     training.run()
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[2], strict=True))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if line["kind"] == "train"] == [0, 1, 2]
-    assert small(corpus, tmp_path, steps=4).skipped.read().steps == 2  # a resumed run goes on counting
+    assert small(corpus, tmp_path, steps=4).skipped.steps == 2  # a resumed run goes on counting
 
 
 def test_steps_that_are_never_finite_end_the_run(corpus, tmp_path, monkeypatch):

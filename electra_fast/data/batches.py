@@ -76,6 +76,7 @@ class Batches:
         if not self.num_sequences:
             raise ValueError("Batches: documents must hold a token, got none")
         lengths = self._sequences.lengths
+        self.num_tokens = int(lengths.sum())  # of an epoch, special ones included
         self._sizes = np.ones_like(lengths) if self.batch_tokens is None else lengths
         self._size = int(self._sizes.sum())  # of an epoch
 

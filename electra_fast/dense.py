@@ -1,51 +1,31 @@
 """A linear layer that can keep its weights in the dtype of the arithmetic, beside the float32 ones.
 
-Autocast casts each weight in every forward and each weight's gradient in every backward: 816 of the 2176
-kernels of ELECTRA-small's eager step. With `Copies` the weights are cast all together, where the optimizer
-changes them, and a gradient leaves its product in float32, not rounded on the way.
+Autocast casts each weight in every forward and its gradient in every backward: 816 of the 2176 kernels of
+ELECTRA-small's eager step. With `Copies` the weights are cast all together, where the optimizer changes them.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-
-class _Linear(torch.autograd.Function):
-    """x W^T + b with the copies of W and b; the gradients are those of the float32 W and b."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, low_weight, low_bias):
-        ctx.save_for_backward(x, low_weight)
-        return F.linear(x, low_weight, low_bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, low_weight = ctx.saved_tensors
-        need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
-        rows = dy.flatten(0, -2)
-        dx = dy @ low_weight if need_x else None
-        dweight = _float32_product(rows.t(), x.flatten(0, -2)) if need_weight else None
-        dbias = rows.sum(0, dtype=torch.float32) if need_bias else None
-        return dx, dweight, dbias, None, None
-
-
-def _float32_product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+from electra_fast.ops import FUSED, Ops
 
 
 class Dense(nn.Linear):
-    """`nn.Linear`, and the same without its bias for an op that adds it itself."""
+    """`nn.Linear` by `ops.linear`, and the same without its bias for an op that adds it itself."""
 
     low: tuple[Tensor, Tensor] | None = None  # the copies of (weight, bias), if somebody keeps them
 
+    def __init__(self, inputs: int, outputs: int, ops: Ops = FUSED):
+        super().__init__(inputs, outputs)
+        self.ops = ops
+
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
+        bias = self.bias if with_bias else None
         if self.low is None or not _autocasts_to(self.low[0], x.device.type):
-            return F.linear(x, self.weight, self.bias if with_bias else None)
+            return self.ops.linear(x, self.weight, bias)
         low_weight, low_bias = self.low
-        bias, low_bias = (self.bias, low_bias) if with_bias else (None, None)
-        return _Linear.apply(x.to(low_weight.dtype), self.weight, bias, low_weight, low_bias)
+        low_bias = low_bias if with_bias else None
+        return self.ops.linear(x, self.weight, bias, low_weight=low_weight, low_bias=low_bias)
 
     def __getstate__(self):  # a copy of the layer has weights of its own, of which nobody keeps copies
         return {name: value for name, value in self.__dict__.items() if name != "low"}

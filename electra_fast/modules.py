@@ -43,9 +43,9 @@ def _table(rows: int, columns: int, std: float) -> nn.Parameter:
     return nn.Parameter(_truncated_normal(torch.empty(rows, columns), std))
 
 
-def _dense(inputs: int, outputs: int, std: float | None = None) -> Dense:
+def _dense(ops: Ops, inputs: int, outputs: int, std: float | None = None) -> Dense:
     """A linear layer with bias 0; weights truncated-normal, or Glorot-uniform if `std` is None."""
-    dense = Dense(inputs, outputs)
+    dense = Dense(inputs, outputs, ops)
     if std is None:
         nn.init.xavier_uniform_(dense.weight)
     else:
@@ -177,8 +177,8 @@ class SelfAttention(nn.Module):
         self.heads = config.heads
         self.dropout = config.dropout
         W, std = config.hidden, config.initializer
-        self.qkv = _dense(W, 3 * W, std)  # rows: query, key, value
-        self.out = _dense(W, W, std)
+        self.qkv = _dense(ops, W, 3 * W, std)  # rows: query, key, value
+        self.out = _dense(ops, W, W, std)
         self.norm = AddNorm(config, ops)
 
     def forward(
@@ -211,8 +211,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
-        self.dense_in = _dense(config.hidden, config.ffn, config.initializer)
-        self.dense_out = _dense(config.ffn, config.hidden, config.initializer)
+        self.dense_in = _dense(ops, config.hidden, config.ffn, config.initializer)
+        self.dense_out = _dense(ops, config.ffn, config.hidden, config.initializer)
         self.norm = AddNorm(config, ops)
 
     def forward(self, x: Tensor, rng: Tensor | None = None, stream: int = FIRST_STREAM) -> Tensor:
@@ -260,7 +260,7 @@ class Encoder(nn.Module):
         self.embedding = SharedEmbedding(config, ops)
         self.project = None
         if config.embedding != config.hidden:
-            self.project = _dense(config.embedding, config.hidden)
+            self.project = _dense(ops, config.embedding, config.hidden)
         self.layers = nn.ModuleList(EncoderLayer(config, ops) for _ in range(config.layers))
 
     def forward(
@@ -313,7 +313,7 @@ class GeneratorHead(nn.Module):
         self.ops = ops
         self.temperature = config.temperature
         self.disallow_correct = config.disallow_correct
-        self.dense = _dense(config.hidden, config.embedding, config.initializer)
+        self.dense = _dense(ops, config.hidden, config.embedding, config.initializer)
         self.norm = nn.LayerNorm(config.embedding, eps=config.eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -357,8 +357,8 @@ class DiscriminatorHead(nn.Module):
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
-        self.dense = _dense(config.hidden, config.hidden, config.initializer)
-        self.score = _dense(config.hidden, 1)
+        self.dense = _dense(ops, config.hidden, config.hidden, config.initializer)
+        self.score = _dense(ops, config.hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [.., W] -> [..]
         h = self.ops.bias_gelu(self.dense(x, with_bias=False), self.dense.bias)

@@ -304,6 +304,26 @@ def attention_qkv(
     )
 
 
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    low_weight: Tensor | None = None,
+    low_bias: Tensor | None = None,
+) -> Tensor:
+    """x weight^T + bias, by the copies' values where there are copies; the gradients are the originals'."""
+    if low_weight is not None:
+        x = x.to(low_weight.dtype)
+        weight = weight + (low_weight - weight).detach()
+        bias = None if bias is None else bias + (low_bias - bias).detach()
+    else:
+        x, weight = autocast(x, weight)
+    with torch.autocast(x.device.type, enabled=False):
+        y = wide(x) @ wide(weight).T
+        return (y if bias is None else y + wide(bias)).to(x.dtype)
+
+
 def add_norm(
     x: Tensor,
     residual: Tensor | None,

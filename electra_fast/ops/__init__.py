@@ -10,6 +10,7 @@ from electra_fast.ops.attention import attention
 from electra_fast.ops.attention_qkv import attention_qkv
 from electra_fast.ops.bias_gelu import bias_gelu
 from electra_fast.ops.embed import embed
+from electra_fast.ops.linear import linear
 from electra_fast.ops.mask_tokens import mask_tokens
 from electra_fast.ops.mlm_head import mlm_head
 from electra_fast.ops.replace_tokens import replace_tokens
@@ -21,6 +22,7 @@ class Ops(NamedTuple):
 
     mask_tokens: Callable
     embed: Callable
+    linear: Callable
     attention: Callable
     attention_qkv: Callable
     add_norm: Callable
@@ -31,7 +33,16 @@ class Ops(NamedTuple):
 
 
 FUSED = Ops(
-    mask_tokens, embed, attention, attention_qkv, add_norm, bias_gelu, mlm_head, replace_tokens, rtd_loss
+    mask_tokens,
+    embed,
+    linear,
+    attention,
+    attention_qkv,
+    add_norm,
+    bias_gelu,
+    mlm_head,
+    replace_tokens,
+    rtd_loss,
 )
 REFERENCE = Ops(*(getattr(reference, name) for name in Ops._fields))
 

@@ -66,6 +66,13 @@ def embed(
     return Embedded(y, word) if return_word else y
 
 
+def linear(x, weight, bias=None, *, low_weight=None, low_bias=None):
+    """Without copies: a user lets autocast cast, or casts himself."""
+    dtype = x.dtype if low_weight is None else low_weight.dtype
+    bias = bias if bias is None or low_weight is None else bias.to(dtype)
+    return F.linear(x.to(dtype), weight if low_weight is None else weight.to(dtype), bias)
+
+
 class _SoftmaxThenSum(torch.autograd.Function):
     """(softmax(s) * keep) v with the gradient of attention kernels: rowsum(dO O) where autograd sums P dP.
 
@@ -166,7 +173,16 @@ def rtd_loss(logits, replaced, weights=None):
 
 
 TORCH = Ops(
-    mask_tokens, embed, attention, attention_qkv, add_norm, bias_gelu, mlm_head, replace_tokens, rtd_loss
+    mask_tokens,
+    embed,
+    linear,
+    attention,
+    attention_qkv,
+    add_norm,
+    bias_gelu,
+    mlm_head,
+    replace_tokens,
+    rtd_loss,
 )
 
 

@@ -210,6 +210,24 @@ def _add_norm(g):
             yield Example("add_norm", f"W={W}, no residual {dtype}", {**args, "residual": None}, alone)
 
 
+def _linear(g):
+    for dtype in DTYPES:
+        for name, shape, N, has_bias in (
+            ("a batch", (2, 9, 33), 50, True),
+            ("no bias", (7, 64), 16, False),
+            ("one output", (3, 5, 16), 1, True),
+            ("none", (0, 8), 5, True),
+        ):
+            args = {"x": _normal(g, *shape, dtype=dtype), "weight": _normal(g, N, shape[-1], dtype=dtype)}
+            args["bias"] = _normal(g, N, dtype=dtype) if has_bias else None
+            wanted = ("x", "weight", "bias") if has_bias else ("x", "weight")
+            yield Example("linear", f"{name} {dtype}", args, wanted)
+            if dtype != torch.float32:
+                low = {f"low_{k}": v for k, v in args.items() if k != "x" and v is not None}
+                masters = {k: v.float() for k, v in args.items() if k != "x" and v is not None}
+                yield Example("linear", f"{name} {dtype}, copies", args | masters | low, wanted)
+
+
 def _bias_gelu(g):
     for dtype in DTYPES:
         args = {"x": _normal(g, 5, 7, 48, dtype=dtype), "bias": _normal(g, 48)}
@@ -251,7 +269,7 @@ def _mlm_head(g):
 
 
 _MAKERS = (
-    _mask_tokens, _embed, _attention, _attention_qkv, _add_norm, _bias_gelu, _mlm_head,
+    _mask_tokens, _embed, _linear, _attention, _attention_qkv, _add_norm, _bias_gelu, _mlm_head,
     _replace_tokens, _rtd_loss,
 )  # fmt: skip
 

@@ -1,0 +1,19 @@
+"""linear: the first product of a feed-forward, and its gradients."""
+
+from benchmarks.cases import FLOPS, Call, cases
+
+
+@cases(value=20)
+def bench_linear(make):
+    W, F = make.config.hidden, make.config.ffn
+    x, weight, bias = make.normal(make.B, make.L, W), make.normal(F, W, scale=0.02), make.normal(F)
+    product, T = 2 * make.B * make.L * W * F, make.B * make.L
+    moved = (T * (W + F) + F * W) * x.element_size()
+    return Call(
+        {"x": x, "weight": weight, "bias": bias},
+        gradients=("x", "weight", "bias"),
+        unit=FLOPS,
+        forward=product,
+        backward=2 * product,
+        moved=(moved, 2 * moved),
+    )

@@ -1,0 +1,107 @@
+"""The product with a layer's weights: one operator each way, with gradients in the weights' own dtype.
+
+`F.linear` and its backward are a dozen of PyTorch's operators, most of which only turn or reshape; of a step
+of ELECTRA-small they were more than half. Under autocast a weight is cast in every forward and its gradient,
+rounded by then, in every backward; copies that are cast where the weights change save both.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from electra_fast import reference
+from electra_fast.ops import _check as check
+from electra_fast.ops._register import Kernels, operator, public
+
+OP = "linear"
+
+
+def _default_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias):
+    rows, none = dy.flatten(0, -2), x.new_empty(0)
+    dx = dy @ weight if want_dx else none
+    dweight = (rows.t() @ x.flatten(0, -2)).to(dtype) if want_dweight else none
+    return dx, dweight, rows.sum(0, dtype=dtype) if want_dbias else none
+
+
+def _fake_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias):
+    none = x.new_empty(0)
+    return (
+        torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else none,
+        weight.new_empty(weight.shape, dtype=dtype) if want_dweight else none,
+        weight.new_empty(weight.shape[:1], dtype=dtype) if want_dbias else none,
+    )
+
+
+_fwd = operator(
+    "linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    default=lambda x, weight, bias: F.linear(x, weight, bias),
+    fake=lambda x, weight, bias: x.new_empty((*x.shape[:-1], len(weight))),
+)
+_bwd = operator(
+    "linear_bwd(Tensor dy, Tensor x, Tensor weight, ScalarType dtype, bool want_dx, bool want_dweight, "
+    "bool want_dbias) -> (Tensor, Tensor, Tensor)",
+    default=_default_bwd,
+    fake=_fake_bwd,
+)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, x, weight, bias, low_weight, low_bias):
+        low_weight = weight if low_weight is None else low_weight
+        ctx.save_for_backward(x, low_weight)
+        ctx.kernels, ctx.dtype = kernels, weight.dtype
+        ctx.set_materialize_grads(False)
+        return kernels.fwd(x, low_weight, bias if low_bias is None else low_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        if dy is None:
+            return (None,) * 6
+        wanted = ctx.needs_input_grad[1:4]
+        gradients = ctx.kernels.bwd(dy.contiguous(), *ctx.saved_tensors, ctx.dtype, *wanted)
+        return None, *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None
+
+
+@public(_fwd, _bwd)
+def linear(
+    kernels: Kernels,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    low_weight: Tensor | None = None,
+    low_bias: Tensor | None = None,
+) -> Tensor:
+    """Return x weight^T + bias.
+
+    Args:
+        x: ``[..., K]``, any float dtype; cast to that of `low_weight` or, without one, to the autocast dtype
+            if enabled.
+        weight: ``[N, K]``, dtype of x, or any float dtype where there is a copy.
+        bias: ``[N]``, dtype of weight; None: nothing is added.
+        low_weight, low_bias: copies of weight and bias to compute with, in another dtype. The gradients are
+            those of weight and bias, and have their dtype.
+
+    Returns:
+        ``[..., N]``, dtype of the arithmetic.
+
+    Raises:
+        TypeError, ValueError: an argument breaks these rules, with its name.
+    """
+    check.tensor(OP, "x", x, check.FLOATS)
+    check.tensor(OP, "weight", weight, check.FLOATS, (None, x.shape[-1]), x)
+    check.optional(OP, "bias", bias, (weight.dtype,), weight.shape[:1], x)
+    if low_weight is None:
+        x, weight, *bias = reference.autocast(x, weight, *([] if bias is None else [bias]))
+        bias = bias[0] if bias else None
+        check.tensor(OP, "weight", weight, (x.dtype,))
+    else:
+        check.tensor(OP, "low_weight", low_weight, check.FLOATS, weight.shape, x)
+        if (bias is None) != (low_bias is None):
+            raise ValueError(f"{OP}: low_bias must be given with bias and low_weight, or neither bias")
+        check.optional(OP, "low_bias", low_bias, (low_weight.dtype,), weight.shape[:1], x)
+        x = x.to(low_weight.dtype)
+    return _Linear.apply(kernels, x.contiguous(), weight, bias, low_weight, low_bias)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from electra_fast import ops, testing
+
+OP = "linear"
+
+
+def test_is_torchs_linear(implementation, device):
+    x, weight, bias = (torch.randn(*shape, device=device) for shape in ((2, 5, 24), (7, 24), (7,)))
+    y = testing.implementations(OP)[implementation[1]](x, weight, bias)
+    assert torch.allclose(y, F.linear(x, weight, bias), atol=1e-5)
+
+
+def test_it_computes_with_the_copies_and_the_gradients_are_the_originals(implementation, device):
+    """The copies are twice the originals, so that one sees which was used."""
+    x = torch.randn(3, 24, device=device, requires_grad=True)
+    weight, bias = (torch.randn(*shape, device=device, requires_grad=True) for shape in ((7, 24), (7,)))
+    low = {"low_weight": 2 * weight.detach().bfloat16(), "low_bias": 2 * bias.detach().bfloat16()}
+    y = testing.implementations(OP)[implementation[1]](x, weight, bias, **low)
+    assert y.dtype == torch.bfloat16
+    assert torch.allclose(y.float(), F.linear(x, 2 * weight, 2 * bias), rtol=0.05, atol=0.2)
+    dx, dweight, dbias = torch.autograd.grad(y.sum(), (x, weight, bias))
+    assert dx.dtype == dweight.dtype == dbias.dtype == torch.float32
+    assert torch.allclose(dx, 2 * weight.sum(0).expand_as(dx), rtol=0.05, atol=0.2)
+    assert (dbias == 3).all() and torch.allclose(dweight, x.sum(0).expand_as(dweight), rtol=0.05, atol=0.05)
+
+
+def test_only_what_is_wanted_gets_a_gradient(implementation, device):
+    function = testing.implementations(OP)[implementation[1]]
+    x, weight = torch.randn(3, 8, device=device), torch.randn(4, 8, device=device, requires_grad=True)
+    function(x, weight).sum().backward()
+    assert torch.allclose(weight.grad, x.sum(0).expand_as(weight), atol=1e-5)
+    y = function(x.requires_grad_(), weight.detach())
+    assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], weight.sum(0).expand_as(x), atol=1e-5)
+
+
+def test_casts_to_the_autocast_dtype(device):
+    x, weight, bias = (torch.randn(*s, device=device, requires_grad=True) for s in ((3, 8), (4, 8), (4,)))
+    with torch.autocast(device, torch.bfloat16):
+        y = ops.linear(x, weight, bias)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and weight.grad.dtype == bias.grad.dtype == torch.float32
+
+
+X, W = torch.zeros(2, 8), torch.zeros(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"weight": W[:, :5]}, ValueError, "linear: weight must have shape [*, 8], got [3, 5]"),
+        ({"weight": W.half()}, TypeError, "linear: weight must be float32, got float16"),
+        ({"bias": torch.zeros(2)}, ValueError, "linear: bias must have shape [3], got [2]"),
+        ({"low_weight": W[:2].half()}, ValueError, "linear: low_weight must have shape [3, 8], got [2, 8]"),
+        (
+            {"low_weight": W.half(), "low_bias": torch.zeros(3).half()},
+            ValueError,
+            "linear: low_bias must be given with bias and low_weight",
+        ),
+    ],
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error) as caught:
+        ops.linear(**{"x": X, "weight": W} | arguments)
+    assert message in str(caught.value)

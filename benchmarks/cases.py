@@ -64,6 +64,10 @@ class Case:
         """Return what the results say of the case."""
         raise NotImplementedError
 
+    def counts(self, provider: str, function: Callable[[], Any]) -> dict[str, int]:
+        """Return what is counted of one call, for the results."""
+        return {}
+
 
 class OpCase(Case):
     right: ClassVar[set[tuple[str, str, str]]] = set()  # checked, with their backward: op, size, provider
@@ -100,7 +104,8 @@ class OpCase(Case):
             self.gate.check(function, gate.MANY_TERMS if many else gate.ANY_ORDER)
             self.right.add(subject)
         call = once(function, self.call, self.passes)
-        call.synchronizes = getattr(function, "synchronizes", False)
+        if getattr(function, "synchronizes", False):
+            call.eager = "eager calls, cold L2: it waits for the host, so no graph can hold it"
         return call
 
     def info(self, provider: str) -> dict[str, Any]:

@@ -108,8 +108,8 @@ class CUDA:
             start = time.perf_counter()
             function()
             timed.host.append(time.perf_counter() - start)
-        if getattr(function, "synchronizes", False):
-            timed.how = "eager calls, cold L2: it waits for the host, so no graph can hold it"
+        if eager := getattr(function, "eager", None):  # why it is not to be captured
+            timed.how = eager
             return timed
         try:
             timed.run = self._capture(function)

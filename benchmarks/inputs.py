@@ -39,12 +39,18 @@ if CUDA:
         Size("small 128x128", 128, 128, ElectraConfig.small),
         Size("base 256x512", 256, 512, ElectraConfig.base),
     )
-    # The graphs of all providers are held at once, so that base has an eighth of the paper's batch.
-    STEPS = by_name(
-        Size("small 128x128", 128, 128, ElectraConfig.small), Size("base 32x512", 32, 512, ElectraConfig.base)
-    )
+    # What all providers hold at once must fit: base and large are some of the paper's micro-batches.
+    STEPS = {
+        "small 128x128": (SIZES["small 128x128"], 1),
+        "base 8 of 32x512": (Size("base 32x512", 32, 512, ElectraConfig.base), 8),
+        "large 4 of 16x512": (Size("large 16x512", 16, 512, ElectraConfig.large), 4),
+    }
 else:
-    SIZES = STEPS = by_name(Size("small 16x128", 16, 128, ElectraConfig.small))
+    SIZES = by_name(Size("small 16x128", 16, 128, ElectraConfig.small))
+    STEPS = {
+        "small 16x128, dropout 0.1": (Size("small 16x128", 16, 128, ElectraConfig.small, dropout=0.1), 1),
+        "small 16x128, no dropout": (SIZES["small 16x128"], 1),
+    }
 
 
 @functools.cache

@@ -11,7 +11,10 @@ BEGIN = "<!-- benchmarks: made by `python -m benchmarks report` -->"
 END = "<!-- /benchmarks -->"
 LABELS = {
     "compile": "torch.compile",
+    "compile_max": "torch.compile, max-autotune",
     "huggingface": "Hugging Face",
+    "huggingface_compile": "Hugging Face, compiled",
+    "eager": "fused, no graph",
     "linear_ce": "F.linear_cross_entropy",
     "linear_ce_chunked": "F.linear_cross_entropy, chunked",
     "liger": "Liger",
@@ -25,8 +28,10 @@ LABELS = {
 }
 RIVALS = ("linear_ce_chunked", "linear_ce", "liger", "cce")
 RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "flex", "flash_attn")
-LATE = (*RIVALS, "compile")  # timed after all others, each beside fused alone
-ORDER = ["fused", "packed", "torch", "compile", "huggingface", *RIVALS, "reference"]
+COMPILED = ("compile", "compile_max", "huggingface_compile")
+LATE = (*RIVALS, *COMPILED)  # timed after all others, each beside fused alone
+ORDER = ["fused", "eager", "packed", "torch", "compile", "compile_max", "huggingface", "huggingface_compile"]
+ORDER += [*RIVALS, "reference"]
 COLUMNS = ["provider", "ms", "p20 - p80", "host us", "rate, of the bound", "peak MB", "fused is"]
 BASIS = {
     "cpu": "Milliseconds and rates by CPU time, of all threads together.",
@@ -166,7 +171,7 @@ def markdown(result: dict, sources: str) -> str:
             continue
         fused = providers.get("fused", "")
         ms = fused if isinstance(fused, str) else digits(fused["stats"]["median"] * 1e3)
-        name = "**training step**" if op == "pretraining" else op
+        name = "**training step**" if op == "step" else op
         rows.append([name, size, *([ms] if timed else []), *(_cell(providers.get(p)) for p in rivals)])
     stale = "" if result["machine_info"]["sources"] == sources else " (kernels changed since)"
     lines = [f"**{headline(result)}**{stale}", "", *(f"| {' | '.join(cells)} |" for cells in rows)]

@@ -10,7 +10,7 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.clock import CPU, CUDA, Clock, Timed, interleave, quantile
 from benchmarks.machine import device
-from benchmarks.report import LATE
+from benchmarks.report import COMPILED, LATE
 
 CLOCK = Clock()
 
@@ -48,7 +48,7 @@ class Runner:
             together = [provider, case.providers[0]] if provider in LATE else early
             for name, result in self.measure(case, together).items():
                 self.results.setdefault((case.name, name), result)
-            if provider == "compile":
+            if provider in COMPILED:
                 torch.compiler.reset()  # a function compiles for a few settings only
         result = self.results[case.name, provider]
         if isinstance(result, Refused):
@@ -87,11 +87,13 @@ class Runner:
         interleave(list(timed.values()), rounds, self.clock.sample)
 
         extras = {provider: self._extra(one, timed) for provider, one in timed.items()}
+        for provider, one in timed.items():
+            extras[provider] |= case.counts(provider, one.function)
         return refused | {p: Measured(timed[p].times, extra) for p, extra in extras.items()}
 
     def _prepare(self, case: Case, provider: str) -> Timed:
         """Check a provider, call it once so that it compiles, and once more to know what it costs."""
-        compiles = provider == "compile"
+        compiles = provider in COMPILED
         self._need(max(case.compiling, self.longest_compilation) if compiles else 0.0)
         start = time.monotonic()
         function = case.prepare(provider)

@@ -1,7 +1,9 @@
 """What more than one kernel uses."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -34,3 +36,18 @@ def keep(rng_ptr, stream, row, column, threshold, COLUMNS: tl.constexpr):
 def architecture() -> int:
     """Return the compute capability that a launch is compiled for, 90 for 9.0."""
     return 90 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
+
+
+def dropout_arguments(p: float, rng: Tensor | None, stream: int) -> dict:
+    """Return a kernel's arguments for dropout p; without an rng it draws nothing."""
+    rng = rng if p > 0 else None
+    return {"rng_ptr": rng, "threshold": round(p * 65536), "scale": 1 / (1 - p), "site": stream}
+
+
+def refuse_float64(op: str, name: str, x: Tensor) -> None:
+    """Raise where the Triton kernel of an op, which computes in float32, would lose digits."""
+    if x.dtype == torch.float64:
+        raise TypeError(
+            f"{op}: {name} must be float32, float16 or bfloat16 for the Triton kernel, got float64; "
+            f"electra_fast.reference.{op} takes it"
+        )

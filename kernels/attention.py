@@ -21,7 +21,7 @@ from torch import Tensor
 from electra_fast.kernels._attention_bwd import attention_bwd_dkdv, attention_bwd_dq, attention_bwd_tile
 from electra_fast.kernels._attention_fwd import attention_fwd_loop, attention_fwd_tile
 from electra_fast.kernels._attention_tile import strides
-from electra_fast.kernels._common import architecture
+from electra_fast.kernels._common import architecture, refuse_float64
 
 # (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (tests/aot.py): none
 # spills but the last of DQ and DKDV, 64 bytes at most. None was timed yet; `python -m benchmarks.tune` does.
@@ -42,11 +42,7 @@ class _Call:
 
     def __init__(self, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream):
         H, D = q.shape[-2:]
-        if q.dtype == torch.float64:
-            raise TypeError(
-                "attention: q, k and v must be float32, float16 or bfloat16 for the Triton kernel, got "
-                "float64; electra_fast.reference.attention takes it"
-            )
+        refuse_float64("attention", "q, k and v", q)
         if D > 128:
             raise NotImplementedError(
                 f"attention: head_dim must be at most 128 for the Triton kernel, got {D}; "

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import keep
+from electra_fast.kernels._common import dropout_arguments, keep, refuse_float64
 from electra_fast.kernels._embed_sums import rows_with_pieces, table_gradient
 
 PROGRAMS = 2048  # that backward is cut into, three times what an H100 or H200 holds at once
@@ -169,12 +169,6 @@ def _shape(E: int, each: int) -> dict[str, int]:
     return {"E": E, "BLOCK_T": max(32 * warps * each // BLOCK_E, 1), "BLOCK_E": BLOCK_E, "num_warps": warps}
 
 
-def _dropout(p: float, rng: Tensor | None, stream: int) -> dict:
-    """Return the kernels' arguments for dropout p; without an rng they draw nothing."""
-    rng = rng if p > 0 else None
-    return {"rng_ptr": rng, "threshold": round(p * 65536), "scale": 1 / (1 - p), "site": stream}
-
-
 def embed_fwd(
     ids: Tensor,
     types: Tensor | None,
@@ -191,11 +185,7 @@ def embed_fwd(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward kernel on contiguous tensors; return (y [.., E], mean [..], rstd [..])."""
-    if word.dtype == torch.float64:
-        raise TypeError(
-            "embed: tables must be float32, float16 or bfloat16 for the Triton kernel, got float64; "
-            "electra_fast.reference.embed takes it"
-        )
+    refuse_float64("embed", "tables", word)
     T, E = ids.numel(), word.shape[1]
     shape = _shape(E, 32 // word.element_size())  # 32 bytes of a row a thread
     y = word.new_empty(*ids.shape, E, dtype=dtype)
@@ -204,7 +194,7 @@ def embed_fwd(
         _embed_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
             ids, types, places, word, position, type, weight, bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd,
             T=T, L=ids.shape[-1], V=len(word), P=len(position), N=len(type), eps=eps,
-            **_dropout(dropout, rng, stream), **shape,
+            **dropout_arguments(dropout, rng, stream), **shape,
         )  # fmt: skip
     return y, mean, rstd
 
@@ -246,7 +236,7 @@ def embed_bwd(
         _embed_bwd[(groups, len(partial))](
             dy, ids, types, places, word, position, type, weight, mean, rstd, partial_ptr=partial, dx_ptr=dx,
             keys_ptr=keys, T=T, chunk=chunk * shape["BLOCK_T"], V=len(word), P=len(position), N=len(type),
-            **_dropout(dropout, rng, stream), **shape,
+            **dropout_arguments(dropout, rng, stream), **shape,
         )  # fmt: skip
 
     sums = partial.sum((0, 1))

@@ -19,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from electra_fast.kernels._common import architecture
+from electra_fast.kernels._common import architecture, refuse_float64
 from electra_fast.kernels._mlm_draw import mlm_head_draw, mlm_head_loss
 from electra_fast.kernels._mlm_gradient import (
     mlm_head_difference,
@@ -55,11 +55,7 @@ class _Head:
     """The arguments of one call, what its kernels hand on, and their launches in the order of the page."""
 
     def __init__(self, x, table, bias, targets, weights, rng, temperature, disallow_correct):
-        if x.dtype == torch.float64:
-            raise TypeError(
-                "mlm_head: x must be float32, float16 or bfloat16 for the Triton kernel, got float64; "
-                "electra_fast.reference.mlm_head takes it"
-            )
+        refuse_float64("mlm_head", "x", x)
         (self.M, self.E), self.V = x.shape, len(table)
         self.x, self.table, self.targets, self.weights, self.rng = x, table, targets, weights, rng
         self.disallow_correct = disallow_correct

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from electra_fast.kernels._common import refuse_float64
+
 BLOCK_T = 1024
 BLOCK_P = 512  # partial sums that the second launch takes at a time
 
@@ -106,11 +108,7 @@ def _rtd_loss_bwd(
 
 def rtd_loss_fwd(x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
     """Launch the forward kernels on contiguous [T] tensors; return (loss [], counts [4]), both float32."""
-    if x.dtype == torch.float64:
-        raise TypeError(
-            "rtd_loss: logits must be float32, float16 or bfloat16 for the Triton kernel, got float64; "
-            "electra_fast.reference.rtd_loss takes it"
-        )
+    refuse_float64("rtd_loss", "logits", x)
     T = x.numel()
     if T == 0:
         return x.new_zeros((), dtype=torch.float32), x.new_zeros(4, dtype=torch.float32)

@@ -21,11 +21,13 @@ _fwd = operator(
     "bias_gelu_fwd(Tensor x, Tensor bias) -> Tensor",
     default=reference.bias_gelu,
     fake=lambda x, bias: torch.empty_like(x),
+    triton="bias_gelu:bias_gelu_fwd",
 )
 _bwd = operator(
     "bias_gelu_bwd(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)",
     default=_default_bwd,
     fake=lambda dy, x, bias: (torch.empty_like(x), torch.empty_like(bias)),
+    triton="bias_gelu:bias_gelu_bwd",
 )
 
 

@@ -1,7 +1,7 @@
 """What the kernels over rows share: how a tile lies over threads, and sums over all rows.
 
-A thread takes EACH neighbouring columns of a row, 128 bits of bfloat16, and ROWS such pieces of a tile, below
-each other, so that a sum over these rows stays in the thread. A kernel with sums takes no more programs than
+A thread takes EACH neighbouring columns of a row, 128 bits of bfloat16, and in a tile some such pieces below
+each other, so that a sum over their rows stays in the thread. A kernel with sums takes no more programs than
 a GPU holds at once. Each goes through its tiles and leaves one row of partial sums, and `column_sums` adds
 these up. Nothing is atomic, and no sum depends on the order in which programs end.
 """
@@ -13,34 +13,74 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EACH, ROWS = 8, 4
-WARPS = 24  # of a multiprocessor that the programs of a kernel with sums take, at 80 registers a thread
+EACH = 8
 BLOCK_P, BLOCK_C = 256, 16  # of partial sums: 16 KB on their way, which hides most of the latency
 
 
-def tile(W: int, widest: int) -> dict[str, int]:
-    """Return the launch shape for rows of W columns, or for blocks of `widest` columns of them.
+def tile(W: int, BLOCK_W: int, rows: int, warps: int) -> dict[str, int]:
+    """Return the launch shape for rows of W columns in blocks of BLOCK_W, so many rows below each other."""
+    return {"W": W, "BLOCK_T": rows * side(BLOCK_W, warps), "BLOCK_W": BLOCK_W, "num_warps": warps}
 
-    SIDE rows of a tile of BLOCK_T lie side by side, in different threads.
+
+def side(BLOCK_W: int, warps: int) -> int:
+    """Return how many rows of a tile lie side by side, in different threads."""
+    return max(32 * EACH * warps // BLOCK_W, 1)
+
+
+def programs(T: int, shape: dict[str, int], registers: int, device: torch.device, blocks: int = 1) -> int:
+    """Return how many programs share the tiles of T rows most evenly, for each of so many blocks of columns.
+
+    A GPU holds all of them at once: a quarter of a multiprocessor has 16384 registers.
     """
-    BLOCK_W = triton.next_power_of_2(min(max(W, 32), widest))
-    warps = min(max(BLOCK_W // (32 * EACH), 4), 32)
-    side = max(32 * EACH * warps // BLOCK_W, 1)
-    rows = max(32 * EACH * ROWS * warps // BLOCK_W, 1)
-    return {"W": W, "BLOCK_T": rows, "SIDE": side, "BLOCK_W": BLOCK_W, "num_warps": warps}
-
-
-def programs(T: int, shape: dict[str, int], device: torch.device) -> int:
-    """Return how many programs share the tiles of T rows, as evenly as can be."""
-    tiles, blocks = triton.cdiv(T, shape["BLOCK_T"]), triton.cdiv(shape["W"], shape["BLOCK_W"])
-    most = max(multiprocessors(device) * WARPS // (shape["num_warps"] * blocks), 1)
+    warps = 4 * (16384 // (32 * registers)) * multiprocessors(device)
+    most = max(warps // (shape["num_warps"] * blocks), 2)
+    tiles = triton.cdiv(T, shape["BLOCK_T"])
     return triton.cdiv(tiles, triton.cdiv(tiles, most)) if tiles > 0 else 0
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Return how many multiprocessors a GPU has; 1 for the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    """Return how many multiprocessors a GPU has, and none for the interpreter, whose programs run in turn."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
+@triton.jit
+def places(t, T, W: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Return where in memory the rows t are, in 64 bits, and what of them exists, by blocks of columns."""
+    at, inside = (), ()
+    for first in tl.static_range(0, W, BLOCK_W):
+        w = first + tl.arange(0, BLOCK_W)
+        at = at + (t.to(tl.int64)[:, None] * W + w[None, :],)
+        inside = inside + ((t < T)[:, None] & (w < W)[None, :],)
+    return at, inside
+
+
+@triton.jit
+def load(x_ptr, at, inside):
+    """Return rows in float32, by blocks of columns."""
+    x = ()
+    for i in tl.static_range(len(at)):
+        x = x + (tl.load(x_ptr + at[i], mask=inside[i], other=0.0).to(tl.float32),)
+    return x
+
+
+@triton.jit
+def load_row(x_ptr, W: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Return what all rows share in float32, by blocks of columns."""
+    x = ()
+    for first in tl.static_range(0, W, BLOCK_W):
+        w = first + tl.arange(0, BLOCK_W)
+        x = x + (tl.load(x_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :],)
+    return x
+
+
+@triton.jit
+def row_sums(x):
+    """Return each row's sum over all its blocks."""
+    total = x[0]
+    for i in tl.static_range(1, len(x)):
+        total += x[i]
+    return tl.sum(total, axis=1)
 
 
 @triton.jit

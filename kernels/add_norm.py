@@ -18,20 +18,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import dropout_arguments, keep, refuse_float64
-from electra_fast.kernels._rows import column_sums, fold, programs, tile
+from electra_fast.kernels._common import architecture, dropout_arguments, keep, refuse_float64
+from electra_fast.kernels._rows import (
+    column_sums,
+    fold,
+    load,
+    load_row,
+    places,
+    programs,
+    row_sums,
+    side,
+    tile,
+)
+
+FORWARD, BACKWARD = 4, 2  # rows of a thread where a row is one block; half of them where it is three
 
 
 @triton.jit
 def _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W: tl.constexpr):
-    """Return z of the rows t, in float32 and 0 outside, and what dropout keeps of x."""
-    z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    kept = inside
-    if rng_ptr is not None:
-        kept = keep(rng_ptr, site, t, 0, threshold, BLOCK_W)
-        z = tl.where(kept, z * scale, 0.0)  # what is dropped may be NaN
+    """Return the blocks of z, and of the mask by which dropout keeps x."""
+    x, z, kept = load(x_ptr, at, inside), (), ()
     if residual_ptr is not None:
-        z += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        residual = load(residual_ptr, at, inside)
+    for i in tl.static_range(len(at)):
+        z_i, kept_i = x[i], inside[i]
+        if rng_ptr is not None:
+            kept_i = keep(rng_ptr, site, t, i * BLOCK_W, threshold, BLOCK_W)
+            z_i = tl.where(kept_i, z_i * scale, 0.0)  # what is dropped may be NaN
+        if residual_ptr is not None:
+            z_i += residual[i]
+        z, kept = z + (z_i,), kept + (kept_i,)
     return z, kept
 
 
@@ -52,27 +68,26 @@ def _add_norm_fwd(
     site,
     W: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    SIDE: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    w = tl.arange(0, BLOCK_W)
-    in_w = (w < W)[None, :]
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     in_t = t < T
-    at = t.to(tl.int64)[:, None] * W + w[None, :]
-    inside = in_t[:, None] & in_w
+    at, inside = places(t, T, W, BLOCK_W)
     z, _ = _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W)
 
-    mean = tl.sum(z, axis=1) / W
-    d = tl.where(in_w, z - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(d * d, axis=1) / W + eps)
-    weight = tl.load(weight_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
-    bias = tl.load(bias_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
-    y = d * rstd[:, None] * weight + bias
+    mean = row_sums(z) / W
+    weight, bias = load_row(weight_ptr, W, BLOCK_W), load_row(bias_ptr, W, BLOCK_W)
+    d, dd = (), ()
+    for i in tl.static_range(len(z)):
+        d_i = tl.where(inside[i], z[i] - mean[:, None], 0.0)
+        d, dd = d + (d_i,), dd + (d_i * d_i,)
+    rstd = tl.rsqrt(row_sums(dd) / W + eps)
 
+    for i in tl.static_range(len(d)):
+        y = d[i] * rstd[:, None] * weight[i] + bias[i]
+        tl.store(y_ptr + at[i], y.to(y_ptr.dtype.element_ty), mask=inside[i])
     tl.store(mean_ptr + t, mean, mask=in_t)
     tl.store(rstd_ptr + t, rstd, mask=in_t)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "threshold", "site"])
@@ -97,88 +112,94 @@ def _add_norm_bwd(
     BLOCK_W: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
-    w = tl.arange(0, BLOCK_W)
-    in_w = (w < W)[None, :]
-    weight = tl.load(weight_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
-    sum_dw = tl.zeros((SIDE, BLOCK_W), tl.float32)
-    sum_db = tl.zeros((SIDE, BLOCK_W), tl.float32)
+    weight = load_row(weight_ptr, W, BLOCK_W)
+    sum_dw, sum_db = (), ()
+    for _ in tl.static_range(len(weight)):
+        sum_dw = sum_dw + (tl.zeros((SIDE, BLOCK_W), tl.float32),)
+        sum_db = sum_db + (tl.zeros((SIDE, BLOCK_W), tl.float32),)
     for first in range(program * BLOCK_T, T, programs * BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
-        in_t = t < T
-        at = t.to(tl.int64)[:, None] * W + w[None, :]
-        inside = in_t[:, None] & in_w
-        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        at, inside = places(t, T, W, BLOCK_W)
+        dy = load(dy_ptr, at, inside)
+        mean = tl.load(mean_ptr + t, mask=t < T, other=0.0)[:, None]
+        rstd = tl.load(rstd_ptr + t, mask=t < T, other=0.0)[:, None]  # 0: what is no row adds nothing
         z, kept = _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W)
-        mean = tl.load(mean_ptr + t, mask=in_t, other=0.0)[:, None]
-        rstd = tl.load(rstd_ptr + t, mask=in_t, other=0.0)[:, None]  # 0: what is no row adds nothing
 
-        h = (z - mean) * rstd
-        g = weight * dy
-        avg_g, avg_gh = tl.split(tl.sum(tl.join(g, g * h), axis=1) / W)  # one exchange between warps for both
-        dz = rstd * (g - avg_g[:, None] - h * avg_gh[:, None])
-        sum_dw += fold(h * dy, SIDE)
-        sum_db += fold(dy, SIDE)
+        h, g, gh, more_dw, more_db = (), (), (), (), ()  # a tuple that a loop carries is replaced as a whole
+        for i in tl.static_range(len(z)):
+            h_i, g_i = (z[i] - mean) * rstd, weight[i] * dy[i]
+            h, g, gh = h + (h_i,), g + (g_i,), gh + (g_i * h_i,)
+            more_dw = more_dw + (sum_dw[i] + fold(h_i * dy[i], SIDE),)
+            more_db = more_db + (sum_db[i] + fold(dy[i], SIDE),)
+        sum_dw, sum_db = more_dw, more_db
+        avg_g, avg_gh = row_sums(g)[:, None] / W, row_sums(gh)[:, None] / W
 
-        dx = dz
-        if rng_ptr is not None:
-            dx = tl.where(kept, dz * scale, 0.0)
-        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-        if dz_ptr is not None:
-            tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        for i in tl.static_range(len(z)):
+            dz = rstd * (g[i] - avg_g - h[i] * avg_gh)
+            if dz_ptr is not None:
+                tl.store(dz_ptr + at[i], dz.to(dz_ptr.dtype.element_ty), mask=inside[i])
+            dx = dz
+            if rng_ptr is not None:
+                dx = tl.where(kept[i], dz * scale, 0.0)
+            tl.store(dx_ptr + at[i], dx.to(dx_ptr.dtype.element_ty), mask=inside[i])
 
-    out = partial_ptr + program * W + w
-    tl.store(out, tl.sum(sum_dw, axis=0), mask=w < W)
-    tl.store(out + programs * W, tl.sum(sum_db, axis=0), mask=w < W)
+    for i in tl.static_range(len(weight)):
+        w = i * BLOCK_W + tl.arange(0, BLOCK_W)
+        out = partial_ptr + program * W + w
+        tl.store(out, tl.sum(sum_dw[i], axis=0), mask=w < W)
+        tl.store(out + programs * W, tl.sum(sum_db[i], axis=0), mask=w < W)
+
+
+def _tile(W: int, rows: int) -> dict[str, int]:
+    """Return the launch shape: a row in one block, or in three where a quarter of one would be empty."""
+    whole = triton.next_power_of_2(max(W, 32))
+    if whole >= 128 and 4 * W <= 3 * whole:
+        return tile(W, whole // 4, rows // 2, max(whole // 1024, 1))
+    return tile(W, whole, rows, min(max(whole // 256, 4), 32))
+
+
+def _registers(x: Tensor, shape: dict[str, int]) -> int:
+    """Return what a thread of backward may take: a multiprocessor holds 16 warps, of three blocks 12 or 8."""
+    if shape["BLOCK_W"] >= shape["W"]:
+        return 128
+    return 168 if x.element_size() == 2 and architecture() in (90, 100) else 200  # others would spill at 168
 
 
 def add_norm_fwd(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dropout: float,
-    rng: Tensor | None,
-    stream: int,
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *site
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward kernel on contiguous tensors; return (y [.., W], mean [..], rstd [..])."""
     refuse_float64("add_norm", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = tile(W, widest=W)
+    shape = _tile(W, FORWARD)
     y = x.new_empty(x.shape)
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     if T > 0:
         _add_norm_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
             x, residual, weight, bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, T=T, eps=eps,
-            **dropout_arguments(dropout, rng, stream), **shape,
+            **dropout_arguments(*site), **shape,
         )  # fmt: skip
     return y, mean, rstd
 
 
 def add_norm_bwd(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dropout: float,
-    rng: Tensor | None,
-    stream: int,
+    dy: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, mean: Tensor, rstd: Tensor, *site
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the backward kernels; return the gradients of x, residual, weight and bias.
 
     That of the residual is empty where it is that of x.
     """
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = tile(W, widest=W)
-    n = programs(T, shape, x.device)
-    own = residual is not None and dropout > 0
+    shape, drop = _tile(W, BACKWARD), dropout_arguments(*site)
+    registers = _registers(x, shape)
+    n = programs(T, shape, registers, x.device)
+    own = residual is not None and drop["rng_ptr"] is not None
     dx, dresidual = x.new_empty(x.shape), x.new_empty(x.shape if own else 0)
     partial = mean.new_empty(2, n, W)
     if T > 0:
         _add_norm_bwd[(n,)](
             dy, x, residual, weight, mean, rstd, dx_ptr=dx, dz_ptr=dresidual if own else None,
-            partial_ptr=partial, T=T, **dropout_arguments(dropout, rng, stream), **shape,
+            partial_ptr=partial, T=T, SIDE=side(shape["BLOCK_W"], shape["num_warps"]), maxnreg=registers,
+            **drop, **shape,
         )  # fmt: skip
     return dx, dresidual, *column_sums(partial, weight)

@@ -17,9 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from electra_fast.kernels._common import refuse_float64
-from electra_fast.kernels._rows import column_sums, fold, programs, tile
+from electra_fast.kernels._rows import column_sums, fold, programs, side, tile
 
-WIDEST = 1024  # columns of a tile: with 4 warps a row of it, four rows a thread
+BLOCK, WARPS = 1024, 4  # columns and warps of a tile
+FORWARD, BACKWARD = 4, 2  # rows of a thread
+REGISTERS = 80  # that a thread of backward may take: 24 warps a multiprocessor
 
 # log2 Phi(-a), from a^8 down: the least largest error of a Phi(-a), and of Phi(-a) below 1, on [0, 8], 1.4e-8
 # (Lawson's reweighted least squares on 2000 Chebyshev nodes, in float64).
@@ -53,31 +55,30 @@ def _normal_cdf(z):
 
 @triton.jit(do_not_specialize=["T"])  # it changes with every packed batch, and must not recompile
 def _bias_gelu_fwd(
-    x_ptr,  # [T, F]
-    bias_ptr,  # [F]
-    y_ptr,  # [T, F] out
+    x_ptr,  # [T, W]
+    bias_ptr,  # [W]
+    y_ptr,  # [T, W] out
     T,
     W: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    SIDE: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    f = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    inside = (t < T)[:, None] & (f < W)[None, :]
-    at = t.to(tl.int64)[:, None] * W + f[None, :]
-    bias = tl.load(bias_ptr + f, mask=f < W, other=0.0).to(tl.float32)[None, :]
+    inside = (t < T)[:, None] & (w < W)[None, :]
+    at = t.to(tl.int64)[:, None] * W + w[None, :]
+    bias = tl.load(bias_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
     z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + bias
     tl.store(y_ptr + at, (z * _normal_cdf(z)).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _bias_gelu_bwd(
-    dy_ptr,  # [T, F]
-    x_ptr,  # [T, F]
-    bias_ptr,  # [F]
-    dx_ptr,  # [T, F] out
-    partial_ptr,  # [1, programs, F] f32 out: sums of dx
+    dy_ptr,  # [T, W]
+    x_ptr,  # [T, W]
+    bias_ptr,  # [W]
+    dx_ptr,  # [T, W] out
+    partial_ptr,  # [1, programs, W] f32 out: sums of dx
     T,
     W: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -85,13 +86,13 @@ def _bias_gelu_bwd(
     BLOCK_W: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
-    f = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    bias = tl.load(bias_ptr + f, mask=f < W, other=0.0).to(tl.float32)[None, :]
+    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    bias = tl.load(bias_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
     sums = tl.zeros((SIDE, BLOCK_W), tl.float32)
     for first in range(program * BLOCK_T, T, programs * BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
-        inside = (t < T)[:, None] & (f < W)[None, :]
-        at = t.to(tl.int64)[:, None] * W + f[None, :]
+        inside = (t < T)[:, None] & (w < W)[None, :]
+        at = t.to(tl.int64)[:, None] * W + w[None, :]
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + bias
 
@@ -99,28 +100,34 @@ def _bias_gelu_bwd(
         dx = dy * (_normal_cdf(z) + z * density)
         sums += fold(dx, SIDE)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-    tl.store(partial_ptr + program * W + f, tl.sum(sums, axis=0), mask=f < W)
+    tl.store(partial_ptr + program * W + w, tl.sum(sums, axis=0), mask=w < W)
+
+
+def _tile(W: int, rows: int) -> dict[str, int]:
+    return tile(W, min(triton.next_power_of_2(max(W, 32)), BLOCK), rows, WARPS)
 
 
 def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
-    """Launch the forward kernel on a contiguous x [.., F]."""
+    """Launch the forward kernel on a contiguous x [.., W]."""
     refuse_float64("bias_gelu", "x", x)
-    T, F = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = tile(F, WIDEST)
+    T, W = math.prod(x.shape[:-1]), x.shape[-1]
+    shape = _tile(W, FORWARD)
     y = x.new_empty(x.shape)
     if T > 0:
-        grid = (triton.cdiv(T, shape["BLOCK_T"]), triton.cdiv(F, shape["BLOCK_W"]))
+        grid = (triton.cdiv(T, shape["BLOCK_T"]), triton.cdiv(W, shape["BLOCK_W"]))
         _bias_gelu_fwd[grid](x, bias, y, T, **shape)
     return y
 
 
 def bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the backward kernels; return the gradients of x and bias."""
-    T, F = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = tile(F, WIDEST)
-    n = programs(T, shape, x.device)
-    dx, partial = x.new_empty(x.shape), x.new_empty(1, n, F, dtype=torch.float32)
+    T, W = math.prod(x.shape[:-1]), x.shape[-1]
+    shape = _tile(W, BACKWARD)
+    blocks = triton.cdiv(W, shape["BLOCK_W"])
+    n = programs(T, shape, REGISTERS, x.device, blocks)
+    dx, partial = x.new_empty(x.shape), x.new_empty(1, n, W, dtype=torch.float32)
     if T > 0:
-        grid = (n, triton.cdiv(F, shape["BLOCK_W"]))
-        _bias_gelu_bwd[grid](dy, x, bias, dx, partial, T, **shape)
+        _bias_gelu_bwd[(n, blocks)](
+            dy, x, bias, dx, partial, T, **shape, SIDE=side(shape["BLOCK_W"], WARPS), maxnreg=REGISTERS
+        )
     return dx, *column_sums(partial, bias)

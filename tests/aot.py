@@ -118,6 +118,15 @@ def launch_ops() -> None:
             launch_embed(embed, ids, E, dtype)
             launch_embed(embed, ids, E, dtype, types=ids, places=ids)
 
+    add_norm = testing.implementations("add_norm", device="cuda")["triton"]
+    bias_gelu = testing.implementations("bias_gelu", device="cuda")["triton"]
+    for dtype in (torch.bfloat16, torch.float32):
+        for W in (64, 256, 768, 1024):
+            launch_add_norm(add_norm, 64, W, dtype, dropout=0.0)
+            launch_add_norm(add_norm, 64, W, dtype, dropout=0.1)
+        for W in (256, 1024, 3072, 4096):
+            launch_bias_gelu(bias_gelu, 64, W, dtype)
+
 
 def launch_attentions() -> None:
     """Call attention at each of its launch shapes, with dropout; at the shapes of ELECTRA also without."""
@@ -163,6 +172,22 @@ def launch_embed(embed, ids, E, dtype, types=None, places=None, **options) -> No
     embed(ids, types, places, *tables, *norm, **options).sum().backward()
 
 
+def launch_add_norm(add_norm, T, W, dtype, dropout) -> None:
+    import torch
+
+    x, residual = (torch.zeros(T, W, dtype=dtype, requires_grad=True) for _ in range(2))
+    norm = [torch.zeros(W, requires_grad=True) for _ in range(2)]
+    options = {"eps": 1e-12, "dropout": dropout, "rng": torch.tensor([1, 2]), "stream": 2}
+    add_norm(x, residual, *norm, **options).sum().backward()
+
+
+def launch_bias_gelu(bias_gelu, T, W, dtype) -> None:
+    import torch
+
+    x = torch.zeros(T, W, dtype=dtype, requires_grad=True)
+    bias_gelu(x, torch.zeros(W, requires_grad=True)).sum().backward()
+
+
 def launch_mlm_head(mlm_head, M, E, dtype, **options) -> None:
     import torch
 
@@ -187,6 +212,8 @@ def launch_packed() -> None:
         ops["rtd_loss"](logits, ids == 0).loss.backward()
         launch_mlm_head(ops["mlm_head"], len(masked.targets), 128, torch.bfloat16)
         launch_embed(ops["embed"], ids, 128, torch.bfloat16, cu_seqlens=cu_seqlens)
+        launch_add_norm(ops["add_norm"], T, 256, torch.bfloat16, dropout=0.1)
+        launch_bias_gelu(ops["bias_gelu"], T, 1024, torch.bfloat16)
         qkv = torch.zeros(T, 3, 2, 64, dtype=torch.bfloat16, requires_grad=True)
         for longest in (64, 128, 200, 512):
             packed["max_seqlen"] = longest

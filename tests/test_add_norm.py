@@ -63,3 +63,40 @@ def test_refuses(change, error, message):
             }
         )
     assert message in str(caught.value)
+
+
+# Widths of one column, of an odd number, beside a power of two, of three blocks of columns, of several warps.
+@pytest.mark.parametrize("W", [1, 5, 36, 96, 100, 260, 768])
+def test_rows_of_any_width_and_number(W, implementation, device):
+    """More rows than programs of the interpreter, in a last tile that is not full; three scales of mean."""
+    f = testing.implementations(OP)[implementation[1]]
+    generator = torch.Generator().manual_seed(W)
+    x, residual = torch.randn(2, 67, W, generator=generator).to(device)
+    x[3] = 2.0  # constant, and so is the residual there
+    residual[3] = 1.0
+    x[5:9] += 1e4
+    weight, bias = torch.randn(2, W, generator=generator).to(device)
+    args = {"x": x, "residual": residual, "weight": weight, "bias": bias}
+    args |= {"eps": 1e-5, "dropout": 0.1, "rng": RNG.to(device), "stream": 5}
+    testing.check_example(f, testing.Example(OP, f"W={W}", args, ("x", "residual", "weight", "bias")))
+
+
+def test_what_is_dropped_may_be_anything(implementation, device):
+    f = testing.implementations(OP)[implementation[1]]
+    weight, bias = torch.ones(40, device=device), torch.zeros(40, device=device)
+    site = {"eps": 1e-5, "dropout": 0.3, "rng": RNG.to(device), "stream": 7}
+    x = torch.randn(15, 40, device=device)
+    kept = keep_mask(RNG, 7, torch.arange(15), 40, 0.3).to(device)
+    results = []
+    for dropped in (0.0, float("nan"), float("inf")):
+        z = x.masked_fill(~kept, dropped).requires_grad_()
+        y = f(z, None, weight, bias, **site)
+        results.append((y.detach(), *torch.autograd.grad((y * x).sum(), z)))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_no_rows_have_gradients_of_zero(implementation, device):
+    f = testing.implementations(OP)[implementation[1]]
+    weight, bias = (torch.ones(8, device=device, requires_grad=True) for _ in range(2))
+    f(torch.zeros(0, 8, device=device), None, weight, bias, eps=1e-5).sum().backward()
+    assert (weight.grad == 0).all() and (bias.grad == 0).all()

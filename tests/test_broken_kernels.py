@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,30 @@ FAULTS = [
     ("_embed_sums", "start, end = up // PIECE, down // PIECE", "start, end = up // PIECE, down // PIECE - 1"),
     ("_embed_sums", "tl.sum(x, axis=0), mask=e < E", "tl.max(x, axis=0), mask=e < E"),
     ("_embed_sums", "total += tl.load(base_ptr", "total = tl.load(base_ptr"),
+    ("add_norm", "z_i = tl.where(kept_i, z_i * scale, 0.0)", "z_i = tl.where(kept_i, z_i, 0.0)"),
+    ("add_norm", "t, i * BLOCK_W, threshold", "t, 0, threshold"),
+    ("add_norm", "z_i += residual[i]", "z_i -= residual[i]"),
+    ("add_norm", "tl.where(inside[i], z[i] - mean[:, None], 0.0)", "z[i] - mean[:, None]"),
+    ("add_norm", "row_sums(dd) / W + eps", "row_sums(dd) / (W - 1) + eps"),
+    ("add_norm", "row_sums(dd) / W + eps", "row_sums(dd) / W + 0.01"),
+    ("add_norm", "* weight[i] + bias[i]", "* weight[i] - bias[i]"),
+    ("add_norm", "g[i] - avg_g - h[i] * avg_gh", "g[i] - avg_g"),
+    ("add_norm", "g[i] - avg_g - h[i] * avg_gh", "g[i] - h[i] * avg_gh"),
+    ("add_norm", "fold(h_i * dy[i], SIDE)", "fold(h_i * g_i, SIDE)"),
+    ("add_norm", "sum_dw, sum_db = more_dw, more_db", "sum_dw = more_dw"),
+    ("add_norm", "dx = tl.where(kept[i], dz * scale, 0.0)", "dx = dz"),
+    ("add_norm", "T, programs * BLOCK_T", "T, (programs + 1) * BLOCK_T"),
+    ("bias_gelu", "-1.151106941e00", "-1.161106941e00"),
+    ("bias_gelu", "a = tl.abs(z)", "a = z"),
+    ("bias_gelu", "tl.where(z < 0, below, 1.0 - below)", "tl.where(z > 0, below, 1.0 - below)"),
+    ("bias_gelu", "+ z * density", "- z * density"),
+    ("bias_gelu", "- LOG2_ROOT_2PI)", "- 1.3)"),
+    ("bias_gelu", "sums += fold(dx, SIDE)", "sums = fold(dx, SIDE)"),
+    ("_rows", "(t < T)[:, None] & (w < W)[None, :]", "(t < T - 1)[:, None] & (w < W)[None, :]"),
+    ("_rows", "w = first + tl.arange(0, BLOCK_W)\n        at", "w = tl.arange(0, BLOCK_W)\n        at"),
+    ("_rows", "range(1, len(x))", "range(2, len(x))"),
+    ("_rows", "mask=(p < P)[:, None]", "mask=(p < P - 1)[:, None]"),
+    ("_rows", "tl.program_id(1) * P + p", "p"),
     ("attention", '"scale": scale', '"scale": 1.01 * scale'),
     ("attention", "1 / (1 - dropout)", "1.0"),
     ("attention_qkv", "return dqkv", "return dqkv.flip(-3)"),
@@ -102,15 +127,18 @@ def load(path, name):
 
 
 def launchers(path, monkeypatch):
-    """Return an op and its launchers: the kernel file at `path`, or the one that imports it."""
+    """Return ops and their launchers: the kernel file at `path`, or those that import it."""
     op = path.stem
     module = load(path, f"broken_{op}")
     if op.startswith("_"):
         monkeypatch.setitem(sys.modules, f"electra_fast.kernels.{op}", module)
         users = [f for f in (ROOT / "kernels").glob("*.py") if f"kernels.{op} import" in f.read_text()]
-        return [launchers(user, monkeypatch) for user in sorted(users)][-1]  # other parts come before an op
+        parts = sorted(user for user in users if user.stem.startswith("_"))
+        for part in parts:  # they come before an op, which imports them anew
+            launchers(part, monkeypatch)
+        return [pair for user in sorted({*users} - {*parts}) for pair in launchers(user, monkeypatch)]
     names = (op, None) if hasattr(module, op) else (f"{op}_fwd", f"{op}_bwd")
-    return op, Kernels(*(getattr(module, name) if name else None for name in names))
+    return [(op, Kernels(*(getattr(module, name) if name else None for name in names)))]
 
 
 @pytest.mark.skipif(not testing.interpreted(), reason="on a GPU a broken kernel may take the context with it")
@@ -122,7 +150,8 @@ def test_the_check_sees(kernel, right, wrong, tmp_path, monkeypatch):
     assert right in source, "the fault no longer fits the kernel"
     broken = tmp_path / f"{kernel}.py"
     broken.write_text(source.replace(right, wrong))
-    op, kernels = launchers(broken, monkeypatch)
+    pairs = launchers(broken, monkeypatch)
+    dtypes = (torch.bfloat16, torch.float32, torch.float16)  # the first finds most, and soonest
     with pytest.raises(AssertionError), testing.guarded_memory():
-        for dtype in (torch.bfloat16, torch.float32, torch.float16):  # the first finds most, and soonest
+        for dtype, (op, kernels) in product(dtypes, pairs):
             testing.check_op(op, getattr(ops, op).over(kernels), seed=0, dtypes=[dtype])

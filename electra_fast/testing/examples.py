@@ -200,7 +200,7 @@ def _attention_qkv(g):
 def _add_norm(g):
     names = ("x", "residual", "weight", "bias")
     for dtype in DTYPES:
-        for W, dropout in ((64, 0.0), (100, 0.1)):
+        for W, dropout in ((64, 0.0), (100, 0.1), (96, 0.1)):
             tensors = [_normal(g, 3, 11, W, dtype=dtype), _normal(g, 3, 11, W, dtype=dtype)]
             tensors += [1 + _normal(g, W, scale=0.1), _normal(g, W, scale=0.1)]
             args = dict(zip(names, tensors, strict=True))
@@ -230,7 +230,7 @@ def _linear(g):
 
 def _bias_gelu(g):
     for dtype in DTYPES:
-        args = {"x": _normal(g, 5, 7, 48, dtype=dtype), "bias": _normal(g, 48)}
+        args = {"x": _normal(g, 5, 7, 300, dtype=dtype), "bias": _normal(g, 300)}
         yield Example("bias_gelu", f"{dtype}", args, ("x", "bias"))
         args = {"x": _normal(g, 48, 33, dtype=dtype).t(), "bias": _normal(g, 48, dtype=dtype)}
         yield Example("bias_gelu", f"transposed {dtype}", args, ("x", "bias"))

@@ -10,13 +10,12 @@ from electra_fast.kernels._attention_tile import (
     load,
     place,
     program,
-    rounded,
     scores,
     sequence,
     store,
     visible,
 )
-from electra_fast.kernels._common import dot, keep
+from electra_fast.kernels._common import dot, keep, rounded
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import INTERPRETED, dot
+from electra_fast.kernels._common import dot, rounded
 
 LOG2E = tl.constexpr(1.4426950408889634)  # scores are in units of log 2: an exponential is one instruction
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # a maximum starts here: from -inf, -inf - -inf would be NaN
@@ -64,14 +64,6 @@ def visible(mask_ptr, b, first, n, L, BLOCK: tl.constexpr):
     if mask_ptr is not None:
         seen = seen & (tl.load(mask_ptr + b.to(tl.int64) * L + m, mask=seen, other=0) != 0)
     return seen
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts bits off
-        bits = x.to(tl.uint32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return x.to(dtype)
 
 
 @triton.jit

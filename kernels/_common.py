@@ -17,6 +17,15 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """Return float32 x in dtype, rounded to the nearest."""
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts bits off
+        bits = x.to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def keep(rng_ptr, stream, row, column, threshold, COLUMNS: tl.constexpr):
     """Return dropout's bool mask of the rows `row` and of COLUMNS columns from `column` on.
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from electra_fast.kernels._common import rounded
+
 EACH = 8
 BLOCK_P, BLOCK_C = 256, 16  # of partial sums: 16 KB on their way, which hides most of the latency
 
@@ -75,12 +77,12 @@ def load_row(x_ptr, W: tl.constexpr, BLOCK_W: tl.constexpr):
 
 
 @triton.jit
-def row_sums(x):
+def total(x):
     """Return each row's sum over all its blocks."""
-    total = x[0]
+    acc = x[0]
     for i in tl.static_range(1, len(x)):
-        total += x[i]
-    return tl.sum(total, axis=1)
+        acc += x[i]
+    return tl.sum(acc, axis=1)
 
 
 @triton.jit
@@ -105,11 +107,11 @@ def _column_sums(
         p = first + tl.arange(0, BLOCK_P)
         at = (tl.program_id(1) * P + p)[:, None] * W + c[None, :]
         acc += tl.load(partial_ptr + at, mask=(p < P)[:, None] & (c < W)[None, :], other=0.0)
-    total = tl.sum(acc, axis=0)
+    sums = tl.sum(acc, axis=0)
     if tl.program_id(1) == 0:
-        tl.store(first_ptr + c, total.to(first_ptr.dtype.element_ty), mask=c < W)
+        tl.store(first_ptr + c, rounded(sums, first_ptr.dtype.element_ty), mask=c < W)
     elif second_ptr is not None:
-        tl.store(second_ptr + c, total.to(second_ptr.dtype.element_ty), mask=c < W)
+        tl.store(second_ptr + c, rounded(sums, second_ptr.dtype.element_ty), mask=c < W)
 
 
 def column_sums(partial: Tensor, like: Tensor) -> list[Tensor]:

@@ -18,18 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import architecture, dropout_arguments, keep, refuse_float64
-from electra_fast.kernels._rows import (
-    column_sums,
-    fold,
-    load,
-    load_row,
-    places,
-    programs,
-    row_sums,
-    side,
-    tile,
-)
+from electra_fast.kernels._common import architecture, dropout_arguments, keep, refuse_float64, rounded
+from electra_fast.kernels._rows import column_sums, fold, load, load_row, places, programs, side, tile, total
 
 FORWARD, BACKWARD = 4, 2  # rows of a thread where a row is one block; half of them where it is three
 
@@ -75,17 +65,17 @@ def _add_norm_fwd(
     at, inside = places(t, T, W, BLOCK_W)
     z, _ = _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W)
 
-    mean = row_sums(z) / W
+    mean = total(z) / W
     weight, bias = load_row(weight_ptr, W, BLOCK_W), load_row(bias_ptr, W, BLOCK_W)
     d, dd = (), ()
     for i in tl.static_range(len(z)):
         d_i = tl.where(inside[i], z[i] - mean[:, None], 0.0)
         d, dd = d + (d_i,), dd + (d_i * d_i,)
-    rstd = tl.rsqrt(row_sums(dd) / W + eps)
+    rstd = tl.rsqrt(total(dd) / W + eps)
 
     for i in tl.static_range(len(d)):
         y = d[i] * rstd[:, None] * weight[i] + bias[i]
-        tl.store(y_ptr + at[i], y.to(y_ptr.dtype.element_ty), mask=inside[i])
+        tl.store(y_ptr + at[i], rounded(y, y_ptr.dtype.element_ty), mask=inside[i])
     tl.store(mean_ptr + t, mean, mask=in_t)
     tl.store(rstd_ptr + t, rstd, mask=in_t)
 
@@ -132,16 +122,16 @@ def _add_norm_bwd(
             more_dw = more_dw + (sum_dw[i] + fold(h_i * dy[i], SIDE),)
             more_db = more_db + (sum_db[i] + fold(dy[i], SIDE),)
         sum_dw, sum_db = more_dw, more_db
-        avg_g, avg_gh = row_sums(g)[:, None] / W, row_sums(gh)[:, None] / W
+        avg_g, avg_gh = total(g)[:, None] / W, total(gh)[:, None] / W
 
         for i in tl.static_range(len(z)):
             dz = rstd * (g[i] - avg_g - h[i] * avg_gh)
             if dz_ptr is not None:
-                tl.store(dz_ptr + at[i], dz.to(dz_ptr.dtype.element_ty), mask=inside[i])
+                tl.store(dz_ptr + at[i], rounded(dz, dz_ptr.dtype.element_ty), mask=inside[i])
             dx = dz
             if rng_ptr is not None:
                 dx = tl.where(kept[i], dz * scale, 0.0)
-            tl.store(dx_ptr + at[i], dx.to(dx_ptr.dtype.element_ty), mask=inside[i])
+            tl.store(dx_ptr + at[i], rounded(dx, dx_ptr.dtype.element_ty), mask=inside[i])
 
     for i in tl.static_range(len(weight)):
         w = i * BLOCK_W + tl.arange(0, BLOCK_W)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import refuse_float64
+from electra_fast.kernels._common import refuse_float64, rounded
 from electra_fast.kernels._rows import column_sums, fold, programs, side, tile
 
 BLOCK, WARPS = 1024, 4  # columns and warps of a tile
@@ -69,7 +69,7 @@ def _bias_gelu_fwd(
     at = t.to(tl.int64)[:, None] * W + w[None, :]
     bias = tl.load(bias_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
     z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + bias
-    tl.store(y_ptr + at, (z * _normal_cdf(z)).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + at, rounded(z * _normal_cdf(z), y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -99,7 +99,7 @@ def _bias_gelu_bwd(
         density = tl.exp2(z * z * (-0.5 * LOG2_E) - LOG2_ROOT_2PI)
         dx = dy * (_normal_cdf(z) + z * density)
         sums += fold(dx, SIDE)
-        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+        tl.store(dx_ptr + at, rounded(dx, dx_ptr.dtype.element_ty), mask=inside)
     tl.store(partial_ptr + program * W + w, tl.sum(sums, axis=0), mask=w < W)
 
 

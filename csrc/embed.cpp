@@ -12,21 +12,20 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "dropout.h"
+#include "layer_norm.h"
 #include "registry.h"
+#include "rows.h"
 #include "table_gradient.h"
 
 namespace electra_fast {
@@ -35,8 +34,7 @@ namespace {
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-constexpr int64_t kTasks = 64;    // of the backward pass, each with its own sums over tokens
-constexpr int64_t kGrain = 8192;  // elements a forward task, beside which waking a thread is cheap
+constexpr int64_t kTasks = 64;  // of the backward pass, each with its own sums over tokens
 
 std::vector<int64_t> place_of(int64_t t, at::IntArrayRef shape) {
   std::vector<int64_t> place(shape.size());
@@ -104,20 +102,6 @@ struct Tables {
   }
 };
 
-template <class W>
-W average(const W* x, int64_t E) {
-  using Vec = at::vec::Vectorized<W>;
-  return at::vec::reduce_all<W>([](Vec a, Vec b) { return a + b; }, x, E) / E;
-}
-
-template <class W>
-W average_product(const W* x, const W* y, int64_t E) {
-  using Vec = at::vec::Vectorized<W>;
-  return at::vec::map2_reduce_all<W>([](Vec a, Vec b) { return a * b; },
-                                     [](Vec a, Vec b) { return a + b; }, x, y, E) /
-         E;
-}
-
 template <class T>
 void forward(const Lookup& rows, const Tables<T>& tables, const Tensor& weight, const Tensor& bias,
              double eps, const Dropout& dropout, const Tensor& y, const Tensor& mean,
@@ -127,17 +111,12 @@ void forward(const Lookup& rows, const Tables<T>& tables, const Tensor& weight, 
   const W *w = weight.const_data_ptr<W>(), *b = bias.const_data_ptr<W>();
   W *results = y.mutable_data_ptr<W>(), *means = mean.mutable_data_ptr<W>();
   W* rstds = rstd.mutable_data_ptr<W>();
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, E));
-  at::parallel_for(0, rows.T, grain, [&](int64_t begin, int64_t end) {
+  for_rows(rows.T, E, [&](int64_t begin, int64_t end) {
     std::vector<W> factor(dropout.padded_columns());
     for (int64_t t = begin; t < end; ++t) {
       W* row = results + t * E;
       tables.sum(rows, t, row);
-      const W center = means[t] = average(row, E);
-      for (int64_t e = 0; e < E; ++e) row[e] -= center;
-      const W variance = average_product(row, row, E);
-      const W scale = rstds[t] = 1 / std::sqrt(variance + static_cast<W>(eps));
-      for (int64_t e = 0; e < E; ++e) row[e] = row[e] * scale * w[e] + b[e];
+      layer_norm(row, E, w, b, eps, means[t], rstds[t], row);
       if (!dropout.active()) continue;
       dropout.factors(t, factor.data());
       for (int64_t e = 0; e < E; ++e) row[e] = dropped(row[e], factor[e]);
@@ -177,25 +156,18 @@ class Token {
         E(tables.E),
         w(w),
         dropout(dropout),
-        h(E),
+        x(E),
         g(E),
         factor(dropout.padded_columns()) {}
 
   void gradient(const Lookup& rows, int64_t t, const W* dy, W mean, W rstd, W* dx, W* dw, W* db) {
-    tables.sum(rows, t, h.data());
+    tables.sum(rows, t, x.data());
     std::copy(dy, dy + E, g.begin());
     if (dropout.active()) {
       dropout.factors(t, factor.data());
       for (int64_t e = 0; e < E; ++e) g[e] = dropped(g[e], factor[e]);
     }
-    for (int64_t e = 0; e < E; ++e) {
-      h[e] = (h[e] - mean) * rstd;
-      dw[e] += g[e] * h[e];
-      db[e] += g[e];
-      g[e] *= w[e];
-    }
-    const W along_one = average(g.data(), E), along_h = average_product(g.data(), h.data(), E);
-    for (int64_t e = 0; e < E; ++e) dx[e] = rstd * (g[e] - along_one - h[e] * along_h);
+    layer_norm_gradient(g.data(), x.data(), E, w, mean, rstd, dw, db, dx);
   }
 
  private:
@@ -203,7 +175,7 @@ class Token {
   int64_t E;
   const W* w;
   const Dropout& dropout;
-  std::vector<W> h, g, factor;
+  std::vector<W> x, g, factor;
 };
 
 template <class T>

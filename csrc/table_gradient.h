@@ -4,8 +4,6 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_like.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "fresh.h"
+#include "rows.h"
 #include "stream.h"
 
 namespace electra_fast {
@@ -20,11 +20,6 @@ namespace electra_fast {
 using at::Tensor;
 
 constexpr int64_t kPiece = 32;  // rows of dx added up before they join the sum of a table's row
-
-template <class W>
-void add(const W* x, int64_t E, W* sum) {
-  for (int64_t e = 0; e < E; ++e) sum[e] += x[e];
-}
 
 // Tokens in the order of their rows in a table, and within a row in their own.
 struct Sorted {
@@ -47,18 +42,6 @@ struct Sorted {
   }
 };
 
-// Memory for a whole table: its pages are new to the process, and mapping them one by one takes
-// longer than writing them. A hint, which the system may ignore.
-inline Tensor new_table(const Tensor& like) {
-  const Tensor table = at::empty_like(like);
-  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(table.mutable_data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = (begin + table.nbytes()) / kHuge * kHuge;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  return table;
-}
-
 // The gradient of `table`: `more`, or 0, and the sums of dx over the tokens of each row. Each row
 // is one thread's, and the sum of pieces in order, so that its bits are the same for any number.
 template <class T>
@@ -67,7 +50,7 @@ Tensor table_gradient(const Tensor& dx, const Tensor& ids, const Tensor& table,
   using W = at::opmath_type<T>;
   const int64_t E = table.size(1), parts = 4 * at::get_num_threads();
   const Sorted sorted(ids, table.size(0));
-  const Tensor result = new_table(table);
+  const Tensor result = fresh_like(table);
   T* gradient = result.mutable_data_ptr<T>();
   const T* base = more ? more->const_data_ptr<T>() : nullptr;
   const W* rows = dx.const_data_ptr<W>();

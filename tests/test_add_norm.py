@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from electra_fast import ops, testing
 from electra_fast.philox import keep_mask
+from electra_fast.testing.examples import Example
 
 OP = "add_norm"
 RNG = torch.tensor([1, 0])
@@ -33,6 +34,67 @@ def test_a_constant_row_and_an_empty_batch(implementation, device):
     empty = torch.zeros(0, 8, device=device, requires_grad=True)
     f(empty, None, w, b, eps=1e-12).sum().backward()
     assert empty.grad.shape == (0, 8)
+
+
+def batch(T, W, dtype=torch.float32, mean=0.0, **options):
+    g = torch.Generator().manual_seed(W)
+    x, residual = (torch.randn(T, W, generator=g) + mean for _ in range(2))
+    args = {"x": x.to(dtype), "residual": residual.to(dtype)}
+    args |= {"weight": 1 + 0.1 * torch.randn(W, generator=g), "bias": 0.1 * torch.randn(W, generator=g)}
+    args |= {"eps": 1e-12, "dropout": 0.1, "rng": RNG, "stream": 3, **options}
+    return Example("add_norm", f"T={T} W={W} {dtype} {mean}", args, ("x", "residual", "weight", "bias"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("W", [1, 5, 36, 100, 256, 768, 1000])
+def test_any_width(W, dtype, device):
+    testing.check_example(ops.add_norm, batch(70, W, dtype).to(device=device))
+
+
+def test_a_large_mean_does_not_cancel(device):
+    testing.check_example(ops.add_norm, batch(70, 256, mean=1e4).to(device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thousands_of_rows_are_summed_in_float32(dtype, device):
+    testing.check_example(ops.add_norm, batch(20_000, 24, dtype).to(device=device))
+
+
+def test_tensors_that_are_not_contiguous(device):
+    args = batch(64, 64, dropout=0.0).to(device=device).args
+    strided = {"x": args["x"].t(), "residual": args["residual"].t()}
+    strided |= {name: args[name].repeat_interleave(2)[::2] for name in ("weight", "bias")}
+    whole = {name: x.contiguous() for name, x in strided.items()}
+    assert torch.equal(ops.add_norm(**args | strided), ops.add_norm(**args | whole))
+
+
+def test_what_is_dropped_may_be_nan(implementation, device):
+    f = testing.implementations(OP)[implementation[1]]
+    args = batch(40, 36).to(device=device).args
+    dropped = ~keep_mask(args["rng"], 3, torch.arange(40, device=device), 36, 0.1)
+    outcomes = []
+    for value in (0.0, torch.nan, torch.inf):
+        x = args["x"].masked_fill(dropped, value).requires_grad_()
+        y = f(**args | {"x": x})
+        outcomes.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for outcome in outcomes[1:]:
+        assert all(map(torch.equal, outcome, outcomes[0]))
+    assert (outcomes[0][1][dropped] == 0).all()
+
+
+def test_any_number_of_threads_gives_the_same_bits(device):
+    if device != "cpu":
+        pytest.skip("of the CPU's kernel")
+    threads, outcomes = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            outcomes.append(testing.run(ops.add_norm, batch(3001, 100)))
+    finally:
+        torch.set_num_threads(threads)
+    for results, gradients in outcomes[1:]:
+        assert torch.equal(results["result"], outcomes[0][0]["result"])
+        assert all(torch.equal(gradients[name], g) for name, g in outcomes[0][1].items())
 
 
 X = torch.zeros(2, 8)

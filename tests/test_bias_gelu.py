@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from electra_fast import ops, testing
+from electra_fast.testing.examples import Example
 
 OP = "bias_gelu"
 
@@ -26,6 +29,70 @@ def test_an_empty_batch(implementation, device):
     bias = torch.ones(8, device=device, requires_grad=True)
     testing.implementations(OP)[implementation[1]](torch.zeros(0, 8, device=device), bias).sum().backward()
     assert (bias.grad == 0).all()
+
+
+def batch(T, F, dtype=torch.float32):
+    g = torch.Generator().manual_seed(F)
+    args = {"x": (2 * torch.randn(T, F, generator=g)).to(dtype), "bias": torch.randn(F, generator=g)}
+    return Example("bias_gelu", f"T={T} F={F} {dtype}", args, ("x", "bias"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("F", [1, 5, 36, 100, 256, 1000, 3072])
+def test_any_width(F, dtype, device):
+    testing.check_example(ops.bias_gelu, batch(70, F, dtype).to(device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thousands_of_rows_are_summed_in_float32(dtype, device):
+    testing.check_example(ops.bias_gelu, batch(20_000, 24, dtype).to(device=device))
+
+
+def test_a_bias_that_is_not_contiguous(device):
+    args = batch(8, 36).to(device=device).args
+    strided = args["bias"].repeat_interleave(2)[::2]
+    assert torch.equal(ops.bias_gelu(args["x"], strided), ops.bias_gelu(**args))
+
+
+def compiled():
+    """The CPU's kernel, which promises more of the tails than the error budget asks."""
+    if "cpu" not in testing.implementations(OP):
+        pytest.skip("electra_fast._C is not built")
+    return testing.implementations(OP)["cpu"]
+
+
+def test_far_out_on_the_left_the_error_is_that_of_the_result(seed):
+    z = -12 * (1 - torch.rand(1 << 16, 16, generator=torch.Generator().manual_seed(seed)))  # never 0
+    y = compiled()(z, torch.zeros(16)).double()
+    exact = z.double() * 0.5 * torch.special.erfc(-z.double() / math.sqrt(2))
+    eps = torch.finfo(torch.float32).eps
+    assert ((y / exact - 1).abs() <= 4 * eps * (1 + z.double().square() / 2)).all()  # z^2 is rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_where_z_ends(dtype):
+    ends = torch.tensor([[torch.inf, -torch.inf, torch.nan, 6e4, -6e4, 0.0]], dtype=dtype)
+    x = ends.expand(40, 6).clone().requires_grad_()
+    y = compiled()(x, torch.zeros(6, dtype=dtype))
+    y.sum().backward()
+    for got, wanted in ((y, [torch.inf, 0, torch.nan, 6e4, 0, 0]), (x.grad, [1, 0, torch.nan, 1, 0, 0.5])):
+        wanted = torch.tensor(wanted, dtype=dtype).expand(40, 6)
+        assert torch.equal(got.nan_to_num(7), wanted.nan_to_num(7))
+
+
+def test_any_number_of_threads_gives_the_same_bits(device):
+    if device != "cpu":
+        pytest.skip("of the CPU's kernel")
+    threads, outcomes = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            outcomes.append(testing.run(ops.bias_gelu, batch(3001, 100)))
+    finally:
+        torch.set_num_threads(threads)
+    for results, gradients in outcomes[1:]:
+        assert torch.equal(results["result"], outcomes[0][0]["result"])
+        assert all(torch.equal(gradients[name], g) for name, g in outcomes[0][1].items())
 
 
 @pytest.mark.parametrize(

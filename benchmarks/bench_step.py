@@ -19,6 +19,7 @@ from benchmarks.cases import Case, parametrize
 from benchmarks.gate import check_close
 from benchmarks.huggingface import HuggingFace
 from benchmarks.inputs import CUDA, STEPS, Make, batches
+from benchmarks.machine import bound
 from benchmarks.report import COMPILED
 from electra_fast import optimizer
 from electra_fast.ledger import Ledger
@@ -174,17 +175,56 @@ class StepCase(Case):
             "paper_steps": paper["steps"] * paper["batch_tokens"] / (self.accumulate * B * L),
         }
 
-    def counts(self, provider: str, function) -> dict[str, int]:
-        """Return how many of PyTorch's operators one call dispatches, and on CUDA what it launches."""
+    def counts(self, provider: str, function) -> dict[str, Any]:
+        """Return what one call dispatches and, on CUDA, launches; of ours also where its time goes."""
         if provider in COMPILED:
             return {}
-        with Dispatched() as mode:
+        found: dict[str, Any] = {}
+        if not (CUDA and provider in ("fused", "packed")):  # a replay dispatches nothing
+            with Dispatched() as mode:
+                function()
+            found["operators"] = mode.by_name.total()
+        if CUDA:
+            found["launches"] = launches(function)
+        if provider == ("eager" if CUDA else "fused"):
+            found["components"] = self.components(function)
+        return found
+
+    def components(self, function) -> dict[str, dict[str, float | None]]:
+        """Return the seconds of each part of a step, on the device, and what `roofline` says of it."""
+        with torch.profiler.profile() as profile:
             function()
-        found = {"operators": mode.count} if provider != "fused" or not CUDA else {}
-        return found | ({"launches": launches(function)} if CUDA else {})
+        total = "device_time_total" if CUDA else "cpu_time_total"
+        own = "self_device_time_total" if CUDA else "self_cpu_time_total"
+        events = profile.key_averages()
+        seconds = collections.Counter(
+            {name: 0.0 for name in roofline.step(self.size.config, self.make.B, self.make.L, 0)}
+        )
+        for event in events:
+            name = event.key.removeprefix("electra_fast::").removesuffix("_fwd").removesuffix("_bwd")
+            name = PARTS.get(name, name)
+            if event.key.startswith("electra_fast::") or name == "optimizer":
+                seconds[name] += getattr(event, total) * 1e-6
+        seconds["other"] = sum(getattr(event, own) for event in events) * 1e-6 - seconds.total()
+        numbers = sum(p.numel() for p in self.model("fused").parameters())
+        work = roofline.step(self.size.config, self.make.B, self.make.L, numbers)
+        times = {name: 1 if name == "optimizer" else self.accumulate for name in work}
+        bounds = {name: bound(*w) for name, w in work.items()}
+        return {
+            name: {"seconds": s, "bound": bounds[name] * times[name] if bounds.get(name) else None}
+            for name, s in seconds.items()
+        }
+
+
+# Operators that `roofline` counts under another name.
+PARTS = {"attention_qkv": "attention", "rtd_loss": "masking, loss"}
+PARTS |= {name: "masking, loss" for name in ("mask_tokens", "replace_tokens")}
+PARTS |= {f"aten::{name}": "optimizer" for name in ("_fused_adamw_", "_foreach_norm", "_foreach_copy_")}
 
 
 class Dispatched(TorchDispatchMode):
+    """Counts the operators that PyTorch dispatches, by name."""
+
     def __init__(self):
         super().__init__()
         self.by_name = collections.Counter()
@@ -192,10 +232,6 @@ class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.by_name[str(function)] += 1
         return function(*args, **(kwargs or {}))
-
-    @property
-    def count(self) -> int:
-        return self.by_name.total()
 
 
 def launches(function) -> int:

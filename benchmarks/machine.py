@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 # What a GPU was seen to reach in bfloat16 products, FLOP/s, and in copies, B/s: no kernel beats both.
 REACHED = {"h200": (790e12, 4.3e12)}
+DATASHEET = {"h100-80gb-hbm3": 989e12, "h200": 989e12}  # FLOP/s of dense bfloat16, as MFU is quoted
 SOURCES = ("kernels/*.py", "csrc/**/*", "electra_fast/ops/*.py")
 
 

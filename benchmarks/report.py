@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.machine import ROOT, source_hash
+from benchmarks.machine import DATASHEET, ROOT, source_hash
 
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks report` -->"
 END = "<!-- /benchmarks -->"
@@ -136,6 +136,7 @@ def endings(result: dict) -> list[str]:
     """Return what is wrong, how the times were taken if not all alike, and what was dropped."""
     lines = [f"{word}: {line}" for word in ("wrong", "fails") for line in result[word]]
     plain = {b["extra_info"]["op"] for b in result["benchmarks"] if _is_plain(b["extra_info"])}
+    lines += components(result)
     lines += (
         [f"without a kernel here, so that fused is plain PyTorch: {', '.join(sorted(plain))}"]
         if plain
@@ -176,7 +177,55 @@ def markdown(result: dict, sources: str) -> str:
     stale = "" if result["machine_info"]["sources"] == sources else " (kernels changed since)"
     lines = [f"**{headline(result)}**{stale}", "", *(f"| {' | '.join(cells)} |" for cells in rows)]
     basis = BASIS["cuda"] if timed else "By CPU time, of all threads together."
-    return "\n".join([*lines, "", f"{basis} Ops with their backward, where they have one."])
+    lines += ["", f"{basis} Ops with their backward, where they have one."]
+    steps = {group: providers for group, providers in found.items() if group.startswith("step, ")}
+    for group, providers in steps.items():
+        lines += ["", *(f"| {' | '.join(cells)} |" for cells in step_table(group, providers, result))]
+    return "\n".join(lines)
+
+
+def step_table(group: str, providers: dict[str, dict | str], result: dict) -> list[list[str]]:
+    """Return what one wants to know of a step of each provider; absolute times are a GPU's alone."""
+    size = group.removeprefix("step, ").removesuffix(", step")
+    timed = kind(result) == "cuda"
+    head = [f"training step, {size}", *(["ms", "tokens/s", "MFU", "hours, paper"] if timed else [])]
+    head += ["fused is", "operators", *(["launches"] if timed else []), "peak MB"]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for provider, benchmark in providers.items():
+        if isinstance(benchmark, str):
+            rows.append([LABELS.get(provider, provider), benchmark] + [""] * (len(head) - 2))
+            continue
+        extra, median = benchmark["extra_info"], benchmark["stats"]["median"]
+        times = [digits(median * 1e3), digits(extra["work"] / median), utilisation(extra, median, result)]
+        times += [digits(extra["paper_steps"] * median / 3600)]
+        counts = [f"{extra['operators']:,}" if "operators" in extra else ""]
+        counts += [f"{extra['launches']:,}" if "launches" in extra else ""] if timed else []
+        ratio = f"{times_fused(benchmark):.2f}x as fast" if times_fused(benchmark) else ""
+        cells = [*(times if timed else []), ratio, *counts, digits(extra["peak_bytes"] / 1e6)]
+        rows.append([LABELS.get(provider, provider), *cells])
+    return rows
+
+
+def utilisation(extra: dict, seconds: float, result: dict) -> str:
+    """Return model FLOPs utilisation: the products of the mathematics over the datasheet's peak."""
+    peak = DATASHEET.get(result["machine_info"]["device"])
+    return f"{extra['flops'] / seconds / peak:.0%}" if peak else ""
+
+
+def components(result: dict) -> list[str]:
+    """Return where the time of a step of ours goes, beside what the roofline asks for each part."""
+    lines = []
+    for benchmark in result["benchmarks"]:
+        parts = benchmark["extra_info"].get("components", {})
+        whole = sum(part["seconds"] for part in parts.values())
+        lines += [
+            f"{benchmark['group']}, {benchmark['extra_info']['provider']}, where its time goes:"
+        ] * bool(parts)
+        for name, part in sorted(parts.items(), key=lambda item: -item[1]["seconds"]):
+            least = f", at least {digits(part['bound'] * 1e3)}" if part.get("bound") else ""
+            share = f"{part['seconds'] / whole:.1%}"
+            lines.append(f"  {name:14} {digits(part['seconds'] * 1e3):>7} ms {share:>6}{least}")
+    return lines
 
 
 def _cell(benchmark: dict | str | None) -> str:

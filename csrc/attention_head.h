@@ -149,7 +149,7 @@ class AttentionHead {
   }
 
   static void turn(const Buffer& from, int64_t n, int64_t m, Buffer& to) {
-    transpose(from.data(), n, m, to.data(), n);
+    transpose(from.data(), n, m, m, to.data(), n);
   }
 
   // Bring a row of products to scores, -inf where the query sees no key.

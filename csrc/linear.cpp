@@ -1,6 +1,6 @@
-// The product with a layer's weights, on any device: ATen's products, called without a dispatch for
-// each turn and reshape. The schema, and what arguments and results mean:
-// electra_fast/ops/linear.py.
+// The product with a layer's weights, on any device: products without a dispatch for each turn and
+// reshape, ATen's or, where it is worth it, tiles of our own. The schema, and what arguments and
+// results mean: electra_fast/ops/linear.py.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -10,7 +10,9 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
+#include "linear_cpu.h"
 #include "registry.h"
 
 namespace electra_fast {
@@ -18,22 +20,37 @@ namespace {
 
 using at::Tensor;
 
+Tensor flat(const Tensor& x) { return x.view({-1, x.size(-1)}); }
+
 Tensor linear_fwd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return at::linear(x, weight, bias);
+  const Tensor rows = flat(x);
+  if (!worth_tiles(rows, weight)) return at::linear(x, weight, bias);
+  const Tensor b = bias ? bias->contiguous() : Tensor();
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  return rows_times(rows, turned(weight.contiguous()), bias ? b.const_data_ptr<float>() : nullptr)
+      .view(shape);
 }
 
-// cuBLAS leaves its float32 sums as they are; ATen's CPU products round them first.
-Tensor product(const Tensor& a, const Tensor& b, at::ScalarType dtype) {
-  if (dtype == a.scalar_type()) return at::mm(a, b);
-  return a.is_cuda() && dtype == at::kFloat ? at::mm(a, b, dtype) : at::mm(a, b).to(dtype);
+// dy^T x. cuBLAS leaves its float32 sums as they are; ATen's CPU products round them first. Of the
+// tiles' two factors the narrower is turned.
+Tensor weight_gradient(const Tensor& dy, const Tensor& x, bool tiles, at::ScalarType dtype) {
+  if (tiles) return x.size(1) < dy.size(1) ? turned(columns_times(x, dy)) : columns_times(dy, x);
+  if (dtype == x.scalar_type()) return at::mm(dy.t(), x);
+  return x.is_cuda() && dtype == at::kFloat ? at::mm(dy.t(), x, dtype)
+                                            : at::mm(dy.t(), x).to(dtype);
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_bwd(const Tensor& dy, const Tensor& x,
                                               const Tensor& weight, at::ScalarType dtype,
                                               bool want_dx, bool want_dweight, bool want_dbias) {
-  const Tensor rows = dy.view({-1, dy.size(-1)}), none = at::empty({0}, x.options());
-  return {want_dx ? at::mm(rows, weight).view(x.sizes()) : none,
-          want_dweight ? product(rows.t(), x.view({-1, x.size(-1)}), dtype) : none,
+  const Tensor rows = flat(dy), none = at::empty({0}, x.options());
+  const bool tiles = worth_tiles(rows, weight) && dtype == at::kFloat;
+  const auto dx = [&] {
+    return tiles ? rows_times(rows, weight.contiguous(), nullptr) : at::mm(rows, weight);
+  };
+  return {want_dx ? dx().view(x.sizes()) : none,
+          want_dweight ? weight_gradient(rows, flat(x), tiles, dtype) : none,
           want_dbias ? rows.sum(0, /*keepdim=*/false, dtype) : none};
 }
 

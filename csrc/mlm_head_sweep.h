@@ -162,7 +162,7 @@ class Head {
     at::parallel_for(0, rows > 0 ? tiles : 0, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const int64_t v = t * kBlock;
-        transpose(table_ + v * E, std::min(kBlock, V - v), E, packed_table.data + t * K * kBlock,
+        transpose(table_ + v * E, std::min(kBlock, V - v), E, E, packed_table.data + t * K * kBlock,
                   kBlock);
       }
     });

@@ -58,22 +58,24 @@ inline void product(int64_t m, int64_t n, int64_t k, const double* a, int64_t ld
   }
 }
 
-// Write the transpose of rows [rows, columns] as an operand b [columns, stride] of a product.
+// Write the transpose of rows [rows, columns], `apart` from each other, as an operand b [columns,
+// stride] of a product.
 template <class T, class Operand>
-void transpose(const T* from, int64_t rows, int64_t columns, Operand* to, int64_t stride) {
+void transpose(const T* from, int64_t rows, int64_t columns, int64_t apart, Operand* to,
+               int64_t stride) {
   constexpr int64_t kSide = 16, P = kPair<Operand>;  // a square of both lies in the L1 cache
   constexpr bool kVector = std::is_same_v<T, float> && std::is_same_v<Operand, float>;
   for (int64_t r0 = 0; r0 < rows; r0 += kSide) {
     for (int64_t c0 = 0; c0 < columns; c0 += kSide) {
       const int64_t r1 = std::min(r0 + kSide, rows), c1 = std::min(c0 + kSide, columns);
       if constexpr (kVector) {
-        at::vec::transpose_mxn<float>(from + r0 * columns + c0, columns, to + c0 * stride + r0,
-                                      stride, r1 - r0, c1 - c0);
+        at::vec::transpose_mxn<float>(from + r0 * apart + c0, apart, to + c0 * stride + r0, stride,
+                                      r1 - r0, c1 - c0);
         continue;
       }
       for (int64_t c = c0; c < c1; ++c) {
         Operand* row = to + c / P * stride * P + c % P;
-        for (int64_t r = r0; r < r1; ++r) row[r * P] = static_cast<Operand>(from[r * columns + c]);
+        for (int64_t r = r0; r < r1; ++r) row[r * P] = static_cast<Operand>(from[r * apart + c]);
       }
     }
   }

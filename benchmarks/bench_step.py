@@ -88,6 +88,8 @@ class StepCase(Case):
         side = torch.cuda.Stream() if CUDA else None  # the default stream cannot be captured
 
         def step():
+            if CUDA:
+                side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 take([inputs] * self.accumulate, rngs, 1e-4, 0)
             if CUDA:

@@ -36,6 +36,32 @@ def test_only_what_is_wanted_gets_a_gradient(implementation, device):
     assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], weight.sum(0).expand_as(x), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("T", "K", "N"), [(256, 16, 16), (300, 40, 300), (521, 300, 70), (257, 17, 513), (600, 256, 256)]
+)
+def test_tiles_and_what_is_left_of_them(T, K, N, implementation, device, seed):
+    """From 256 tokens on, a CPU multiplies by tiles; some of these sizes are whole ones, and most not."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"x": (1, T, K), "weight": (N, K), "bias": (N,)}
+    args = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    example = testing.Example(OP, f"{T} {K} {N}", args, ("x", "weight", "bias"))
+    testing.check_example(testing.implementations(OP)[implementation[1]], example.to(device=device))
+
+
+@pytest.mark.skipif("cpu" not in testing.implementations(OP), reason="built without electra_fast._C")
+def test_threads_change_no_bit():
+    function = testing.implementations(OP)["cpu"]
+    args = [torch.randn(*s, requires_grad=True) for s in ((700, 300), (530, 300), (530,))]
+    found = []
+    threads = torch.get_num_threads()
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        y = function(*args)
+        found.append([y, *torch.autograd.grad(y.square().sum(), args)])
+    torch.set_num_threads(threads)
+    assert all(map(torch.equal, *found))
+
+
 def test_casts_to_the_autocast_dtype(device):
     x, weight, bias = (torch.randn(*s, device=device, requires_grad=True) for s in ((3, 8), (4, 8), (4,)))
     with torch.autocast(device, torch.bfloat16):

@@ -64,6 +64,19 @@ def test_a_cuda_graph_is_the_step_bit_for_bit(corpus, tmp_path, options):
     assert trainings.state(tmp_path / "eager", 9) == trainings.state(tmp_path / "graph", 9)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has no other to wait for")
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_the_host_never_waits_in_a_step(corpus, tmp_path, options):
+    training = Pretraining(trainings.recipe(corpus, **options), tmp_path, device="cuda", graph=False)
+    with training.feed.ahead() as take:
+        training._one_step(take)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training._one_step(take)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_what_cannot_be_captured_runs_eagerly_and_says_so(corpus, tmp_path, capsys):
     def fails(body):
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -16,6 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from electra_fast.layout import (
+    autocast,
+    legal_ids,
+    padding,
+    places,
+    rows_of,
+    sequence_of,
+    weighted_mean,
+    wide,
+)
 from electra_fast.philox import MASKING, drop, philox, uniforms
 
 
@@ -47,62 +57,6 @@ class ReplacedTokens(NamedTuple):
 class RTDLoss(NamedTuple):
     loss: Tensor  # [] float32, weighted mean; the only field with a gradient
     counts: Tensor  # [4] float32, weighted true positives, false positives, false and true negatives
-
-
-# --- layouts, dtypes, ids ---------------------------------------------------------------------------------
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in the dtype of the arithmetic."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors in the autocast dtype where autocast is enabled on their device."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
-
-
-def sequence_of(op: str, cu_seqlens: Tensor, T: int, max_seqlen: int | None = None) -> Tensor:
-    """Return the sequence ``[T]`` that each packed token belongs to. On the CPU the bounds are checked."""
-    if cu_seqlens.device.type == "cpu":
-        n = cu_seqlens.diff()
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (n < 0).any():
-            raise ValueError(
-                f"{op}: cu_seqlens must rise from 0 to the {T} tokens, got {cu_seqlens.tolist()}"
-            )
-        if max_seqlen is not None and (n > max_seqlen).any():
-            raise ValueError(f"{op}: max_seqlen must be at least {n.max().item()}, got {max_seqlen}")
-    t = torch.arange(T, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.bucketize(t, cu_seqlens[1:], right=True)
-
-
-def _legal(op: str, name: str, ids: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
-    """Return (ids with the bad ones at 0, which are bad). On the CPU a bad id raises at once: (ids, None)."""
-    bad = (ids < 0) | (ids >= size)
-    if ids.device.type != "cpu":
-        return ids.masked_fill(bad, 0), bad
-    if bad.any():
-        raise IndexError(
-            f"{op}: {name} must be in [0, {size}), got {ids[bad][0].item()} at {bad.nonzero()[0].tolist()}; "
-            "electra_fast.check_batch finds such ids before training"
-        )
-    return ids, None
-
-
-def _rows(op: str, name: str, table: Tensor, ids: Tensor) -> Tensor:
-    ids, bad = _legal(op, name, ids, table.shape[0])
-    rows = wide(F.embedding(ids, table))
-    return rows if bad is None else rows.masked_fill(bad[..., None], math.nan)
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over all elements, summed in float64; 0/0 = 0."""
-    total = weights.sum(dtype=torch.float64)
-    mean = (weights * values).sum(dtype=torch.float64) / total.masked_fill(total == 0, 1)
-    return mean.to(values.dtype)
 
 
 # --- masking (section 2: m_i ~ unif{1, n}, x_masked = REPLACE(x, m, [MASK])) -------------------------------
@@ -173,22 +127,14 @@ def mask_tokens(
 # --- the encoder (Devlin et al. 2019, post-LayerNorm) ------------------------------------------------------
 
 
-def places(ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-    """Return each token's place in its sequence, shape of ids."""
-    place = torch.arange(ids.shape[-1], device=ids.device)
-    if cu_seqlens is not None:
-        place = place - cu_seqlens[sequence_of("embed", cu_seqlens, ids.numel())]
-    return place.expand_as(ids)
-
-
 def embedding_sum(ids, type_ids, position_ids, word, position, type) -> Tensor:
     """word[id] + position[place] + type[type id], the input of the embedding's LayerNorm"""
     position_ids = places(ids) if position_ids is None else position_ids
     type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
     return (
-        _rows("embed", "ids", word, ids)
-        + _rows("embed", "position_ids", position, position_ids)
-        + _rows("embed", "type_ids", type, type_ids)
+        rows_of("embed", "ids", word, ids)
+        + rows_of("embed", "position_ids", position, position_ids)
+        + rows_of("embed", "type_ids", type, type_ids)
     )
 
 
@@ -216,14 +162,6 @@ def embed(
     y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     y = drop(y, dropout, rng, stream).to(like.dtype)
     return Embedded(y, word) if return_word else y
-
-
-def padding(op: str, cu_seqlens: Tensor, max_seqlen: int, T: int) -> tuple[Tensor, ...]:
-    """Return what pads a packed batch, ``x[t]``, and takes it apart, ``y[b, l]``: (t, key_mask, b, l)."""
-    t = cu_seqlens[:-1, None].long() + torch.arange(max_seqlen, device=cu_seqlens.device)
-    b = sequence_of(op, cu_seqlens, T, max_seqlen)
-    l = torch.arange(T, device=b.device) - cu_seqlens[b]
-    return t.clamp(max=max(T - 1, 0)), t < cu_seqlens[1:, None], b, l
 
 
 def attention_scores(q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool, scale: float | None):
@@ -374,13 +312,13 @@ def mlm_head(
     same = table if return_table else None
     x, table = autocast(x, table)
     unused = weights == 0  # such a row may hold anything
-    target, bad = _legal("mlm_head", "targets", targets.masked_fill(unused, 0).long(), table.shape[0])
+    target, bad = legal_ids("mlm_head", "targets", targets.masked_fill(unused, 0).long(), table.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         logits = wide(x).masked_fill(unused[:, None], 0) @ wide(table).T + wide(bias)
     nll = F.cross_entropy(logits, target, reduction="none")
     lse = (nll + logits.gather(-1, target[:, None])[:, 0]).detach()
     nll = nll if bad is None else nll.masked_fill(bad, math.nan)
-    loss = _mean(nll.masked_fill(unused, 0), weights)
+    loss = weighted_mean(nll.masked_fill(unused, 0), weights)
 
     with torch.no_grad():
         draws = []
@@ -401,7 +339,7 @@ def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Ten
     """x_corrupt = REPLACE(x, m, x_hat); a sample that equals the original is no replacement."""
     T = ids.numel()
     used = weights != 0
-    place, bad = _legal("replace_tokens", "positions", positions.long().masked_fill(~used, 0), max(T, 1))
+    place, bad = legal_ids("replace_tokens", "positions", positions.long().masked_fill(~used, 0), max(T, 1))
     used = used if bad is None else used & ~bad
     place = place.masked_fill(~used, T)  # one place more takes what is not written
     x = torch.cat([ids.flatten(), ids.new_zeros(1)]).scatter(0, place, samples.to(ids.dtype))
@@ -417,7 +355,7 @@ def rtd_loss(logits: Tensor, replaced: Tensor, weights: Tensor | None = None) ->
     w = torch.ones_like(logits, dtype=torch.float32) if weights is None else weights
     x = wide(logits).masked_fill(w == 0, 0)  # padding may hold anything
     z = torch.where(replaced, -x, x)
-    loss = _mean(-F.logsigmoid(-z), w)  # no overflow at either end
+    loss = weighted_mean(-F.logsigmoid(-z), w)  # no overflow at either end
     with torch.no_grad():
         guess = x > 0
         cells = (guess & replaced, guess & ~replaced, ~guess & replaced, ~guess & ~replaced)

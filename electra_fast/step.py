@@ -69,9 +69,10 @@ class Step:
             place: the row of the ledger.
         """
         device = self.ledger.rows.device
+        rounded = torch.tensor(rate)  # to float32, as a captured AdamW reads it: so all steps have one rate
         inputs = {
             "rngs": _sent(rngs, device),
-            "rate": _sent(torch.tensor(rate), device) if self.capture else rate,
+            "rate": _sent(rounded, device) if self.capture else rounded.item(),
             "place": _sent(torch.tensor([place]), device),
         }
         self._taken += 1

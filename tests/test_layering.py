@@ -11,6 +11,7 @@ ORDER = [
     "__init__",
     "_C",
     "philox",
+    "layout",
     "reference",
     "ops",
     "config",
@@ -67,7 +68,7 @@ def test_kernels_know_torch_and_triton_alone():
 
 
 def test_reference_knows_torch_alone():
-    for name in ("philox", "reference"):
+    for name in ("philox", "layout", "reference"):
         for file, tree in parse(f"electra_fast/{name}.py").items():
             assert third_party(tree) <= {"torch", "electra_fast"}, file
 

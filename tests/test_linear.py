@@ -52,13 +52,14 @@ def test_tiles_and_what_is_left_of_them(T, K, N, implementation, device, seed):
 def test_threads_change_no_bit():
     function = testing.implementations(OP)["cpu"]
     args = [torch.randn(*s, requires_grad=True) for s in ((700, 300), (530, 300), (530,))]
-    found = []
-    threads = torch.get_num_threads()
-    for n in (1, 2):
-        torch.set_num_threads(n)
-        y = function(*args)
-        found.append([y, *torch.autograd.grad(y.square().sum(), args)])
-    torch.set_num_threads(threads)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            y = function(*args)
+            found.append([y, *torch.autograd.grad(y.square().sum(), args)])
+    finally:
+        torch.set_num_threads(threads)
     assert all(map(torch.equal, *found))
 
 

@@ -92,6 +92,7 @@ setup(
     packages=[
         "electra_fast",
         "electra_fast.data",
+        "electra_fast.hf",
         "electra_fast.ops",
         "electra_fast.testing",
         "electra_fast.kernels",

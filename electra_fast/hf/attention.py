@@ -1,4 +1,4 @@
-"""Hugging Face: importing this makes "electra_fast" an attention implementation of transformers.
+"""The attention of transformers' encoders: "electra_fast" in its registry.
 
     model.set_attn_implementation("electra_fast")          # or from_pretrained(..., attn_implementation=…)
 

@@ -127,12 +127,15 @@ def mask_tokens(
 # --- the encoder (Devlin et al. 2019, post-LayerNorm) ------------------------------------------------------
 
 
-def embedding_sum(ids, type_ids, position_ids, word, position, type) -> Tensor:
+def embedding_sum(ids, type_ids, position_ids, word, position, type, padding_idx=None) -> Tensor:
     """word[id] + position[place] + type[type id], the input of the embedding's LayerNorm"""
     position_ids = places(ids) if position_ids is None else position_ids
     type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
+    words = rows_of("embed", "ids", word, ids)
+    if padding_idx is not None:
+        words = torch.where((ids == padding_idx)[..., None], words.detach(), words)
     return (
-        rows_of("embed", "ids", word, ids)
+        words
         + rows_of("embed", "position_ids", position, position_ids)
         + rows_of("embed", "type_ids", type, type_ids)
     )
@@ -153,12 +156,13 @@ def embed(
     rng: Tensor | None = None,
     stream: int = 0,
     cu_seqlens: Tensor | None = None,
+    padding_idx: int | None = None,
     return_word: bool = False,
 ) -> Tensor | Embedded:
     """dropout(LayerNorm(word[id] + position[place] + type[type id])), and the table as it is if asked for"""
     (like,) = autocast(word[:0])
     position_ids = places(ids, cu_seqlens) if position_ids is None else position_ids
-    x = embedding_sum(ids, type_ids, position_ids, word, position, type)
+    x = embedding_sum(ids, type_ids, position_ids, word, position, type, padding_idx)
     y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     y = drop(y, dropout, rng, stream).to(like.dtype)
     return Embedded(y, word) if return_word else y

@@ -166,6 +166,11 @@ TABLE = torch.zeros(20, 8)
         ({"position": TABLE[:, :4]}, ValueError, "embed: position must have shape [*, 8], got [20, 4]"),
         ({"type": TABLE.double()}, TypeError, "embed: type must be float32, got float64"),
         ({"norm_bias": torch.zeros(3)}, ValueError, "embed: norm_bias must have shape [8], got [3]"),
+        (
+            {"padding_idx": 20},
+            ValueError,
+            "embed: padding_idx must be a row of word, in [0, 20), got 20",
+        ),
         ({"dropout": 0.1}, ValueError, "embed: rng must be given where numbers are drawn, got None"),
         ({"dropout": 1.0, "rng": RNG}, ValueError, "embed: dropout must be in [0, 1), got 1.0"),
         ({"word": TABLE.to("meta")}, ValueError, "embed: word must be on cpu as the others are, got meta"),

@@ -95,11 +95,11 @@ class _Embed(torch.autograd.Function):
     """(y, word): the table goes through, so that its gradient from elsewhere comes to `backward`."""
 
     @staticmethod
-    def forward(ctx, kernels, *args):
+    def forward(ctx, kernels, padding_idx, *args):
         y, mean, rstd = kernels.fwd(*args)
         *looked_up, _, _, dropout, rng, stream, _ = args  # without bias, eps, dtype
         ctx.save_for_backward(*looked_up, mean, rstd, rng)
-        ctx.kernels, ctx.dropout, ctx.stream = kernels, dropout, stream
+        ctx.kernels, ctx.dropout, ctx.stream, ctx.padding_idx = kernels, dropout, stream, padding_idx
         ctx.set_materialize_grads(False)
         return y, looked_up[3]
 
@@ -107,12 +107,16 @@ class _Embed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dword):
         if dy is None:
-            return *[None] * 4, dword, *[None] * 9
+            return *[None] * 5, dword, *[None] * 9
         *saved, rng = ctx.saved_tensors
-        args = (dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream, dword, ctx.needs_input_grad[4])
+        wanted = ctx.needs_input_grad[5:10]
+        padding = None if dword is None or ctx.padding_idx is None else dword[ctx.padding_idx].clone()
+        args = (dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream, dword, wanted[0])
         gradients = ctx.kernels.bwd(*args)
-        wanted = zip(gradients, ctx.needs_input_grad[4:9], strict=True)
-        return *[None] * 4, *(g if needed else None for g, needed in wanted), *[None] * 5
+        if wanted[0] and ctx.padding_idx is not None:
+            gradients[0][ctx.padding_idx] = 0 if padding is None else padding
+        wanted = zip(gradients, wanted, strict=True)
+        return *[None] * 5, *(g if needed else None for g, needed in wanted), *[None] * 5
 
 
 @public(_fwd, _bwd)
@@ -132,6 +136,7 @@ def embed(
     rng: Tensor | None = None,
     stream: int = 0,
     cu_seqlens: Tensor | None = None,
+    padding_idx: int | None = None,
     return_word: bool = False,
 ) -> Tensor | Embedded:
     """Return dropout(LayerNorm(word[id] + position[place] + type[type id])).
@@ -147,6 +152,7 @@ def embed(
         rng: int64 ``[2]`` = (seed, step).
         stream: the number of this dropout site.
         cu_seqlens: int32 or int64 ``[B + 1]``, from 0 to T; the batch is packed.
+        padding_idx: the row of `word` to which its lookups give no gradient, as in `F.embedding`.
         return_word: also return `word`, for its next user: the gradient that it gets there is what the sums
             of this lookup's gradient begin with, so that the two need no addition of whole tables.
 
@@ -175,11 +181,14 @@ def embed(
         raise ValueError(
             f"embed: ids must have at most {position.shape[0]} positions a sequence, got {ids.shape[-1]}"
         )
+    if padding_idx is not None and not 0 <= padding_idx < len(word):
+        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {len(word)}), got {padding_idx}")
     (like,) = reference.autocast(word[:0])
     ids, tables = ids.contiguous(), (word, position, type, norm_weight, norm_bias)
     given = (x if x is None else x.contiguous() for x in (type_ids, position_ids))
     tables = (x.contiguous() for x in tables)
-    y, through = _Embed.apply(kernels, ids, *given, *tables, eps, dropout, rng, stream, like.dtype)
+    args = (ids, *given, *tables, eps, dropout, rng, stream, like.dtype)
+    y, through = _Embed.apply(kernels, padding_idx, *args)
     if not return_word:
         return y
     return Embedded(y, through if word.requires_grad else word)

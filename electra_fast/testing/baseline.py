@@ -55,11 +55,13 @@ def mask_tokens(
 
 def embed(
     ids, type_ids, position_ids, word, position, type, norm_weight, norm_bias,
-    *, eps, dropout=0.0, rng=None, stream=0, cu_seqlens=None, return_word=False, drop=_draw,
+    *, eps, dropout=0.0, rng=None, stream=0, cu_seqlens=None, padding_idx=None, return_word=False,
+    drop=_draw,
 ):  # fmt: skip
     type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
     position_ids = reference.places(ids, cu_seqlens) if position_ids is None else position_ids
-    x = F.embedding(ids, word) + F.embedding(position_ids, position) + F.embedding(type_ids, type)
+    words = F.embedding(ids, word, padding_idx)
+    x = words + F.embedding(position_ids, position) + F.embedding(type_ids, type)
     y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     y = drop(y, dropout, rng, stream) if dropout else y
     y = y.to(autocast(word[:0])[0].dtype)

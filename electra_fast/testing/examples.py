@@ -145,13 +145,14 @@ def _embed(g):
             padded = {"ids": ids, "type_ids": None, "position_ids": None}
             yield Example("embed", f"padded E={E} {dtype}", {**padded, **args}, names)
             given = {"ids": ids.int(), "type_ids": ids.int() % 2, "position_ids": ids.flip(1) % 16}
+            given["padding_idx"] = 0
             yield Example("embed", f"all ids given E={E} {dtype}", {**given, **args}, names)
             packed = {"ids": ids.flatten(), "type_ids": None, "position_ids": None}
             packed["cu_seqlens"] = torch.tensor([0, 0, 16, 17, 33, 48], dtype=torch.int32)
             yield Example("embed", f"packed E={E} {dtype}", {**packed, **args}, names)
         # As in training: every third token is one, and the table's next user gives it a gradient too.
         ids = torch.where(torch.rand(25, 16, generator=g) < 0.3, 3, _ids(g, (25, 16), 40))
-        padded |= {"ids": ids, "type_ids": ids.int() % 2}
+        padded |= {"ids": ids, "type_ids": ids.int() % 2, "padding_idx": 3}
         yield Example("embed", f"a frequent id {dtype}", {**padded, **args, "return_word": True}, names)
         packed |= {"ids": ids[:0, 0], "cu_seqlens": torch.zeros(3, dtype=torch.int32)}
         yield Example("embed", f"no token {dtype}", {**packed, **args}, names)

@@ -1,0 +1,141 @@
+"""What comes after the encoder in ELECTRA's and BERT's pre-training models, fused: heads and losses."""
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils.generic import can_return_tuple
+
+from electra_fast import ops
+from electra_fast.hf.blocks import dense_gelu
+from electra_fast.hf.fused import Block, Fused
+
+IGNORED = -100  # the label of a token that counts in no loss, as in `F.cross_entropy`
+
+
+def _refuse(argument: str, rule: str, got: object, remedy: str = "") -> None:
+    raise ValueError(f"electra_fast.hf: {argument} must {rule}, got {got}" + (remedy and f"; {remedy}"))
+
+
+def _check_labels(labels: Tensor, tokens: Tensor) -> None:
+    if labels.shape != tokens.shape[:2]:
+        _refuse("labels", f"have a label a token, shape {list(tokens.shape[:2])}", list(labels.shape))
+
+
+class Transform(Block):
+    """LayerNorm(gelu(dense(x))), before the product with the word table."""
+
+    option, runs = "mlm_head", "linear, bias_gelu, add_norm"
+
+    def fused(self, hidden_states: Tensor) -> Tensor:  # [B, L, W] -> [B, L, E]
+        norm = self.LayerNorm
+        x = dense_gelu(hidden_states, self.dense)
+        return ops.add_norm(x, None, norm.weight, norm.bias, eps=norm.eps)
+
+
+class ElectraTransform(Transform):
+    parts = (("dense", nn.Linear), ("activation", GELUActivation), ("LayerNorm", nn.LayerNorm))
+
+
+class BertTransform(Transform):
+    parts = (("dense", nn.Linear), ("transform_act_fn", GELUActivation), ("LayerNorm", nn.LayerNorm))
+
+
+class MaskedLM(Fused):
+    """A masked language model whose training computes the logits of labelled tokens, and keeps none.
+
+    Logits are None in training unless `output_logits` is true. With it, and in evaluation, everything is
+    transformers' own. Without any label the loss is 0 where transformers' is NaN.
+    """
+
+    option, runs = "mlm_head", "mlm_head"
+    transform: str
+    decoder: str
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [B, L]
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,  # [B, L] ids, -100: not counted
+        output_logits: bool = False,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids, "return_dict": True}
+        if labels is not None:
+            _check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
+        if labels is None or output_logits or not self.training or self.hindrance():
+            return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
+
+        out = self.base_model(**inputs, **kwargs)
+        x = self.get_submodule(self.transform)(out.last_hidden_state)  # [B, L, E]
+        decoder = self.get_submodule(self.decoder)
+        loss = ops.mlm_head(
+            x.flatten(0, 1),
+            decoder.weight,
+            decoder.bias,
+            labels.flatten(),
+            (labels != IGNORED).flatten().float(),
+            torch.zeros(2, dtype=torch.long, device=labels.device),  # of a sample that nobody takes
+        ).loss
+        return MaskedLMOutput(loss=loss, hidden_states=out.hidden_states, attentions=out.attentions)
+
+
+class ElectraMaskedLM(MaskedLM):
+    transform, decoder = "generator_predictions", "generator_lm_head"
+    parts = ((decoder, nn.Linear),)
+
+
+class BertMaskedLM(MaskedLM):
+    transform, decoder = "cls.predictions.transform", "cls.predictions.decoder"
+    parts = ((decoder, nn.Linear),)
+
+
+class Scores(Block):
+    """The discriminator's head: dense_prediction(gelu(dense(x)))."""
+
+    option, runs = "rtd_loss", "linear, bias_gelu"
+    parts = (("dense", nn.Linear), ("activation", GELUActivation))
+
+    def fused(self, discriminator_hidden_states: Tensor) -> Tensor:  # [B, L, W] -> [B, L]
+        return self.dense_prediction(dense_gelu(discriminator_hidden_states, self.dense)).squeeze(-1)
+
+
+class RTDLoss(Fused):
+    """A discriminator whose loss weighs padding with 0, where transformers picks the rest by a mask.
+
+    What a mask picks has a length that only the device knows: the host waits, and torch.compile breaks the
+    graph, twice. Labels of a float dtype may be anything between 0 and 1; their loss is transformers' own.
+    """
+
+    option, runs = "rtd_loss", "rtd_loss"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [B, L]
+        attention_mask: Tensor | None = None,  # [B, L], 1 = real
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,  # [B, L] 1 = replaced
+        **kwargs,
+    ):
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids, "return_dict": True}
+        if labels is None:
+            return self.unfused.forward(self, **inputs, **kwargs)
+        _check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
+        if attention_mask is not None and attention_mask.dim() != 2:
+            _refuse("attention_mask", "be [B, L] where labels are given", list(attention_mask.shape))
+        if labels.is_floating_point():
+            return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
+
+        out = self.unfused.forward(self, **inputs, **kwargs)
+        weights = None if attention_mask is None else (attention_mask == 1).float()
+        loss = ops.rtd_loss(out.logits, labels.bool(), weights).loss
+        return type(out)(**{**out, "loss": loss})

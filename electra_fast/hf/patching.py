@@ -1,0 +1,203 @@
+"""`patch`: fused forward passes in a model that somebody else has built, and back."""
+
+import collections
+
+import torch
+from torch import nn
+from transformers.models.bert import modeling_bert as bert
+from transformers.models.electra import modeling_electra as electra
+
+from electra_fast.hf import blocks, heads
+from electra_fast.hf.fused import Fused, fuse, unfuse
+from electra_fast.ops import _register
+
+FUSED: dict[type[nn.Module], type[Fused]] = {
+    electra.ElectraEmbeddings: blocks.Embeddings,
+    bert.BertEmbeddings: blocks.Embeddings,
+    electra.ElectraModel: blocks.Encoder,
+    bert.BertModel: blocks.Encoder,
+    electra.ElectraSelfAttention: blocks.SelfAttention,
+    bert.BertSelfAttention: blocks.SelfAttention,
+    electra.ElectraSelfOutput: blocks.AddNorm,
+    bert.BertSelfOutput: blocks.AddNorm,
+    electra.ElectraOutput: blocks.AddNorm,
+    bert.BertOutput: blocks.AddNorm,
+    electra.ElectraIntermediate: blocks.BiasGELU,
+    bert.BertIntermediate: blocks.BiasGELU,
+    electra.ElectraGeneratorPredictions: heads.ElectraTransform,
+    bert.BertPredictionHeadTransform: heads.BertTransform,
+    electra.ElectraForMaskedLM: heads.ElectraMaskedLM,
+    bert.BertForMaskedLM: heads.BertMaskedLM,
+    electra.ElectraDiscriminatorPredictions: heads.Scores,
+    electra.ElectraForPreTraining: heads.RTDLoss,
+}
+
+OPTIONS = ("attention", "norm", "feed_forward", "embeddings", "mlm_head", "rtd_loss")
+
+
+def patch(
+    model: nn.Module,
+    *,
+    attention: bool = True,
+    norm: bool = True,
+    feed_forward: bool = True,
+    embeddings: bool = True,
+    mlm_head: bool = True,
+    rtd_loss: bool = True,
+) -> "Patched":
+    """Have the blocks of ELECTRA and BERT in `model`, and in no other model, run fused.
+
+    Parameters, submodules, `state_dict` and hooks stay as they are, and so do results up to rounding, with
+    these exceptions: dropout draws other masks, logits are None where `ElectraForMaskedLM` or
+    `BertForMaskedLM` is trained with labels (``model(..., output_logits=True)`` has them), a loss over
+    nothing is 0 instead of NaN, and under autocast what goes from layer to layer has autocast's dtype. A
+    second call changes nothing.
+
+    Args:
+        model: any model of transformers 5 with ELECTRA's or BERT's encoder in it, or a module that holds such
+            models. Patch before torch.compile and fully_shard, after or before everything else.
+        attention: scores, softmax, dropout and product, and the mask as it is instead of ``[B, 1, L, L]``.
+        norm: dropout, residual and LayerNorm at the end of each half layer.
+        feed_forward: bias and GELU.
+        embeddings: the three tables, LayerNorm and dropout.
+        mlm_head: the loss of a masked language model, from labelled positions alone.
+        rtd_loss: the loss of `ElectraForPreTraining`, without picking tokens by a mask.
+
+    Returns:
+        Patched: its `print` says what runs fused, its `undo()` takes all back; a context manager.
+
+    Raises:
+        TypeError: nothing in `model` is known here. ValueError: it is compiled, is a decoder, or is patched
+            with other options; nothing has been changed.
+    """
+    given = (attention, norm, feed_forward, embeddings, mlm_head, rtd_loss)
+    wanted = {option for option, value in zip(OPTIONS, given, strict=True) if value}
+    found = _found(model)
+    for name, module in model.named_modules():
+        _check(name or type(module).__name__, module, wanted)
+    for module, mixin in found:
+        if mixin.option in wanted and not isinstance(module, Fused):
+            fuse(module, mixin)
+    return Patched(model)
+
+
+def _found(model: nn.Module) -> list[tuple[nn.Module, type[Fused]]]:
+    """Return the modules of `model` that can be fused, or are."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"electra_fast.hf.patch: model must be a torch.nn.Module, got {type(model).__name__}")
+    found = [(module, mixin) for module in model.modules() if (mixin := _mixin(module))]
+    if not found:
+        raise TypeError(
+            "electra_fast.hf.patch: model must have ELECTRA's or BERT's encoder of transformers, got "
+            f'{type(model).__name__}; model.set_attn_implementation("electra_fast") serves other encoders'
+        )
+    return found
+
+
+def _mixin(module: nn.Module) -> type[Fused] | None:
+    """Return what fuses a module, if its forward pass is the one that is known here."""
+    if isinstance(module, Fused):
+        return module.mixin
+    known = (mixin for cls, mixin in FUSED.items() if type(module).forward is cls.forward)
+    return next(known, None)
+
+
+def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
+    """Refuse a module that makes a patch wrong or of no effect."""
+    refuse = f"electra_fast.hf.patch: {name} must"
+    if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        raise ValueError(f"{refuse} not be compiled yet, got a compiled module; patch first, then compile")
+    if getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False):
+        raise ValueError(
+            f"{refuse} be an encoder, got is_decoder=True, which needs a cache and a causal mask"
+        )
+    mixin = _mixin(module)
+    if mixin and "forward" in module.__dict__:
+        raise ValueError(
+            f"{refuse} run its class's forward pass, got another, set on the module (as accelerate does); "
+            "patch before that"
+        )
+    if isinstance(module, Fused) and mixin.option not in wanted:
+        raise ValueError(
+            f"{refuse} not be patched with other options, got {mixin.option} fused already; undo() that first"
+        )
+
+
+class Patched:
+    """A patched model: what of it runs fused at this moment, and the way back.
+
+        patched = patch(model)
+        print(patched)
+        patched.undo()
+
+    or ``with patch(model): …``, which undoes it at the end.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def __enter__(self) -> "Patched":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.undo()
+
+    def undo(self) -> None:
+        """Give every module its own forward pass again; the model then computes what it did, to the bit.
+
+        Raises:
+            ValueError: something was put in front of a fused module since, which must go first.
+        """
+        fused = [(name, m) for name, m in self.model.named_modules() if isinstance(m, Fused)]
+        for name, module in fused:
+            if "unfused" not in vars(type(module)) or "forward" in module.__dict__:
+                raise ValueError(
+                    f"electra_fast.hf: undo must find {name or type(module).__name__} as patch left it, got "
+                    "another forward pass or class in front (fully_shard, accelerate); take that away first"
+                )
+        for _, module in fused:
+            unfuse(module)
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Return by option and class: both, how many modules run fused, the ops they call, and why not."""
+        classes: dict[tuple[str, str], list[nn.Module]] = collections.defaultdict(list)
+        runs = {}
+        for module, mixin in _found(self.model):
+            key = mixin.option, type(module).__name__
+            classes[key].append(module)
+            runs[key] = mixin.runs
+        rows = []
+        for (option, name), modules in sorted(classes.items(), key=lambda item: OPTIONS.index(item[0][0])):
+            reasons = collections.Counter(_why_not(module) for module in modules)
+            fused = reasons.pop(None, 0)
+            rows.append((option, name, f"{fused} of {len(modules)}", runs[option, name], "; ".join(reasons)))
+        missing = set(OPTIONS) - {option for option, *_ in rows}
+        return rows + [(o, "", "", "", "the model has none") for o in OPTIONS if o in missing]
+
+    def __str__(self) -> str:
+        device = next(self.model.parameters()).device.type.upper()
+        rows = [("option", "class", "fused", "by", "why not"), *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        ops = dict.fromkeys(
+            op for _, _, fused, by, _ in rows[1:] if fused[:2] != "0 " for op in by.split(", ")
+        )
+        lines += ["", *(f"{op} on {device}: {_register.served_by(op, device)}" for op in ops if op)]
+        return "\n".join([*lines, f"as before: {', '.join(self.others()) or 'nothing'}"])
+
+    def others(self) -> list[str]:
+        """Return the layers with parameters that belong to no known block, by name."""
+        known = {id(part) for m, mixin in _found(self.model) if mixin not in WHOLE for part in m.modules()}
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if id(module) not in known and any(True for _ in module.parameters(recurse=False))
+        ]
+
+
+# Blocks that hold the others.
+WHOLE = (blocks.Encoder, heads.ElectraMaskedLM, heads.BertMaskedLM, heads.RTDLoss)
+
+
+def _why_not(module: nn.Module) -> str | None:
+    return module.hindrance() if isinstance(module, Fused) else "not asked for"

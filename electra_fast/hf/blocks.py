@@ -10,7 +10,7 @@ from transformers.activations import GELUActivation
 
 from electra_fast import ops
 from electra_fast.hf.attention import attention
-from electra_fast.hf.fused import Block
+from electra_fast.hf.fused import Fused
 from electra_fast.modules import draw_rng
 
 
@@ -24,7 +24,7 @@ def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return norm.weight, norm.bias
 
 
-class Embeddings(Block):
+class Embeddings(Fused):
     """Word, position and type tables, LayerNorm and dropout, of ids; vectors in their place are as before."""
 
     option, runs = "embeddings", "embed"
@@ -66,7 +66,7 @@ class Embeddings(Block):
         )
 
 
-class Attention(Block):
+class Attention(Fused):
     """Attention of all heads, unless the config asks for the eager form, which alone returns the weights."""
 
     option, runs = "attention", "attention"
@@ -117,7 +117,7 @@ class Encoder(Attention):
         return self.unfused.forward(self, *tokens, **kwargs)
 
 
-class AddNorm(Block):
+class AddNorm(Fused):
     """The end of both halves of a layer: LayerNorm(residual + dropout(dense(x)))."""
 
     option, runs = "norm", "add_norm"
@@ -136,7 +136,7 @@ class AddNorm(Block):
         )
 
 
-class BiasGELU(Block):
+class BiasGELU(Fused):
     """The first half of the feed-forward network: gelu(dense(x))."""
 
     option, runs = "feed_forward", "linear, bias_gelu"

@@ -13,19 +13,20 @@ from torch import nn
 
 
 class Fused:
-    """A forward pass that replaces the one of the class behind it."""
+    """A forward pass, `fused`, that replaces the one of the class behind it."""
 
     option: ClassVar[str]  # of `patch`
     runs: ClassVar[str]  # the ops that it calls
     parts: tuple[tuple[str, type[nn.Module]], ...] = ()  # submodules whose parameters an op reads
     unfused: ClassVar[type[nn.Module]]  # the class that the module had
+    mixin: ClassVar[type["Fused"]]  # the class that was put in front of it
 
     def hindrance(self) -> str | None:
         """Say why the class's own forward pass runs, None if the fused one does."""
         for name, cls in self.parts:
             part = self.get_submodule(name)
             if type(part) is not cls:
-                return f"{name} is {type(part).__name__}, not {cls.__name__}"
+                return f"{name} is {type(part).__module__}.{type(part).__name__}"
             if _has_hooks(part):
                 return f"{name} has hooks"
         return None
@@ -34,13 +35,6 @@ class Fused:
         """Pickle and copy by the two classes that this one is made of: by its name another is found."""
         _, _, *state = super().__reduce_ex__(protocol)
         return _new, (self.mixin, self.unfused), *state
-
-
-class Block(Fused):
-    """A module inside a model, with its forward pass in `fused`."""
-
-    def forward(self, *args, **kwargs):
-        return (self.unfused.forward if self.hindrance() else type(self).fused)(self, *args, **kwargs)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -58,10 +52,17 @@ def _class(mixin: type[Fused], unfused: type[nn.Module]) -> type[nn.Module]:
     """Return `unfused` with the forward pass of `mixin`, under the same name.
 
     transformers finds by the printed name of a model's class what it records of it, and writes the name into
-    config.json.
+    config.json; by the signature of `forward` its Trainer knows which columns a model takes.
     """
-    names = {name: getattr(unfused, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(unfused.__name__, (mixin, unfused), names | {"mixin": mixin, "unfused": unfused})
+
+    @functools.wraps(unfused.forward)
+    def forward(self, *args, **kwargs):
+        run = unfused.forward if self.hindrance() else mixin.fused
+        return run(self, *args, **kwargs)
+
+    members = {name: getattr(unfused, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members |= {"forward": forward, "mixin": mixin, "unfused": unfused}
+    return type(unfused.__name__, (mixin, unfused), members)
 
 
 def _new(mixin: type[Fused], unfused: type[nn.Module]) -> nn.Module:

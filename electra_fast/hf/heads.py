@@ -8,7 +8,7 @@ from transformers.utils.generic import can_return_tuple
 
 from electra_fast import ops
 from electra_fast.hf.blocks import dense_gelu
-from electra_fast.hf.fused import Block, Fused
+from electra_fast.hf.fused import Fused
 
 IGNORED = -100  # the label of a token that counts in no loss, as in `F.cross_entropy`
 
@@ -22,7 +22,7 @@ def _check_labels(labels: Tensor, tokens: Tensor) -> None:
         _refuse("labels", f"have a label a token, shape {list(tokens.shape[:2])}", list(labels.shape))
 
 
-class Transform(Block):
+class Transform(Fused):
     """LayerNorm(gelu(dense(x))), before the product with the word table."""
 
     option, runs = "mlm_head", "linear, bias_gelu, add_norm"
@@ -53,7 +53,7 @@ class MaskedLM(Fused):
     decoder: str
 
     @can_return_tuple
-    def forward(
+    def fused(
         self,
         input_ids: Tensor | None = None,  # [B, L]
         attention_mask: Tensor | None = None,
@@ -68,7 +68,7 @@ class MaskedLM(Fused):
         inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids, "return_dict": True}
         if labels is not None:
             _check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
-        if labels is None or output_logits or not self.training or self.hindrance():
+        if labels is None or output_logits or not self.training:
             return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
 
         out = self.base_model(**inputs, **kwargs)
@@ -95,7 +95,7 @@ class BertMaskedLM(MaskedLM):
     parts = ((decoder, nn.Linear),)
 
 
-class Scores(Block):
+class Scores(Fused):
     """The discriminator's head: dense_prediction(gelu(dense(x)))."""
 
     option, runs = "rtd_loss", "linear, bias_gelu"
@@ -115,7 +115,7 @@ class RTDLoss(Fused):
     option, runs = "rtd_loss", "rtd_loss"
 
     @can_return_tuple
-    def forward(
+    def fused(
         self,
         input_ids: Tensor | None = None,  # [B, L]
         attention_mask: Tensor | None = None,  # [B, L], 1 = real

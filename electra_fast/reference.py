@@ -312,13 +312,31 @@ def mlm_head(
     disallow_correct: bool = False,
     return_table: bool = False,
 ) -> MLMHead:
-    """Weighted mean of -log p(target), p = softmax(x table^T + bias), and one draw at the temperature."""
+    """`mlm_of_logits` of x table^T + bias"""
     same = table if return_table else None
     x, table = autocast(x, table)
     unused = weights == 0  # such a row may hold anything
-    target, bad = legal_ids("mlm_head", "targets", targets.masked_fill(unused, 0).long(), table.shape[0])
     with torch.autocast(x.device.type, enabled=False):
         logits = wide(x).masked_fill(unused[:, None], 0) @ wide(table).T + wide(bias)
+    head = mlm_of_logits(
+        logits, targets, weights, rng, temperature=temperature, disallow_correct=disallow_correct
+    )
+    return head._replace(table=same)
+
+
+def mlm_of_logits(
+    logits: Tensor,  # [M, V]
+    targets: Tensor,
+    weights: Tensor,
+    rng: Tensor,
+    *,
+    temperature: float = 1.0,
+    disallow_correct: bool = False,
+) -> MLMHead:
+    """Weighted mean of -log p(target), p = softmax(logits), and one draw at the temperature."""
+    unused, logits = weights == 0, wide(logits)
+    M, V = logits.shape
+    target, bad = legal_ids("mlm_head", "targets", targets.masked_fill(unused, 0).long(), V)
     nll = F.cross_entropy(logits, target, reduction="none")
     lse = (nll + logits.gather(-1, target[:, None])[:, 0]).detach()
     nll = nll if bad is None else nll.masked_fill(bad, math.nan)
@@ -326,9 +344,8 @@ def mlm_head(
 
     with torch.no_grad():
         draws = []
-        for rows, at, u in zip(
-            logits.split(256), target.split(256), uniforms(rng, len(x)).split(256), strict=True
-        ):
+        chunks = (x.split(256) for x in (logits, target, uniforms(rng, M)))
+        for rows, at, u in zip(*chunks, strict=True):
             rows = rows.double() / temperature
             if disallow_correct:
                 rows = rows.scatter(-1, at[:, None], -math.inf)
@@ -336,7 +353,7 @@ def mlm_head(
         samples = torch.cat(draws) if draws else target
         correct = (weights * (logits.argmax(-1) == target)).sum()
     samples = samples.masked_fill(unused, 0).to(targets.dtype)
-    return MLMHead(loss, samples, correct, lse.masked_fill(unused, 0), same)
+    return MLMHead(loss, samples, correct, lse.masked_fill(unused, 0))
 
 
 def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Tensor) -> ReplacedTokens:

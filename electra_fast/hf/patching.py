@@ -85,7 +85,7 @@ def _found(model: nn.Module) -> list[tuple[nn.Module, type[Fused]]]:
     """Return the modules of `model` that can be fused, or are."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"electra_fast.hf.patch: model must be a torch.nn.Module, got {type(model).__name__}")
-    found = [(module, mixin) for module in model.modules() if (mixin := _mixin(module))]
+    found = [(module, mixin) for module in model.modules() if (mixin := mixin_of(module))]
     if not found:
         raise TypeError(
             "electra_fast.hf.patch: model must have ELECTRA's or BERT's encoder of transformers, got "
@@ -94,7 +94,7 @@ def _found(model: nn.Module) -> list[tuple[nn.Module, type[Fused]]]:
     return found
 
 
-def _mixin(module: nn.Module) -> type[Fused] | None:
+def mixin_of(module: nn.Module) -> type[Fused] | None:
     """Return what fuses a module, if its forward pass is the one that is known here."""
     if isinstance(module, Fused):
         return module.mixin
@@ -111,7 +111,7 @@ def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
         raise ValueError(
             f"{refuse} be an encoder, got is_decoder=True, which needs a cache and a causal mask"
         )
-    mixin = _mixin(module)
+    mixin = mixin_of(module)
     if mixin and "forward" in module.__dict__:
         raise ValueError(
             f"{refuse} run its class's forward pass, got another, set on the module (as accelerate does); "

@@ -1,7 +1,7 @@
 """ELECTRA and BERT for transformers' own model tests, which come with its source distribution.
 
-`tests/test_hf_upstream.py` runs this file with ELECTRA_FAST_PATCH=1 and without: each model is patched as soon
-as it is built, or none is.
+`tests/test_hf_upstream.py` runs this file with ELECTRA_FAST_PATCH=1 and without: each model is patched
+as soon as it is built, or none is.
 """
 
 import os

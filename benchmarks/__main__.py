@@ -1,7 +1,6 @@
 """The command line: `python -m benchmarks`, `… compare a.json b.json`, `… report`."""
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -14,11 +13,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time every op and a whole training step beside their baselines.",
-        epilog="python -m benchmarks compare A.json B.json: two runs side by side. "
-        "python -m benchmarks report: the tables in README.md from benchmarks/results.",
+        epilog="python -m benchmarks report --help: README.md's tables, or a page of HTML. "
+        "python -m benchmarks compare --help: two runs, or two commits, side by side.",
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 240 on a CPU, 480 on a GPU")
     p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this")
+    p.add_argument("--quick", action="store_true", help="no rivals, and nothing that compiles")
     p.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     p.add_argument("--verbose", action="store_true", help="name each case, show failures in full")
     return p
@@ -29,7 +29,7 @@ def results_file(options: argparse.Namespace, device: str) -> Path:
     if options.json:
         return options.json
     folder = Path(os.environ.get("OUT") or HERE / "results")
-    if options.only:
+    if options.only or options.quick:
         folder = Path(tempfile.mkdtemp(prefix="electra_fast-"))
     return folder / f"{device}.json"
 
@@ -37,8 +37,9 @@ def results_file(options: argparse.Namespace, device: str) -> Path:
 def measure(options: argparse.Namespace) -> int:
     import pytest
 
-    from benchmarks import report
     from benchmarks.machine import ROOT, device_slug
+    from benchmarks.report.runs import read
+    from benchmarks.report.text import table
 
     file = results_file(options, device_slug())
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,34 +50,60 @@ def measure(options: argparse.Namespace) -> int:
     arguments += ["-vv"] if options.verbose else ["--tb=no"]
     arguments += [] if options.budget is None else [f"--budget={options.budget}"]
     arguments += [f"--only={options.only}"] if options.only else []
+    arguments += ["--quick"] if options.quick else []
     status = pytest.main(arguments)
     if not unfinished.exists():
         print("nothing was measured", file=sys.stderr)
         return int(status) or 1
     unfinished.replace(file)
-    print(f"\n{report.table(json.loads(file.read_text()))}\n{file}")
+    print(f"\n{table(read(file))}\n{file}")
     return int(status)
 
 
-def compare(arguments: list[str]) -> int:
-    """Hand two results to pytest-benchmark, whose options may follow them."""
-    from pytest_benchmark.cli import main as pytest_benchmark
+def report(arguments: list[str]) -> int:
+    from benchmarks.machine import source_hash
+    from benchmarks.report import markdown, runs
+    from benchmarks.report.page import page
 
-    # It cannot mix relative and absolute paths, and takes a relative one for a pattern in its storage.
-    arguments = [str(Path(a).resolve()) if Path(a).is_file() else a for a in arguments]
-    columns = [] if "--between" in arguments else ["--columns=median,iqr,rounds"]
-    sys.argv = ["pytest-benchmark", "compare", "--group-by=fullname", *columns, *arguments]
-    return pytest_benchmark() or 0
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks report",
+        description="Write benchmarks/results into README.md as tables; with --out, a page of HTML instead.",
+    )
+    p.add_argument("files", nargs="*", type=Path, help="results of the page, else all of benchmarks/results")
+    p.add_argument("--out", type=Path, metavar="PAGE.html", help="one file that needs no network")
+    options = p.parse_args(arguments)
+    if not options.out:
+        if options.files:
+            raise ValueError("report: files must come with --out, got none; README.md has benchmarks/results")
+        return markdown.update_readme()
+    found = []
+    for file in options.files or runs.files():
+        try:
+            found.append(runs.read(file))
+        except runs.NotARun as other:
+            print(f"{other}; the page goes without", file=sys.stderr)
+    if not found:
+        raise ValueError("report: there must be a run to show, got none; `python -m benchmarks` makes one")
+    options.out.write_text(page(found, source_hash()))
+    print(options.out)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    from benchmarks import compare
+
+    return compare.main(arguments)
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["compare"]:
-        return compare(arguments[1:])
-    if arguments[:1] == ["report"]:
-        from benchmarks import report
-
-        return report.update_readme()
-    return measure(parser().parse_args(arguments))
+    commands = {"report": report, "compare": compare}
+    try:
+        if arguments and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
+        return measure(parser().parse_args(arguments))
+    except ValueError as error:  # a sentence for the user
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import roofline
 from benchmarks.cases import Case, parametrize
-from benchmarks.gate import check_close
+from benchmarks.gate import Errors, check_close
 from benchmarks.huggingface import HuggingFace
 from benchmarks.inputs import CUDA, STEPS, Make, batches
 from benchmarks.machine import bound
-from benchmarks.report import COMPILED
+from benchmarks.providers import COMPILED
 from electra_fast import optimizer
 from electra_fast.ledger import Ledger
 from electra_fast.model import Electra
@@ -46,6 +46,7 @@ class StepCase(Case):
         self.name = f"step, {size}, step"
         self.make = Make(self.size)
         self.batch = self.make.batch()
+        self.errors: dict[str, Errors] = {}  # of each provider's logits
 
     def model(self, provider: str) -> nn.Module:
         config = self.size.config
@@ -74,7 +75,7 @@ class StepCase(Case):
             mode = "max-autotune" if provider == "compile_max" else None
             forward = torch.compile(model, dynamic=False, mode=mode)
         inputs = self.inputs(provider)
-        self.check(model, forward, inputs)
+        self.errors[provider] = self.check(model, forward, inputs)
         step = (self.ours if provider in OURS else self.loop)(provider, model, forward, inputs)
         step.eager = "steps as a trainer takes them"  # with a graph of their own, where they have one
         return step
@@ -146,20 +147,21 @@ class StepCase(Case):
         model.zero_grad(set_to_none=True)
         return loss.item(), norm.item()
 
-    def check(self, model, forward, inputs) -> None:
+    def check(self, model, forward, inputs) -> Errors:
         """Refuse a model whose halves give other logits, or whose step has another loss or gradient.
 
         Each masks and samples by itself, so that loss and gradient agree within chance only.
         """
         ref, low, measured = self.truth
-        halves = ("generator", "discriminator")
-        for half, *logits in zip(halves, self.logits(model), ref, low, strict=True):
-            check_close(f"logits of the {half}", *logits)
+        names = [f"logits of the {half}" for half in ("generator", "discriminator")]
+        logits = zip(names, self.logits(model), ref, low, strict=True)
+        errors = {name: check_close(name, *close) for name, *close in logits}
         rules = (("loss", 0.02), ("gradient norm", 0.1))
         found = zip(rules, self.loss_and_gradient(model, forward, inputs), measured, strict=True)
         for (name, chance), got, wanted in found:
             off = abs(got / wanted - 1)
             assert off < chance, f"{name}: {got:.4g}, the reference has {wanted:.4g}"
+        return errors
 
     def info(self, provider):
         config, B, L = self.size.config, self.make.B, self.make.L
@@ -175,6 +177,7 @@ class StepCase(Case):
             "flops": self.accumulate * roofline.model_flops(config, B, L),
             # Of the paper's steps this many of ours have as many tokens.
             "paper_steps": paper["steps"] * paper["batch_tokens"] / (self.accumulate * B * L),
+            "errors": self.errors[provider],
         }
 
     def counts(self, provider: str, function) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class Case:
 
 
 class OpCase(Case):
-    right: ClassVar[set[tuple[str, str, str]]] = set()  # checked, with their backward: op, size, provider
+    # The errors of what was checked, with its backward, by op, size and provider.
+    right: ClassVar[dict[tuple[str, str, str], gate.Errors]] = {}
 
     def __init__(self, op: str, inputs: Callable[[Make], Call], size: Size, passes: str, rivals: Functions):
         self.op, self.inputs, self.size, self.passes, self.rivals = op, inputs, size, passes, rivals
@@ -101,8 +102,8 @@ class OpCase(Case):
             if provider == "fused":
                 gate.check_kernel(self.op, function, self.call.args)
             many = provider != "fused" and self.size.name not in SIZES
-            self.gate.check(function, gate.MANY_TERMS if many else gate.ANY_ORDER)
-            self.right.add(subject)
+            roundings = gate.MANY_TERMS if many else gate.ANY_ORDER
+            self.right[subject] = self.gate.check(function, roundings)
         call = once(function, self.call, self.passes)
         if getattr(function, "synchronizes", False):
             call.eager = "eager calls, cold L2: it waits for the host, so no graph can hold it"
@@ -115,7 +116,8 @@ class OpCase(Case):
         replays = provider == "reference" and self.call.args.get("dropout", 0) > 0
         facts = {"op": self.op, "size": self.size.name, "passes": self.passes, "no_baseline": replays}
         facts |= {"unit": self.call.unit, "work": work, "bound": self.call.bound(self.passes)}
-        return facts | {"served_by": served}
+        errors = self.right.get((self.op, self.size.name, provider), {})
+        return facts | {"served_by": served, "errors": errors}
 
 
 def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:

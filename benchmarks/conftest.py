@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import STARTED
 from benchmarks.machine import device, info
-from benchmarks.report import LATE
+from benchmarks.providers import LATE
+from benchmarks.report.runs import SCHEMA
 from benchmarks.runner import CLOCK, Runner
 
 DEFAULT_BUDGET = {"cpu": 240.0, "cuda": 480.0}  # seconds, unless --budget says otherwise
@@ -19,6 +20,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("electra_fast")
     group.addoption("--budget", type=float, help="seconds that all benchmarks may take together")
     group.addoption("--only", help="run the cases whose name holds this text")
+    group.addoption("--quick", action="store_true", help="no rivals, and nothing that compiles")
 
 
 def pytest_configure(config):
@@ -34,11 +36,10 @@ def refuse_the_interpreter() -> None:
 
 
 def pytest_collection_modifyitems(config, items):
-    only = config.getoption("only")
-    if only:
-        dropped = [item for item in items if only not in item.nodeid]
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if only in item.nodeid]
+    only, quick = config.getoption("only") or "", config.getoption("quick")
+    kept = [item for item in items if only in item.nodeid and not (quick and _is_late(item))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
     items.sort(key=_order)
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=CLOCK))
@@ -51,7 +52,11 @@ def _budget(config) -> float:
 
 def _order(item) -> tuple[bool, float]:
     """Sort by value, all that compile after all others; providers of a group stay in their order."""
-    return item.callspec.params["provider"] in LATE, -item.get_closest_marker("value").args[0]
+    return _is_late(item), -item.get_closest_marker("value").args[0]
+
+
+def _is_late(item) -> bool:
+    return item.callspec.params["provider"] in LATE
 
 
 @pytest.fixture
@@ -80,6 +85,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
+    output_json["schema"] = SCHEMA
     output_json["budget"] = _budget(config)
     output_json["seconds"] = time.monotonic() - STARTED
     output_json |= config.stash[REFUSED]

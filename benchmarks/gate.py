@@ -25,6 +25,7 @@ from electra_fast import reference, testing
 from electra_fast.testing.examples import Example
 
 FACTOR, ANY_ORDER, MANY_TERMS = 4.0, 2.0**-19, 2.0**-16
+Errors = dict[str, tuple[float, float]]  # of a result or gradient: max |got - ref|, and what is allowed
 # Results of a baseline that differ by right: it draws otherwise, and rounding may turn an arg-max.
 FREE = {"samples", "correct"}
 LACKING = {"correct", "lse"}  # what another library's loss over the vocabulary does not give
@@ -58,20 +59,22 @@ class Gate:
         define = pieces if self.example.op == "mlm_head" else whole
         return define(self.example.to(torch.float64)), define(self.example)
 
-    def check(self, function: Callable, roundings: float = ANY_ORDER) -> None:
-        """Refuse `function` unless it does the reference's work on these arguments."""
+    def check(self, function: Callable, roundings: float = ANY_ORDER) -> Errors:
+        """Refuse `function` unless it does the reference's work on these arguments; return its errors."""
         args = self.example.args
         if self.example.op == "mask_tokens":
             check_masking(args, function(**args))
-            return
+            return {}
         got, got_gradients = testing.run(function, self.example)
         (ref, ref_gradients), (low, low_gradients) = self.definition
         for name in ref:
             assert name in got or name in LACKING, f"{name}: missing"
-        for name in set(ref) & set(got) - FREE:
+        errors: Errors = {}
+        for name in (name for name in ref if name in got and name not in FREE):
             used = args["weights"] != 0 if name == "lse" else ...  # an unused slot holds anything
             if ref[name].is_floating_point():
-                check_close(name, got[name][used], ref[name][used], low[name][used], self.example, roundings)
+                close = (x[name][used] for x in (got, ref, low))
+                errors[name] = check_close(name, *close, self.example, roundings)
             else:
                 assert torch.equal(got[name], ref[name]), f"{name}: differs from the reference"
         if "samples" in ref:
@@ -82,7 +85,8 @@ class Gate:
         assert set(got_gradients) == set(ref_gradients), f"gradients of {sorted(got_gradients)} only"
         for name, gradient in got_gradients.items():
             close = (gradient, ref_gradients[name], low_gradients[name], self.example, roundings)
-            check_close(f"gradient of {name}", *close)
+            errors[f"gradient of {name}"] = check_close(f"gradient of {name}", *close)
+        return errors
 
 
 def whole(example: Example) -> Results:
@@ -116,8 +120,8 @@ def check_close(
     low: Tensor,
     example: Example | None = None,
     roundings: float = ANY_ORDER,
-):
-    """Apply the rule at the top of this page."""
+) -> tuple[float, float]:
+    """Apply the rule at the top of this page; return the error and what is allowed."""
     dtypes = [low.dtype]
     if example is not None:
         floats = [x for x in example.args.values() if isinstance(x, Tensor)]
@@ -130,6 +134,7 @@ def check_close(
     relative = max(relative, roundings) * ref.abs().max().item()
     bound = FACTOR * (low - ref).abs().max().item() + relative
     assert error <= bound, f"{name}: {error:.2g} from the reference, {bound:.2g} is allowed"
+    return error, bound
 
 
 def check_masking(args: dict[str, Any], got: reference.MaskedTokens) -> None:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.clock import CPU, CUDA, Clock, Timed, interleave, quantile
 from benchmarks.machine import device
-from benchmarks.report import COMPILED, LATE
+from benchmarks.providers import COMPILED, LATE
 
 CLOCK = Clock()
 
@@ -118,6 +118,7 @@ class Runner:
             "peak_bytes": self.clock.peak_bytes(one.function),
             # of each other provider's time to this one's: above 1 this one is the faster
             "ratio": {p: quantile(o.times, 0.5) / median for p, o in group.items() if o is not one},
+            "spread": {p: spread(o.times, one.times) for p, o in group.items() if o is not one},
         }
 
     def _left(self) -> float:
@@ -127,6 +128,12 @@ class Runner:
         left = self._left()
         if left <= seconds:
             raise OutOfTime(f"needs {seconds:.0f} s, {max(left, 0):.0f} s are left")
+
+
+def spread(times: list[float], others: list[float]) -> tuple[float, float]:
+    """Return the 20th and 80th percentile of the ratios of the two in each round."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    return quantile(ratios, 0.2), quantile(ratios, 0.8)
 
 
 def _refuse(error: Exception) -> Refused:

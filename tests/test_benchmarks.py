@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
-from benchmarks import clock, conftest, gate, machine, report, rivals, runner, tune
+from benchmarks import clock, conftest, gate, machine, providers, rivals, runner, tune
 from benchmarks.cases import BOTH, Call, Case, OpCase
 from benchmarks.inputs import SIZES
+from benchmarks.report import markdown, numbers, runs, text
 from electra_fast import reference, testing
 from electra_fast.kernels import attention as kernels
 from electra_fast.testing.baseline import TORCH
@@ -159,8 +160,8 @@ def test_a_rival_that_is_missing_is_dropped_by_name(head, monkeypatch):
 
 
 def test_every_rival_has_a_label_and_comes_late():
-    assert set(rivals.RIVALS) <= set(report.RIVALS) <= set(report.LATE) & set(report.LABELS)
-    assert set(report.RIVALS) <= set(report.ORDER) and report.ORDER[-1] == "reference"
+    assert set(rivals.RIVALS) <= set(providers.RIVALS) <= set(providers.LATE) & set(providers.LABELS)
+    assert set(providers.RIVALS) <= set(providers.ORDER) and providers.ORDER[-1] == "reference"
 
 
 def test_the_sizes_that_one_op_has_do_without_the_reference():
@@ -253,7 +254,7 @@ RESULT = {
 
 
 def test_the_table_has_every_case_and_says_what_is_missing():
-    lines = report.table(RESULT).splitlines()
+    lines = text.table(RESULT).splitlines()
     assert lines[0] == "A CPU (2 threads, AVX2), 2026-11-23, torch 2.13.0"
     rows = {line.split()[0]: line for line in lines if line.startswith("  ")}
     assert "2.00" in rows["fused"] or "1 500" in rows["fused"]
@@ -266,32 +267,32 @@ def test_the_table_has_every_case_and_says_what_is_missing():
 
 
 def test_the_markdown_says_whether_kernels_changed_since():
-    assert "changed" not in report.markdown(RESULT, "abc")
-    text = report.markdown(RESULT, "abd")
-    assert "kernels changed since" in text
-    assert "| embed | small | 2.00 | 2.00 |" in text and "fused, ms" not in text  # no time from a CPU
-    assert "| rtd_loss | small |  |  |" in text
+    assert "changed" not in markdown.tables(RESULT, "abc")
+    shown = markdown.tables(RESULT, "abd")
+    assert "kernels changed since" in shown
+    assert "| embed | small | 2.00 | 2.00 |" in shown and "fused, ms" not in shown  # no time from a CPU
+    assert "| rtd_loss | small |  |  |" in shown
 
 
 def test_the_readme_s_tables_are_replaced_and_nothing_else(tmp_path):
     readme, results = tmp_path / "README.md", tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
-    assert report.update_readme(readme, tmp_path) == 1, "no results, no README"
+    assert markdown.update_readme(readme, tmp_path) == 1, "no results, no README"
     (results / "cpu.json").write_text(json.dumps(RESULT))
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.update_readme(readme, tmp_path) == 0
-    text = readme.read_text()
-    assert report.update_readme(readme, tmp_path) == 0 and readme.read_text() == text
-    assert text.startswith("before\n") and text.endswith("\nafter\n")
-    assert "old" not in text and "A CPU" in text
+    readme.write_text(f"before\n{markdown.BEGIN}\nold\n{markdown.END}\nafter\n")
+    assert markdown.update_readme(readme, tmp_path) == 0
+    shown = readme.read_text()
+    assert markdown.update_readme(readme, tmp_path) == 0 and readme.read_text() == shown
+    assert shown.startswith("before\n") and shown.endswith("\nafter\n")
+    assert "old" not in shown and "A CPU" in shown
 
 
 def test_the_hash_changes_with_a_source(tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
     seen = {machine.source_hash(tmp_path)}
-    for name, text in (("kernels/a.py", "1"), ("kernels/a.py", "2"), ("csrc/cuda/a.cu", "2")):
-        (tmp_path / name).write_text(text)
+    for name, code in (("kernels/a.py", "1"), ("kernels/a.py", "2"), ("csrc/cuda/a.cu", "2")):
+        (tmp_path / name).write_text(code)
         seen.add(machine.source_hash(tmp_path))
     (tmp_path / "kernels" / "a.py").rename(tmp_path / "kernels" / "b.py")
     assert len(seen | {machine.source_hash(tmp_path)}) == 5
@@ -323,13 +324,13 @@ def test_a_run_and_a_comparison(tmp_path):
     b.write_text(a.read_text())
     done = benchmarks("compare", a, os.path.relpath(b, ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert name in done.stdout
+    assert "0 of 1 got slower" in done.stdout
 
 
 def test_the_readme_has_the_results_and_says_where_they_are_older_than_the_kernels():
     readme = (ROOT / "README.md").read_text()
-    for file in report.results():
-        table = report.markdown(json.loads(file.read_text()), machine.source_hash())
+    for file in runs.files():
+        table = markdown.tables(json.loads(file.read_text()), machine.source_hash())
         assert table in readme, "run `python -m benchmarks report`"
 
 
@@ -358,9 +359,9 @@ def test_a_share_of_the_bound_is_told_where_the_bound_is_known(monkeypatch):
     call = Call({}, "FLOP/s", forward=10**12, backward=10**9, moved=(10**9, 10**12))
     assert (
         call.bound(BOTH) is None
-        and report.rate({"work": 2e9, "unit": "B/s", "bound": None}, 1) == "2.00 GB/s"
+        and numbers.rate({"work": 2e9, "unit": "B/s", "bound": None}, 1) == "2.00 GB/s"
     )
     monkeypatch.setattr(machine, "device_slug", lambda: "h200")
     assert call.bound("forward") == 10**12 / 790e12
     assert call.bound(BOTH) == 10**12 / 790e12 + 10**12 / 4.3e12
-    assert report.rate({"work": 2e9, "unit": "B/s", "bound": 0.25}, 1) == "2.00 GB/s, 25%"
+    assert numbers.rate({"work": 2e9, "unit": "B/s", "bound": 0.25}, 1) == "2.00 GB/s, 25%"

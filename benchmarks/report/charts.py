@@ -1,0 +1,43 @@
+"""The two charts that several sections have: ratios to fused, and shares of a limit."""
+
+from benchmarks.report.html import paragraph
+from benchmarks.report.losses import Comparison
+from benchmarks.report.runs import case
+from benchmarks.report.svg import Mark, Row, around, dots
+
+FASTER = "fused is this many times as fast (logarithmic)"
+SIDES = ("others are faster", "fused is faster")
+
+
+def names(group: str) -> tuple[str, str]:
+    """Return the name of a group's row, and its size."""
+    op, size, _ = case(group)
+    return "training step" if op == "step" else op, size
+
+
+def ratio_chart(found: list[Comparison]) -> str:
+    """Return a chart with a row a case and a mark a provider, with its spread."""
+    if not found:
+        return paragraph("Nothing was timed beside fused in this run.")
+    rows: dict[str, Row] = {}
+    for c in found:
+        row = rows.setdefault(c.group, Row(*names(c.group), []))
+        row.marks.append(Mark(c.provider, c.ratio, f"{c.ratio:.2f}", *(c.spread or (None, None))))
+    ends = [x for c in found for x in (c.ratio, *(c.spread or ()))]
+    return dots(list(rows.values()), around(FASTER, ends, least=0.5), SIDES)
+
+
+def spread_note(found: list[Comparison]) -> str:
+    if any(c.spread for c in found):
+        return "A bar spans the 20th to the 80th percentile of the ratios of single rounds."
+    return "These results are older than the record of the ratios' spread."
+
+
+def share_chart(shares: dict[str, dict[str, float]], unit: str) -> str:
+    """Return a chart of shares by group and provider, beside the whole."""
+    rows = [
+        Row(*names(group), [Mark(p, 100 * s, f"{s:.1%}", 0, 100 * s) for p, s in of.items()])
+        for group, of in shares.items()
+    ]
+    most = [100.0, *(mark.value for row in rows for mark in row.marks)]
+    return dots(rows, around(f"per cent of {unit}", most, log=False), limit=100)

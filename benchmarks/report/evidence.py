@@ -1,0 +1,102 @@
+"""What a sceptic asks for on the page: losses, memory, errors, every number, the machine."""
+
+from benchmarks.providers import label
+from benchmarks.report.answers import worst
+from benchmarks.report.charts import names, share_chart
+from benchmarks.report.html import folded, items, paragraph, section, table
+from benchmarks.report.losses import comparisons, losses
+from benchmarks.report.numbers import between, digits, rate, times
+from benchmarks.report.runs import groups, kind, times_fused, with_backward
+from benchmarks.report.svg import Mark, Row, around, dots
+
+
+def where_others_win(result: dict) -> str:
+    """Return the table that is always there, and says so where it is empty."""
+    title = "Where others win"
+    found, count = losses(result), len(comparisons(result))
+    if not found:
+        return section(title, paragraph(f"Nowhere: in none of {count} comparisons is another faster."))
+    rows = []
+    for c in found:
+        spread = f"{c.spread[0]:.2f} - {c.spread[1]:.2f}" if c.spread else ""
+        rows.append([c.group, label(c.provider), times(c.ratio), spread, digits(c.seconds * 1e3), c.why])
+    note = f"{len(found)} of {count} comparisons, the largest loss first. Under 1 the other is faster."
+    head = ["case", "provider", "fused is", "p20 - p80", "ms", "why"]
+    return section(title, paragraph(note), table(head, rows, ("provider", "why")))
+
+
+def memory(result: dict) -> str:
+    title = "Memory and the host's time"
+    peak: list[Row] = []
+    host: list[Row] = []
+    for group, providers in with_backward(result).items():
+        timed = [
+            (p, b["extra_info"]) for p, b in providers.items() if isinstance(b, dict) and p != "reference"
+        ]
+        for rows, name, factor in ((peak, "peak_bytes", 1e-6), (host, "host", 1e6)):
+            marks = [Mark(p, extra[name] * factor, digits(extra[name] * factor)) for p, extra in timed]
+            rows += [Row(*names(group), marks)] if marks else []
+    if not peak:
+        return section(title, paragraph("Nothing was timed in this run."))
+
+    def chart(rows: list[Row], unit: str) -> str:
+        return dots(rows, around(f"{unit} (logarithmic)", [m.value for row in rows for m in row.marks]))
+
+    what = "wall time of a call" if kind(result) == "cpu" else "until a call returns to the host"
+    note = "Peak memory is what PyTorch's allocator held for one call beyond what it held before."
+    folds = folded(f"The host: {what}", chart(host, f"microseconds, {what}"))
+    return section(title, paragraph(note), chart(peak, "peak MB"), folds)
+
+
+def errors(result: dict) -> str:
+    """Show the errors that the gate found before anything was timed, ours beside PyTorch's own."""
+    title = "Error against what is allowed"
+    shares, cells = {}, []
+    for group, providers in with_backward(result).items():
+        of = {p: b["extra_info"].get("errors") for p, b in providers.items() if isinstance(b, dict)}
+        known = {p: worst(found)[0] for p, found in of.items() if found}
+        shares |= {group: known} if known else {}
+        for quantity, (error, allowed) in (of.get("fused") or {}).items():
+            own = (of.get("torch") or {}).get(quantity)
+            row = [", ".join(names(group)), quantity, f"{error:.1e}", f"{own[0]:.1e}" if own else ""]
+            cells.append([*row, f"{allowed:.1e}", f"{error / allowed:.1%}" if allowed else ""])
+    if not shares:
+        return section(title, paragraph("These results are older than the record of the errors themselves."))
+    note = (
+        "The largest distance from the definition in float64, over results and gradients, dropout off; past "
+        "100% a provider gets no number at all. Allowed is four times the error of the definition in the "
+        "timed dtype, and some roundings (benchmarks/gate.py). Integers are equal or held by counts."
+    )
+    head = ["case", "of", "fused", "torch", "allowed", "fused / allowed"]
+    each = folded("Each result", table(head, cells, ("of",)))
+    return section(title, paragraph(note), share_chart(shares, "what is allowed"), each)
+
+
+def everything(result: dict) -> str:
+    wall = "wall us" if kind(result) == "cpu" else "host us"
+    head = ["case", "provider", "ms", "p20 - p80", "rounds", wall, "rate", "peak MB", "fused is", "served by"]
+    rows = []
+    for group, providers in groups(result).items():
+        for provider, b in providers.items():
+            if isinstance(b, str):
+                rows.append([group, label(provider), b] + [""] * (len(head) - 3))
+                continue
+            extra, median = b["extra_info"], b["stats"]["median"]
+            row = [group, label(provider), digits(median * 1e3), between(extra), str(b["stats"]["rounds"])]
+            row += [digits(extra["host"] * 1e6), rate(extra, median), digits(extra["peak_bytes"] / 1e6)]
+            rows.append([*row, times(times_fused(b)), extra.get("served_by") or ""])
+    numbers = folded(f"{len(result['benchmarks'])} numbers", table(head, rows, ("provider", "served by")))
+    without = [f"{word}: {line}" for word in ("wrong", "fails", "dropped") for line in result[word]]
+    missing = items(without) if without else paragraph("Nothing was wrong, failed or was dropped.")
+    return section("Everything", numbers, "<h4>What has no number</h4>", missing)
+
+
+def environment(result: dict) -> str:
+    m, commit = result["machine_info"], result.get("commit_info") or {}
+    names = ("device_name", "threads", "cpu_capability", "torch", "triton", "cuda", "transformers", "clocks")
+    facts = [[name.replace("_", " "), str(m[name])] for name in (*names, "python_version") if m.get(name)]
+    facts += [["measured", result["datetime"][:19].replace("T", " ")]]
+    dirty = ", with changes that were not committed" if commit.get("dirty") else ""
+    facts += [["commit", f"{commit['id'][:12]}{dirty}"]] if commit.get("id") else []
+    facts += [["SHA-256 of the kernels", m["sources"]]]
+    return section("What it was measured on", table(["", "value"], facts, ("value",)))

@@ -1,0 +1,208 @@
+"""Charts of HTML rows and inline SVG: text keeps its size and places are percentages, on any width of screen.
+
+A provider has a colour of Okabe and Ito's and a shape, and its name beside its value.
+"""
+
+import itertools
+import math
+from html import escape
+from typing import NamedTuple
+
+from benchmarks.providers import label
+from benchmarks.report.numbers import digits
+
+LANE = 19  # pixels a mark
+HEIGHT = 200  # of a chart of lines
+SHAPES = {
+    "circle": '<circle r="4.5"/>',
+    "square": '<rect x="-4" y="-4" width="8" height="8"/>',
+    "diamond": '<path d="M0-5.5 5.5 0 0 5.5-5.5 0z"/>',
+    "up": '<path d="M0-5 5 4H-5z"/>',
+    "down": '<path d="M0 5-5-4H5z"/>',
+    "cross": '<path class="stroke" d="M-4-4 4 4M-4 4 4-4"/>',
+    "plus": '<path class="stroke" d="M0-5.5V5.5M-5.5 0H5.5"/>',
+    "bar": '<path class="stroke" d="M0-7V7"/>',
+    "ring": '<circle class="stroke" r="4"/>',
+}
+STYLES = {
+    "fused": ("blue", "circle"),
+    "eager": ("blue", "ring"),
+    "packed": ("sky", "ring"),
+    "torch": ("vermilion", "square"),
+    "compile": ("green", "diamond"),
+    "compile_max": ("green", "plus"),
+    "huggingface": ("orange", "up"),
+    "huggingface_compile": ("orange", "cross"),
+    "linear_ce_chunked": ("purple", "down"),
+    "linear_ce": ("purple", "cross"),
+    "liger": ("purple", "plus"),
+    "cce": ("purple", "ring"),
+    "sdpa_flash": ("sky", "down"),
+    "sdpa_efficient": ("sky", "cross"),
+    "sdpa_cudnn": ("sky", "plus"),
+    "sdpa_math": ("sky", "up"),
+    "flex": ("purple", "square"),
+    "flash_attn": ("purple", "diamond"),
+    "reference": ("grey", "cross"),
+    "roofline": ("grey", "bar"),
+}
+OTHERS = {"roofline": "least by the roofline"}  # marks that no provider makes
+
+
+class Axis(NamedTuple):
+    title: str
+    low: float
+    high: float
+    log: bool = True
+
+    def percent(self, value: float) -> float:
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return 100 * min(max((at - low) / (high - low), 0), 1)
+
+    def ticks(self) -> list[float]:
+        """Return round values, nine at most."""
+        if not self.log:
+            step = next(s for s in _rounds(self.high / 1e3) if self.high / s <= 6)
+            return [i * step for i in range(int(self.high / step) + 1)]
+        inside = [x for x in _rounds(self.low) if self.low <= x * (1 + 1e-9) and x <= self.high * (1 + 1e-9)]
+        return inside if len(inside) <= 9 else [x for x in inside if f"{x:e}".startswith("1")]
+
+
+def _rounds(start: float) -> list[float]:
+    """Return 1, 2, 5, 10, … from the power of ten under `start`, twelve decades of them."""
+    first = math.floor(math.log10(start))
+    return [float(f"{m}e{e}") for e in range(first, first + 12) for m in (1, 2, 5)]
+
+
+def around(title: str, values: list[float], least: float = 0.0, log: bool = True) -> Axis:
+    """Return an axis with room for these values and, on a scale of logarithms, `least` and 1/`least`."""
+    if not log:
+        return Axis(title, 0.0, 1.06 * max(values), log=False)
+    values = [x for x in values if x > 0] + ([least, 1 / least] if least else [])
+    return Axis(title, min(values) / 1.15, max(values) * 1.15)
+
+
+class Mark(NamedTuple):
+    provider: str
+    value: float
+    text: str  # the value, as people read it
+    low: float | None = None
+    high: float | None = None
+
+
+class Row(NamedTuple):
+    name: str
+    note: str
+    marks: list[Mark]
+
+
+def name(provider: str) -> str:
+    return OTHERS.get(provider) or label(provider)
+
+
+def shape(provider: str) -> str:
+    colour, form = STYLES.get(provider, ("grey", "circle"))
+    return f'<g class="mark {colour}">{SHAPES[form]}</g>'
+
+
+def legend(providers: list[str]) -> str:
+    keys = (
+        f'<li><svg class="key" viewBox="-8 -8 16 16">{shape(p)}</svg>{escape(name(p))}</li>'
+        for p in providers
+    )
+    return f'<ul class="legend">{"".join(keys)}</ul>'
+
+
+def _providers(marks: list[Mark]) -> list[str]:
+    found = {mark.provider for mark in marks}
+    return [p for p in STYLES if p in found]
+
+
+def dots(
+    rows: list[Row], axis: Axis, sides: tuple[str, str] | None = None, limit: float | None = None
+) -> str:
+    """Return a chart with a row a case and a lane a provider; `sides` names what is left and right of 1."""
+    marks = [mark for row in rows for mark in row.marks]
+    grid = "".join(_vertical(axis.percent(t), "grid") for t in axis.ticks())
+    if sides or limit:
+        one = axis.percent(limit or 1)
+        beyond = (0, one) if sides else (one, 100 - one)
+        grid = f'<rect class="beyond" x="{beyond[0]:.2f}%" width="{beyond[1]:.2f}%" height="100%"/>{grid}'
+        grid += _vertical(one, "one")
+    several = len(_providers(marks)) > 1
+    parts = [legend(_providers(marks)) if several else "", '<div class="dots">']
+    if sides:
+        ends = f'<text x="{one:.2f}%" dx="-8" y="12" class="end">{sides[0]}</text>'
+        ends += f'<text x="{one:.2f}%" dx="8" y="12">{sides[1]}</text>'
+        parts.append(f'<div class="row sides"><span></span><svg height="18">{ends}</svg><span></span></div>')
+    parts += [_row(row, axis, grid, several) for row in rows]
+    ticks = "".join(
+        f'<text x="{axis.percent(t):.2f}%" y="14" class="middle">{_tick(t)}</text>' for t in axis.ticks()
+    )
+    title = f'<text x="50%" y="34" class="middle title">{escape(axis.title)}</text>'
+    parts.append(
+        f'<div class="row axis"><span></span><svg height="40">{ticks}{title}</svg><span></span></div>'
+    )
+    return "".join([*parts, "</div>"])
+
+
+def _row(row: Row, axis: Axis, grid: str, several: bool) -> str:
+    drawn, values = [], []
+    for i, mark in enumerate(row.marks):
+        y = LANE * (i + 0.5)
+        colour = STYLES.get(mark.provider, ("grey", ""))[0]
+        told = f"{row.name} {row.note}, {name(mark.provider)}: {mark.text}"
+        if mark.low is not None and mark.high is not None:
+            ends = (axis.percent(mark.low), axis.percent(mark.high))
+            drawn.append(_line(*ends, y, y, f"whisker {colour}"))
+        at = f'<svg x="{axis.percent(mark.value):.2f}%" y="{y}" overflow="visible">'
+        drawn.append(f"{at}<title>{escape(told)}</title>{shape(mark.provider)}</svg>")
+        whose = f" {escape(name(mark.provider))}" if several else ""
+        values.append(f"<li><b>{escape(mark.text)}</b>{whose}</li>")
+    strip = f'<svg height="{LANE * len(row.marks)}" aria-hidden="true">{grid}{"".join(drawn)}</svg>'
+    note = f" <small>{escape(row.note)}</small>" if row.note else ""
+    return (
+        f'<div class="row"><span class="case">{escape(row.name)}{note}</span>{strip}'
+        f'<ul class="values">{"".join(values)}</ul></div>'
+    )
+
+
+def lines(title: str, columns: list[str], series: dict[str, list[float | None]], axis: Axis) -> str:
+    """Return a chart with a line a provider over columns at equal distances."""
+    places = [100 * (i + 0.5) / len(columns) for i in range(len(columns))]
+
+    def y(value: float) -> float:
+        return round(HEIGHT - 8 - (HEIGHT - 22) * axis.percent(value) / 100, 1)
+
+    drawn = []
+    for t in axis.ticks():
+        drawn.append(_line(0, 100, y(t), y(t), "grid") + f'<text x="0" y="{y(t) - 3}">{_tick(t)}</text>')
+    for provider, values in series.items():
+        points = [(x, v) for x, v in zip(places, values, strict=True) if v is not None]
+        colour = STYLES.get(provider, ("grey", ""))[0]
+        for (x, v), (x2, v2) in itertools.pairwise(points):
+            drawn.append(_line(x, x2, y(v), y(v2), f"curve {colour}"))
+        for x, v in points:
+            told = f"<title>{escape(f'{name(provider)}: {digits(v)}')}</title>"
+            drawn.append(f'<svg x="{x:.2f}%" y="{y(v)}" overflow="visible">{told}{shape(provider)}</svg>')
+    wide = f"min-width:{64 * len(columns)}px"
+    under = "".join(f"<span>{escape(column)}</span>" for column in columns)
+    return (
+        f'<div class="panel"><h4>{escape(title)}</h4>{legend(list(series))}'
+        f'<p class="unit">{escape(axis.title)}</p><div class="scroll"><div style="{wide}">'
+        f'<svg height="{HEIGHT}" aria-hidden="true">{"".join(drawn)}</svg>'
+        f'<div class="columns" style="grid-template-columns:repeat({len(columns)},1fr)">{under}</div>'
+        "</div></div></div>"
+    )
+
+
+def _line(x1: float, x2: float, y1: float, y2: float, style: str) -> str:
+    return f'<line class="{style}" x1="{x1:.2f}%" x2="{x2:.2f}%" y1="{y1}" y2="{y2}"/>'
+
+
+def _vertical(x: float, style: str) -> str:
+    return f'<line class="{style}" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"/>'
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f") if value >= 1000 else f"{value:g}"

@@ -68,6 +68,22 @@ def test_the_gate_lets_the_baselines_pass():
     gate.Gate("mask_tokens", MASK, ()).check(TORCH.mask_tokens)
 
 
+def test_the_gate_tells_errors_beside_what_is_allowed():
+    found = gate.Gate("bias_gelu", GELU, ("x", "bias")).check(
+        lambda x, bias: F.gelu(x + bias) * (1 + 2.0**-20)
+    )
+    assert set(found) == {"result", "gradient of x", "gradient of bias"}
+    error, allowed = found["result"]
+    assert error < allowed < 2.0**-16
+    assert error == pytest.approx(2.0**-20 * F.gelu(GELU["x"] + GELU["bias"]).abs().max().item(), rel=0.2)
+
+
+def test_the_spread_is_of_the_ratios_round_by_round():
+    drifting = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert runner.spread([3 * t for t in drifting], drifting) == (3.0, 3.0)
+    assert runner.spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0] * 6) == (2.0, 5.0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -228,8 +244,12 @@ def test_triton_in_the_interpreter_is_never_timed(monkeypatch):
 def fake_benchmark(group, provider, seconds, ratio):
     extra = {"provider": provider, "p20": seconds, "p80": seconds, "host": seconds, "ratio": ratio}
     extra |= {"unit": "B/s", "work": 10**6, "peak_bytes": 10**6, "how": "CPU time"}
-    extra |= {"op": group.split(",")[0], "served_by": "reference" if provider == "fused" else None}
-    return {"group": group, "extra_info": extra, "stats": {"median": seconds}}
+    extra |= {
+        "op": runs.case(group).op,
+        "size": runs.case(group).size,
+        "served_by": "reference" if provider == "fused" else None,
+    }
+    return {"group": group, "extra_info": extra, "stats": {"median": seconds, "rounds": 5}}
 
 
 GROUP = "embed, small, forward+backward"
@@ -320,6 +340,10 @@ def test_a_run_and_a_comparison(tmp_path):
     assert one["stats"]["median"] > 0 and set(one["extra_info"]["ratio"]) == {"fused", "reference"}
     assert one["extra_info"]["peak_bytes"] > 0
     assert saved["machine_info"]["sources"] == machine.source_hash()
+    assert saved["schema"] == runs.SCHEMA
+    assert set(one["extra_info"]["errors"]) == {"result", "gradient of x", "gradient of bias"}
+    low, high = one["extra_info"]["spread"]["fused"]
+    assert 0 < low <= high
 
     b.write_text(a.read_text())
     done = benchmarks("compare", a, os.path.relpath(b, ROOT))

@@ -39,10 +39,10 @@ def fast(result: dict) -> tuple[str, str]:
     beside = [c for c in theirs if step and c.group == step[0]]
     if not beside:
         return ops[0], f"No training step was timed beside another. {ops[1]}"
-    best = max(beside, key=lambda c: c.ratio)
+    least, most = (choose(c.ratio for c in beside) for choose in (min, max))
     ratios = ", ".join(f"{c.ratio:.2f} times as fast as {label(c.provider)}" for c in beside)
-    sentence = f"A training step ({case(best.group).size}) is {ratios}. {ops[1]}"
-    return f"{times(best.ratio)} {label(best.provider)}", sentence
+    sentence = f"A training step ({case(step[0]).size}) is {ratios}. {ops[1]}"
+    return f"{least:.2f} to {times(most)}", sentence
 
 
 def _over_all_ops(result: dict, theirs: list[Comparison]) -> tuple[str, str]:

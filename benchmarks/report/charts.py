@@ -3,10 +3,10 @@
 from benchmarks.report.html import paragraph
 from benchmarks.report.losses import Comparison
 from benchmarks.report.runs import case
-from benchmarks.report.svg import Mark, Row, around, dots
+from benchmarks.report.svg import Mark, Row, Tint, around, dots
 
 FASTER = "fused is this many times as fast (logarithmic)"
-SIDES = ("others are faster", "fused is faster")
+SLOWER = Tint("others are faster", 1, below=True)
 
 
 def names(group: str) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def ratio_chart(found: list[Comparison]) -> str:
         row = rows.setdefault(c.group, Row(*names(c.group), []))
         row.marks.append(Mark(c.provider, c.ratio, f"{c.ratio:.2f}", *(c.spread or (None, None))))
     ends = [x for c in found for x in (c.ratio, *(c.spread or ()))]
-    return dots(list(rows.values()), around(FASTER, ends, least=0.5), SIDES)
+    return dots(list(rows.values()), around(FASTER, ends, least=0.5), SLOWER)
 
 
 def spread_note(found: list[Comparison]) -> str:
@@ -33,11 +33,11 @@ def spread_note(found: list[Comparison]) -> str:
     return "These results are older than the record of the ratios' spread."
 
 
-def share_chart(shares: dict[str, dict[str, float]], unit: str) -> str:
-    """Return a chart of shares by group and provider, beside the whole."""
+def share_chart(shares: dict[str, dict[str, float]], unit: str, beyond: str) -> str:
+    """Return a chart of shares by group and provider; `beyond` says what more than the whole is."""
     rows = [
         Row(*names(group), [Mark(p, 100 * s, f"{s:.1%}", 0, 100 * s) for p, s in of.items()])
         for group, of in shares.items()
     ]
     most = [100.0, *(mark.value for row in rows for mark in row.marks)]
-    return dots(rows, around(f"per cent of {unit}", most, log=False), limit=100)
+    return dots(rows, around(f"per cent of {unit}", most, log=False), Tint(beyond, 100, below=False))

@@ -69,7 +69,7 @@ def errors(result: dict) -> str:
     )
     head = ["case", "of", "fused", "torch", "allowed", "fused / allowed"]
     each = folded("Each result", table(head, cells, ("of",)))
-    return section(title, paragraph(note), share_chart(shares, "what is allowed"), each)
+    return section(title, paragraph(note), share_chart(shares, "what is allowed", "wrong: no number"), each)
 
 
 def everything(result: dict) -> str:

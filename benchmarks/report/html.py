@@ -10,7 +10,7 @@ def table(head: list[str], rows: list[list[str]], words: tuple[str, ...] = ()) -
     body = []
     for row in rows:
         cells = [f'<td class="{k}">{escape(c)}</td>' for c, k in zip(row[1:], kinds[1:], strict=True)]
-        body.append(f'<tr><th scope="row">{escape(row[0])}</th>{"".join(cells)}</tr>')
+        body.append(f'<tr><th scope="row" class="words">{escape(row[0])}</th>{"".join(cells)}</tr>')
     inner = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{inner}</div>'
 

@@ -44,7 +44,7 @@ def why(result: dict, group: str, provider: str, fused: dict, between: tuple[flo
     if provider == "eager":
         return "one of ours: fused without a graph"
     if is_plain(fused):
-        return "there is no kernel here: fused is plain PyTorch, after the op's checks"
+        return "no kernel here: fused is plain PyTorch after the op's checks"
     if between and between[0] < 1 < between[1]:
         return "within the spread of the rounds"
     return WHY.get((kind(result), group.split(", ")[0]), "not known")

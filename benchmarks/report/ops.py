@@ -38,7 +38,7 @@ def sizes(result: dict) -> str:
     for op, found in by_op.items():
         found.sort(key=lambda one: one[:2])
         times = [{p: b["stats"]["median"] * 1e3 for p, b in timed.items()} for _, _, timed in found]
-        panels += _panel(op, [name for _, name, _ in found], times, "ms (logarithmic)")
+        panels += _panel(op, [name for _, name, _ in found], times, "ms (logarithmic)", 0)
     note = (
         "From left to right by the work that one call declares."
         if panels
@@ -54,16 +54,18 @@ def over_time(runs: list[dict]) -> str:
     panels = []
     for group in with_backward(runs[-1]):
         ratios = [{c.provider: c.ratio for c in found if c.group == group} for found in by_run]
-        panels += _panel(", ".join(names(group)), dates, ratios, FASTER)
+        panels += _panel(", ".join(names(group)), dates, ratios, FASTER, 0.9)
     return section("Over time", _side_by_side(panels)) if panels else ""
 
 
-def _panel(title: str, columns: list[str], found: list[dict[str, float]], unit: str) -> list[str]:
+def _panel(
+    title: str, columns: list[str], found: list[dict[str, float]], unit: str, least: float
+) -> list[str]:
     """Return a chart of the providers that have a value in two columns or more, if there are any."""
     series = {p: [one.get(p) for one in found] for p in dict.fromkeys(p for one in found for p in one)}
     series = {p: values for p, values in series.items() if sum(v is not None for v in values) > 1}
     known = [v for values in series.values() for v in values if v is not None]
-    return [lines(title, columns, series, around(unit, known))] if known else []
+    return [lines(title, columns, series, around(unit, known, least))] if known else []
 
 
 def _side_by_side(panels: list[str]) -> str:
@@ -84,6 +86,6 @@ def rates(result: dict) -> str:
         if shares
         else "What this machine can reach is not known (benchmarks/machine.py), so that rates stand alone."
     )
-    chart = share_chart(shares, "the bound") if shares else ""
+    chart = share_chart(shares, "the bound", "beyond what was seen") if shares else ""
     numbers = table(["case", "fused", "torch", "torch.compile"], cells) if cells else ""
     return section("Rates and the roofline", paragraph(note), chart, numbers)

@@ -60,9 +60,9 @@ def _components(providers: dict[str, dict | str]) -> list[str]:
         rows = []
         for name, part in sorted(parts.items(), key=lambda item: -item[1]["seconds"]):
             ms, least = part["seconds"] * 1e3, part.get("bound")
-            marks = [Mark(provider, ms, f"{digits(ms)} ms, {part['seconds'] / whole:.1%}", 0, ms)]
-            marks += [Mark("roofline", least * 1e3, f"{digits(least * 1e3)} ms")] if least else []
-            rows.append(Row(name, "", marks))
+            marks = [Mark(provider, ms, digits(ms), 0, ms)]
+            marks += [Mark("roofline", least * 1e3, digits(least * 1e3))] if least else []
+            rows.append(Row(name, f"{part['seconds'] / whole:.1%}", marks))
         axis = around("milliseconds of a step", [m.value for row in rows for m in row.marks], log=False)
         charts.append(f"<h4>Where its time goes ({label(provider)})</h4>{dots(rows, axis)}")
     return charts

@@ -46,7 +46,6 @@ STYLES = {
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }
-OTHERS = {"roofline": "least by the roofline"}  # marks that no provider makes
 
 
 class Axis(NamedTuple):
@@ -64,14 +63,17 @@ class Axis(NamedTuple):
         if not self.log:
             step = next(s for s in _rounds(self.high / 1e3) if self.high / s <= 6)
             return [i * step for i in range(int(self.high / step) + 1)]
-        inside = [x for x in _rounds(self.low) if self.low <= x * (1 + 1e-9) and x <= self.high * (1 + 1e-9)]
-        return inside if len(inside) <= 9 else [x for x in inside if f"{x:e}".startswith("1")]
+        found: list[float] = []
+        for parts in ((1,), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+            finer = [x for x in _rounds(self.low, parts) if self.low <= x <= self.high]
+            found = finer if len(found) < 3 or len(finer) <= 9 else found
+        return found
 
 
-def _rounds(start: float) -> list[float]:
-    """Return 1, 2, 5, 10, … from the power of ten under `start`, twelve decades of them."""
+def _rounds(start: float, parts: tuple[float, ...] = (1, 2, 5)) -> list[float]:
+    """Return these parts of each power of ten from the one under `start`, twelve decades of them."""
     first = math.floor(math.log10(start))
-    return [float(f"{m}e{e}") for e in range(first, first + 12) for m in (1, 2, 5)]
+    return [float(f"{part}e{e}") for e in range(first, first + 12) for part in parts]
 
 
 def around(title: str, values: list[float], least: float = 0.0, log: bool = True) -> Axis:
@@ -90,14 +92,18 @@ class Mark(NamedTuple):
     high: float | None = None
 
 
+class Tint(NamedTuple):
+    """A part of the chart that means something: what, and from where."""
+
+    name: str
+    limit: float
+    below: bool
+
+
 class Row(NamedTuple):
     name: str
     note: str
     marks: list[Mark]
-
-
-def name(provider: str) -> str:
-    return OTHERS.get(provider) or label(provider)
 
 
 def shape(provider: str) -> str:
@@ -105,12 +111,11 @@ def shape(provider: str) -> str:
     return f'<g class="mark {colour}">{SHAPES[form]}</g>'
 
 
-def legend(providers: list[str]) -> str:
-    keys = (
-        f'<li><svg class="key" viewBox="-8 -8 16 16">{shape(p)}</svg>{escape(name(p))}</li>'
-        for p in providers
-    )
-    return f'<ul class="legend">{"".join(keys)}</ul>'
+def legend(providers: list[str], tint: str = "") -> str:
+    box = '<svg class="key" viewBox="-8 -8 16 16">'
+    keys = "".join(f"<li>{box}{shape(p)}</svg>{escape(label(p))}</li>" for p in providers)
+    area = f'<li>{box}<path class="tint" d="M-8-8H8V8H-8z"/></svg>{escape(tint)}</li>' if tint else ""
+    return f'<ul class="legend">{keys}{area}</ul>' if keys or area else ""
 
 
 def _providers(marks: list[Mark]) -> list[str]:
@@ -118,32 +123,23 @@ def _providers(marks: list[Mark]) -> list[str]:
     return [p for p in STYLES if p in found]
 
 
-def dots(
-    rows: list[Row], axis: Axis, sides: tuple[str, str] | None = None, limit: float | None = None
-) -> str:
-    """Return a chart with a row a case and a lane a provider; `sides` names what is left and right of 1."""
-    marks = [mark for row in rows for mark in row.marks]
+def dots(rows: list[Row], axis: Axis, tint: Tint | None = None) -> str:
+    """Return a chart with a row a case and a lane a provider."""
+    providers = _providers([mark for row in rows for mark in row.marks])
     grid = "".join(_vertical(axis.percent(t), "grid") for t in axis.ticks())
-    if sides or limit:
-        one = axis.percent(limit or 1)
-        beyond = (0, one) if sides else (one, 100 - one)
-        grid = f'<rect class="beyond" x="{beyond[0]:.2f}%" width="{beyond[1]:.2f}%" height="100%"/>{grid}'
-        grid += _vertical(one, "one")
-    several = len(_providers(marks)) > 1
-    parts = [legend(_providers(marks)) if several else "", '<div class="dots">']
-    if sides:
-        ends = f'<text x="{one:.2f}%" dx="-8" y="12" class="end">{sides[0]}</text>'
-        ends += f'<text x="{one:.2f}%" dx="8" y="12">{sides[1]}</text>'
-        parts.append(f'<div class="row sides"><span></span><svg height="18">{ends}</svg><span></span></div>')
-    parts += [_row(row, axis, grid, several) for row in rows]
+    if tint:
+        at = axis.percent(tint.limit)
+        start, width = (0, at) if tint.below else (at, 100 - at)
+        grid = f'<rect class="tint" x="{start:.2f}%" width="{width:.2f}%" height="100%"/>{grid}'
+        grid += _vertical(at, "limit")
+    several = len(providers) > 1
+    keys = legend(providers if several else [], tint.name if tint else "")
+    lanes = "".join(_row(row, axis, grid, several) for row in rows)
     ticks = "".join(
         f'<text x="{axis.percent(t):.2f}%" y="14" class="middle">{_tick(t)}</text>' for t in axis.ticks()
     )
-    title = f'<text x="50%" y="34" class="middle title">{escape(axis.title)}</text>'
-    parts.append(
-        f'<div class="row axis"><span></span><svg height="40">{ticks}{title}</svg><span></span></div>'
-    )
-    return "".join([*parts, "</div>"])
+    below = f'<div class="row axis"><span></span><svg height="20">{ticks}</svg><span></span></div>'
+    return f'{keys}<div class="dots">{lanes}{below}<p class="unit">{escape(axis.title)}</p></div>'
 
 
 def _row(row: Row, axis: Axis, grid: str, several: bool) -> str:
@@ -151,13 +147,13 @@ def _row(row: Row, axis: Axis, grid: str, several: bool) -> str:
     for i, mark in enumerate(row.marks):
         y = LANE * (i + 0.5)
         colour = STYLES.get(mark.provider, ("grey", ""))[0]
-        told = f"{row.name} {row.note}, {name(mark.provider)}: {mark.text}"
+        told = f"{row.name} {row.note}, {label(mark.provider)}: {mark.text}"
         if mark.low is not None and mark.high is not None:
             ends = (axis.percent(mark.low), axis.percent(mark.high))
             drawn.append(_line(*ends, y, y, f"whisker {colour}"))
         at = f'<svg x="{axis.percent(mark.value):.2f}%" y="{y}" overflow="visible">'
         drawn.append(f"{at}<title>{escape(told)}</title>{shape(mark.provider)}</svg>")
-        whose = f" {escape(name(mark.provider))}" if several else ""
+        whose = f" {escape(label(mark.provider))}" if several else ""
         values.append(f"<li><b>{escape(mark.text)}</b>{whose}</li>")
     strip = f'<svg height="{LANE * len(row.marks)}" aria-hidden="true">{grid}{"".join(drawn)}</svg>'
     note = f" <small>{escape(row.note)}</small>" if row.note else ""
@@ -183,7 +179,7 @@ def lines(title: str, columns: list[str], series: dict[str, list[float | None]],
         for (x, v), (x2, v2) in itertools.pairwise(points):
             drawn.append(_line(x, x2, y(v), y(v2), f"curve {colour}"))
         for x, v in points:
-            told = f"<title>{escape(f'{name(provider)}: {digits(v)}')}</title>"
+            told = f"<title>{escape(f'{label(provider)}: {digits(v)}')}</title>"
             drawn.append(f'<svg x="{x:.2f}%" y="{y(v)}" overflow="visible">{told}{shape(provider)}</svg>')
     wide = f"min-width:{64 * len(columns)}px"
     under = "".join(f"<span>{escape(column)}</span>" for column in columns)

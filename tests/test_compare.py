@@ -128,8 +128,10 @@ def test_red_tests_stop_a_comparison_and_leave_nothing_behind(monkeypatch, tmp_p
         return ""
 
     monkeypatch.setattr(commits.Tree, "run", run)
+    monkeypatch.setattr(commits.tempfile, "tempdir", str(tmp_path))
     assert command.main(["compare", "--base", "HEAD", "--only", "rtd_loss"]) == 2
     assert "must pass" in capsys.readouterr().err
     assert said[-1] == ("HEAD", ("-m", "pytest", "-q", "-x", "tests/test_rtd_loss.py"))
     assert not any("--budget" in " ".join(arguments) for _, arguments in said)
     assert subprocess.check_output(["git", "worktree", "list"], cwd=ROOT, text=True) == before
+    assert not list(tmp_path.iterdir())

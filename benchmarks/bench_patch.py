@@ -1,0 +1,118 @@
+"""A training step of transformers' own models, patched and as they are: forward, backward, AdamW.
+
+`fused` is `electra_fast.hf.patch` of the model that `huggingface` is; nothing else of the step differs. On a
+GPU under autocast to bfloat16.
+"""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from benchmarks.cases import Case, parametrize
+from benchmarks.inputs import CUDA, Make, Size
+from benchmarks.providers import COMPILED
+from electra_fast import hf
+from electra_fast.checkpoint import config_to_hugging_face
+from electra_fast.config import ElectraConfig
+
+DTYPE = torch.bfloat16 if CUDA else None
+PROVIDERS = ("fused", "huggingface", "huggingface_compile")
+SMALL = Size("8x128", 8, 128, ElectraConfig.small, dropout=0.1)
+SIZES = {"ElectraForMaskedLM 8x128": SMALL, "ElectraForPreTraining 8x128": SMALL}
+if CUDA:
+    sizes = (
+        Size("small 128x128", 128, 128, ElectraConfig.small),
+        Size("base 32x512", 32, 512, ElectraConfig.base),
+    )
+    heads = ("ElectraForMaskedLM", "ElectraForPreTraining")
+    SIZES = {f"{head} {size.name}": size for head in heads for size in sizes}
+
+
+class PatchCase(Case):
+    providers = PROVIDERS
+    seconds = 8.0
+    rounds = (3, 20)
+    compiling = 90.0
+
+    def __init__(self, size: str):
+        self.head = size.split()[0]
+        self.size, self.name = SIZES[size], f"patch, {size}, step"
+        self.make = Make(self.size)
+        ids, key_mask, _ = self.make.batch()
+        self.inputs = {"input_ids": ids, "attention_mask": key_mask.long()}
+        masked = torch.zeros_like(ids, dtype=torch.bool)
+        slots = self.make.masked()
+        masked.view(-1)[slots.positions.long()] = slots.weights > 0
+        if self.head == "ElectraForMaskedLM":
+            self.inputs |= {
+                "input_ids": ids.masked_fill(masked, 103),
+                "labels": ids.masked_fill(~masked, -100),
+            }
+        else:
+            self.inputs["labels"] = masked.long()
+        self.inputs = {name: x.long() for name, x in self.inputs.items()}
+
+    def model(self, provider: str) -> nn.Module:
+        config = transformers.ElectraConfig(**config_to_hugging_face(self.size.config))
+        torch.manual_seed(0)
+        model = getattr(transformers, self.head)(config).to(self.make.device).train()
+        if provider == "fused":
+            hf.patch(model)
+        return model
+
+    def loss(self, model) -> torch.Tensor:
+        with torch.autocast(self.make.device, DTYPE, enabled=CUDA):
+            return model(**self.inputs).loss
+
+    @functools.cached_property
+    def truth(self) -> tuple[float, float]:
+        return self.loss_and_gradient(self.model("huggingface"))
+
+    def loss_and_gradient(self, model) -> tuple[float, float]:
+        """Return the loss, and the norm of its gradient, without dropout."""
+        layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+        for layer in layers:
+            layer.p = 0.0
+        loss = self.loss(model)
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad(set_to_none=True)
+        for layer in layers:
+            layer.p = self.size.dropout
+        return loss.item(), norm.item()
+
+    def prepare(self, provider: str):
+        model = self.model(provider)
+        allowed = 0.02 if CUDA else 1e-4
+        names = ("loss", "gradient norm")
+        for name, got, wanted in zip(names, self.loss_and_gradient(model), self.truth, strict=True):
+            assert abs(got / wanted - 1) < allowed, f"{name}: {got:.6g}, transformers has {wanted:.6g}"
+        forward = torch.compile(model, dynamic=False) if provider in COMPILED else model
+        optim = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+        def step():
+            optim.zero_grad(set_to_none=True)
+            self.loss(forward).backward()
+            optim.step()
+
+        step.eager = "steps as a trainer takes them"
+        return step
+
+    def info(self, provider: str) -> dict[str, Any]:
+        size = self.name.removeprefix("patch, ").removesuffix(", step")
+        work = int(self.inputs["attention_mask"].sum())
+        facts = {"op": "patch", "size": size, "passes": "step", "served_by": None}
+        return facts | {"unit": "tokens/s", "work": work}
+
+
+@functools.cache
+def case(size: str, passes: str) -> PatchCase:
+    return PatchCase(size)
+
+
+runs = [(size, "step", provider) for size in SIZES for provider in PROVIDERS]
+bench_patch = pytest.mark.value(95)(parametrize(case, runs))

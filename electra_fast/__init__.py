@@ -20,6 +20,7 @@ _HOME = {
     "Recipe": "recipe",
     "check_batch": "data",
     "info": "installation",
+    "numerics": "accuracy",
 }
 __all__ = ["__version__", "ops", "reference", *_HOME]
 

@@ -283,6 +283,8 @@ def test_autocast(dtype, embeddings):
         hf.patch(ours, embeddings=embeddings)
         with torch.autocast("cpu", dtype):
             (a, da), (b, db) = outcome(ours, inputs), outcome(theirs, inputs)
+            states = [m.electra(inputs["input_ids"]).last_hidden_state.dtype for m in (ours, theirs)]
+        assert states[0] == states[1]
         torch.testing.assert_close(a["loss"].float(), b["loss"].float(), rtol=0.02, atol=0)
         assert all(da[k].dtype == db[k].dtype == torch.float32 for k in db)
 

@@ -54,16 +54,19 @@ class Embeddings(Fused):
             given = (None, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
             return self.unfused.forward(self, *given)
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
-        return ops.embed(
-            input_ids,
-            None if token_type_ids is None else token_type_ids.expand_as(input_ids),
-            None if position_ids is None else position_ids.expand_as(input_ids),
-            *(table.weight for table in tables),
-            *_norm(self.LayerNorm),
-            eps=self.LayerNorm.eps,
-            padding_idx=self.word_embeddings.padding_idx,
-            **_dropout(self.dropout, input_ids),
-        )
+        with torch.autocast(
+            input_ids.device.type, enabled=False
+        ):  # the tables' dtype, as LayerNorm's would be
+            return ops.embed(
+                input_ids,
+                None if token_type_ids is None else token_type_ids.expand_as(input_ids),
+                None if position_ids is None else position_ids.expand_as(input_ids),
+                *(table.weight for table in tables),
+                *_norm(self.LayerNorm),
+                eps=self.LayerNorm.eps,
+                padding_idx=self.word_embeddings.padding_idx,
+                **_dropout(self.dropout, input_ids),
+            )
 
 
 class Attention(Fused):
@@ -125,8 +128,9 @@ class AddNorm(Fused):
 
     def fused(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:  # [B, L, W] each
         x = self.dense(hidden_states)
-        # Under autocast, x is in 16 bits and what an unfused LayerNorm has put out is not.
         dtype = torch.promote_types(x.dtype, input_tensor.dtype)
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):  # whose LayerNorm is in float32, its result too
+            dtype = torch.promote_types(dtype, torch.float32)
         return ops.add_norm(
             x.to(dtype),
             input_tensor.to(dtype),

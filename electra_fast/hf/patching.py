@@ -49,9 +49,8 @@ def patch(
 
     Parameters, submodules, `state_dict` and hooks stay as they are, and so do results up to rounding, with
     these exceptions: dropout draws other masks, logits are None where `ElectraForMaskedLM` or
-    `BertForMaskedLM` is trained with labels (``model(..., output_logits=True)`` has them), a loss over
-    nothing is 0 instead of NaN, and under autocast what goes from layer to layer has autocast's dtype. A
-    second call changes nothing.
+    `BertForMaskedLM` is trained with labels (``model(..., output_logits=True)`` has them), and a loss over
+    nothing is 0 instead of NaN. A second call changes nothing.
 
     Args:
         model: any model of transformers 5 with ELECTRA's or BERT's encoder in it, or a module that holds such

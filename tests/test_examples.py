@@ -1,0 +1,38 @@
+"""The examples, run as a reader runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import ElectraForMaskedLM, ElectraForPreTraining
+
+pytest_plugins = ["corpus"]
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments):
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded(cls, folder):
+    model, facts = cls.from_pretrained(folder, output_loading_info=True)
+    assert not facts["missing_keys"] and not facts["unexpected_keys"]
+    return model
+
+
+def test_hf_trainer(cache, tmp_path):
+    said = run("hf_trainer.py", "--steps", "3", "--out", str(tmp_path))
+    assert "in 3 steps" in said and "error  <- replaced" in said
+    generator = loaded(ElectraForMaskedLM, tmp_path / "generator")
+    discriminator = loaded(ElectraForPreTraining, tmp_path / "discriminator")
+    tables = (half.get_input_embeddings().weight for half in (generator, discriminator))
+    assert next(tables).equal(next(tables))
+
+
+def test_plain_loop(cache, tmp_path):
+    said = run("plain_loop.py", "--steps", "3", "--out", str(tmp_path))
+    assert [line.split(":")[0] for line in said.splitlines()] == ["step 0", "step 2"]
+    loaded(ElectraForPreTraining, tmp_path)

@@ -40,7 +40,7 @@ def cut(documents: list[str], tokenizer) -> list[dict]:
 
 
 def show_verdict(folder: Path, sentence: str, replaced: str) -> None:
-    """Print for each token how likely it is that it was replaced: after 20 steps the same for all of them."""
+    """Print for each token how likely it is that it was replaced; 20 steps teach how many are, not which."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     discriminator = ElectraForPreTraining.from_pretrained(folder)
     inputs = tokenizer(sentence, return_tensors="pt")

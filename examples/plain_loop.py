@@ -49,10 +49,7 @@ for step in range(args.steps):
     schedule.step()
     optimizer.zero_grad()
     if step % 5 == 0 or step == args.steps - 1:
-        right = out.mlm_correct / out.masked
-        print(
-            f"step {step}: generator {out.mlm_loss:.3f}, {right:.1%} right, discriminator {out.rtd_loss:.4f}"
-        )
+        print(f"step {step}: generator {out.mlm_loss:.3f}, discriminator {out.rtd_loss:.4f}")
     if not out.loss.isfinite():
         raise SystemExit(f"plain_loop: the loss of step {step} must be finite, got {out.loss}")
 

@@ -55,9 +55,7 @@ def check_sharing(generator: PreTrainedModel, discriminator: PreTrainedModel, sh
         refuse("discriminator", "have the generator's embeddings", got, "exchange it in both")
     table, head = generator.get_input_embeddings(), generator.get_output_embeddings()
     if getattr(generator.config, "tie_word_embeddings", True) and head.weight is not table.weight:
-        remedy = (
-            "generator.tie_weights() ties them, and generator.config.tie_word_embeddings=False parts them"
-        )
+        remedy = "generator.tie_weights() ties them; config.tie_word_embeddings=False says that it need not"
         refuse("generator", "multiply by the word table that it looks up", "a head of its own", remedy)
     for name, half in (("generator", generator), ("discriminator", discriminator)):
         V, rows = half.config.vocab_size, len(half.get_input_embeddings().weight)
@@ -83,9 +81,8 @@ def special_ids_of(
     given = [x is not None for x in (mask_id, special_ids)]
     if tokenizer is not None:
         if any(given):
-            refuse(
-                "mask_id and special_ids", "be left out", (mask_id, special_ids), "the tokenizer says both"
-            )
+            got = (mask_id, special_ids)
+            refuse("mask_id and special_ids", "be left out", got, "the tokenizer says both")
         if tokenizer.mask_token_id is None:
             remedy = 'add_special_tokens({"mask_token": "[MASK]"})'
             refuse("tokenizer", "have a mask token", None, remedy)

@@ -35,9 +35,7 @@ def read_batch(
         refuse("input_ids", "be given, [B, L]", got, "masks and samples are made of ids")
     bounds = options.get("cu_seq_lens_q")
     if "labels" in options and bounds is None:
-        remedy = (
-            "masking is done here: take a collator that leaves the text as it is, DataCollatorWithPadding"
-        )
+        remedy = "masking is done here: take DataCollatorWithPadding, and drop a column of labels"
         refuse("labels", "be left out", "a batch that has them", remedy)
     packing = {name: options[name] for name in PACKING if name in options}
     for name in options.keys() - {*packing, "labels"}:

@@ -1,4 +1,4 @@
-"""ELECTRA by Hugging Face's Trainer: transformers' models and tokenizer, and one line of electra_fast.
+"""ELECTRA by Hugging Face's Trainer: transformers' models and tokenizer, and two lines of electra_fast.
 
     python examples/hf_trainer.py --steps 20
 
@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from electra_fast import data
+from electra_fast import data, hf
 from electra_fast.hf import ElectraPretrainer
 
 SIZES = {"embedding_size": 64, "num_hidden_layers": 4, "max_position_embeddings": 64}
@@ -66,7 +66,8 @@ def main() -> None:
     generator = ElectraForMaskedLM(ElectraConfig(vocab_size=vocab_size, **SIZES, **narrow))
     discriminator = ElectraForPreTraining(ElectraConfig(vocab_size=vocab_size, **SIZES, **wide))
 
-    pretrainer = ElectraPretrainer(generator, discriminator, tokenizer)  # the one line
+    pretrainer = ElectraPretrainer(generator, discriminator, tokenizer)  # the task
+    print(hf.patch(pretrainer))  # the kernels
 
     trainer = Trainer(
         pretrainer,

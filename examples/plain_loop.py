@@ -2,7 +2,7 @@
 
     python examples/plain_loop.py --steps 20
 
-The corpus is the documentation that every Python carries; batches and attention are electra_fast's own.
+The corpus is the documentation that every Python carries; batches and kernels are electra_fast's own.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import argparse
 import torch
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from electra_fast import data
+from electra_fast import data, hf
 from electra_fast.hf import ElectraPretrainer
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -25,7 +25,6 @@ tokenizer = data.train_tokenizer(documents, vocab_size=8000)
 batches = data.Batches(data.tokenize(documents, tokenizer), seq_len=64, batch_size=16)
 
 sizes = {"vocab_size": tokenizer.get_vocab_size(), "embedding_size": 64, "num_hidden_layers": 4}
-sizes |= {"attn_implementation": "electra_fast"}
 narrow = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
 wide = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
 special = data.special_ids(tokenizer)
@@ -36,6 +35,7 @@ pretrainer = ElectraPretrainer(
     mask_id=mask_id,
     special_ids=special.values(),
 ).to(device)
+hf.patch(pretrainer)
 
 optimizer = torch.optim.AdamW(pretrainer.parameters(), lr=1e-3, weight_decay=0.01)
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=args.steps)

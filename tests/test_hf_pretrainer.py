@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from small_halves import RNG, SPECIAL, L, assert_tied, batch, halves, packed, pretrainer, tokenizer
 from transformers import ElectraForMaskedLM
 
-from electra_fast import reference
+from electra_fast import hf, reference
 from electra_fast.hf import ElectraPretrainer
+from electra_fast.hf.pretrainer import _head
 from electra_fast.philox import uniforms
 
 
@@ -254,3 +255,19 @@ def test_what_a_user_changed_in_the_generator_is_called(change):
     else:
         model.generator.generator_lm_head.__class__ = DoubledLinear
     assert not torch.equal(model(**inputs, rng=RNG).mlm_loss, before)
+
+
+@pytest.mark.parametrize("name", ["electra", "bert"])
+def test_a_patched_pretrainer_trains_the_same(name):
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    theirs, inputs = pretrainer(name, "sdpa", **off).double().train(), batch(24, 11)
+    ours = copy.deepcopy(theirs)
+    hf.patch(ours)
+    a, b = (model(**inputs, rng=RNG) for model in (ours, theirs))
+    torch.testing.assert_close(a.loss, b.loss)
+    assert torch.equal(a.rtd_counts.sum(), b.rtd_counts.sum())
+    for out in (a, b):
+        out.loss.backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+    assert _head(ours.generator) is not None  # the masked positions alone go through it

@@ -160,7 +160,10 @@ class ElectraPretrainer(nn.Module):
     def activation_checkpointing_enable(self, **options) -> None:
         """Compute both encoders' activations again in the backward pass; Trainer calls this."""
         for half in (self.generator, self.discriminator):
-            half.activation_checkpointing_enable(**options)
+            enable = getattr(half, "activation_checkpointing_enable", None)
+            (enable or half.gradient_checkpointing_enable)(**options)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # as older versions of transformers say
 
     def _check_guess(self, ids: Tensor) -> None:
         """Refuse a first batch that is not of the vocabulary whose special ids were assumed."""

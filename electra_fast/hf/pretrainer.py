@@ -4,7 +4,8 @@
     Trainer(pretrainer, args, DataCollatorWithPadding(tokenizer), train_dataset=texts).train()
     discriminator.save_pretrained("my-electra")
 
-The mathematics are `electra_fast.Electra`'s; the encoders stay transformers' own.
+The mathematics are `electra_fast.Electra`'s; the encoders stay transformers' own. `patch(pretrainer)` fuses
+them too.
 """
 
 import functools

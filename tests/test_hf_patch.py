@@ -239,6 +239,21 @@ def test_dropout_drops_and_obeys_manual_seed():
     assert model(**inputs).loss != losses[0]
 
 
+@pytest.mark.parametrize("place", ["embeddings", "attention.self", "attention.output", "layer.1.output"])
+def test_each_place_drops(place):
+    model, inputs = build(dropout=0.5), batch()
+    hf.patch(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Dropout) and place not in name:
+            layer.p = 0.0
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model(**inputs).loss)
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(model.eval()(**inputs).loss, model(**inputs).loss)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
 def test_lora_in_place_of_any_linear_layer():
     peft = pytest.importorskip("peft")

@@ -1,6 +1,7 @@
 """A patched model of transformers computes what it did, trains as it did, and goes back to the bit."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -115,6 +116,7 @@ def test_undo_gives_the_same_bits(name):
             torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True)
         )
         assert type(model).__name__ == name and isinstance(model, classes[0])
+        assert inspect.signature(type(model).forward) == inspect.signature(classes[0].forward)
         run()
     assert [type(m) for m in model.modules()] == classes and "not asked for" in str(patched)
     for ours, theirs in zip(run(), before, strict=True):

@@ -199,6 +199,23 @@ def test_hooks_and_recorded_states_stay():
         torch.testing.assert_close(x[real], y[real], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["hook", "pre-hook", "forward"])
+def test_a_layer_whose_parameters_an_op_reads_can_be_hooked(way):
+    model, inputs, seen = build(), batch(), []
+    patched = hf.patch(model)
+    dense = model.electra.encoder.layer[0].intermediate.dense
+    if way == "hook":
+        dense.register_forward_hook(lambda *_: seen.append(1))
+    elif way == "pre-hook":
+        dense.register_forward_pre_hook(lambda *_: seen.append(1))
+    else:
+        own = dense.forward
+        dense.forward = lambda x: seen.append(1) or own(x)
+    model(**inputs)
+    rows = {cls: (fused, why) for _, cls, fused, _, why in patched.rows()}
+    assert seen == [1] and rows["ElectraIntermediate"] == ("1 of 2", "dense has hooks")
+
+
 def test_weights_are_asked_for_as_before():
     model = build().eval()
     hf.patch(model)

@@ -20,7 +20,7 @@ from electra_fast.checkpoint import config_to_hugging_face
 from electra_fast.config import ElectraConfig
 
 DTYPE = torch.bfloat16 if CUDA else None
-PROVIDERS = ("fused", "huggingface", "huggingface_compile")
+PROVIDERS = ("fused", "huggingface", *(["huggingface_compile"] if CUDA else []))
 SMALL = Size("8x128", 8, 128, ElectraConfig.small, dropout=0.1)
 SIZES = {"ElectraForMaskedLM 8x128": SMALL, "ElectraForPreTraining 8x128": SMALL}
 if CUDA:

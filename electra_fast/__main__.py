@@ -1,4 +1,4 @@
-"""The command line: `python -m electra_fast info`, `… pretrain`."""
+"""The command line: `python -m electra_fast info`, `… doctor`, `… pretrain`."""
 
 import argparse
 import sys
@@ -9,9 +9,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m electra_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="which implementation serves each op here, and why")
+    commands.add_parser("doctor", help="whether it all computes what it should here, and how fast")
     _add_pretrain(commands.add_parser("pretrain", help="from a folder of text to a discriminator"))
     options = vars(parser.parse_args(arguments))
-    command = {"info": _info, "pretrain": _pretrain}[options.pop("command")]
+    command = {"info": _info, "doctor": _doctor, "pretrain": _pretrain}[options.pop("command")]
     try:
         command(**options)
     except (
@@ -26,6 +27,12 @@ def _info() -> None:
     from electra_fast.installation import report
 
     print(report())
+
+
+def _doctor() -> None:
+    from electra_fast.doctor import examine
+
+    sys.exit(examine())
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:

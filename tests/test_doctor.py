@@ -1,0 +1,53 @@
+"""The doctor finds what is wrong, says so, and goes on."""
+
+import pytest
+import torch
+
+from electra_fast import doctor, ops, testing
+from electra_fast.ops import _register
+
+SOME = ("replace_tokens", "rtd_loss", "bias_gelu")
+
+
+def test_a_healthy_installation(capsys):
+    assert doctor.examine(SOME) == 0
+    said = capsys.readouterr().out
+    assert "everything that can run here is right" in said and said.count("right\n") >= 4
+    assert f"torch: {torch.__version__}" in said and "rtd_loss" in said.split("in ms")[1]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (lambda x, bias: x * 1.01, "exceeds the budget"),
+        (lambda x, bias: 1 / 0, "wrong: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_wrong_kernel_is_named_and_the_others_are_examined(kernel, words, monkeypatch, capsys):
+    monkeypatch.setattr(ops, "bias_gelu", kernel)
+    found = {v.op: v for v in doctor.verdicts(SOME)}
+    assert words in found["bias_gelu"].words and found["rtd_loss"].words == "right"
+    assert doctor.examine(("bias_gelu",)) == 1
+    said = capsys.readouterr().out
+    assert "1 wrong" in said and words in said.split("```")[1]
+
+
+def test_what_was_not_built_is_said(monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("asks for the CPU's")
+    monkeypatch.setattr(_register, "COMPILED", frozenset())
+    for op, implementations in _register.OPERATORS.items():
+        monkeypatch.setitem(_register.OPERATORS, op, implementations._replace(serving={}))
+    doctor.examine(("replace_tokens",))
+    assert "replace_tokens  reference (built without electra_fast._C)" in capsys.readouterr().out
+
+
+def test_every_op_is_timed():
+    assert set(doctor._arguments("cpu")) == set(testing.OPS)
+
+
+def test_no_other_variable_is_printed(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    facts = doctor.environment()
+    assert facts["OMP_NUM_THREADS"] == "3" and "secret" not in str(facts)

@@ -43,7 +43,8 @@ def verdicts(names: tuple[str, ...] = testing.OPS) -> Iterator[Verdict]:
         by = _register.served_by(op, device.upper())
         yield Verdict(op, by, _judge(op, getattr(ops, op), device))
         other = {"Triton": "cuda", "compiled from csrc/": "triton"}.get(by) if device == "cuda" else None
-        if function := testing.implementations(op, device).get(other):
+        function = testing.implementations(op, device).get(other) if other else None
+        if function:
             yield Verdict(op, f"{other}, not in use", _judge(op, function, device))
 
 

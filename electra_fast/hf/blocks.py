@@ -92,7 +92,12 @@ class SelfAttention(Attention):
         heads = (self.num_attention_heads, self.attention_head_size)
         layers = (self.query, self.key, self.value)
         q, k, v = (layer(hidden_states).unflatten(-1, heads).transpose(1, 2) for layer in layers)
-        if attention_mask is not None and attention_mask.shape[1:3] == (1, 1):
+        if attention_mask is not None:
+            if attention_mask.shape[1:3] != (1, 1):
+                raise NotImplementedError(
+                    f"electra_fast.hf: attention_mask must be [B, L], got {list(attention_mask.shape)}; "
+                    "patch(model, attention=False) leaves it to transformers"
+                )
             attention_mask = attention_mask[:, 0, 0]
         p = self.dropout.p if self.training else 0.0
         context, _ = attention(self, q, k, v, attention_mask, self.scaling, p, **kwargs)

@@ -2,7 +2,6 @@
 
 import collections
 
-import torch
 from torch import nn
 from transformers.models.bert import modeling_bert as bert
 from transformers.models.electra import modeling_electra as electra
@@ -54,7 +53,7 @@ def patch(
 
     Args:
         model: any model of transformers 5 with ELECTRA's or BERT's encoder in it, or a module that holds such
-            models. Patch before torch.compile and fully_shard, after or before everything else.
+            models. Patch before torch.compile, and before accelerate prepares it.
         attention: scores, softmax, dropout and product, and the mask as it is instead of ``[B, 1, L, L]``.
         norm: dropout, residual and LayerNorm at the end of each half layer.
         feed_forward: bias and GELU.
@@ -104,7 +103,7 @@ def mixin_of(module: nn.Module) -> type[Fused] | None:
 def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
     """Refuse a module that makes a patch wrong or of no effect."""
     refuse = f"electra_fast.hf.patch: {name} must"
-    if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+    if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
         raise ValueError(f"{refuse} not be compiled yet, got a compiled module; patch first, then compile")
     if getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False):
         raise ValueError(

@@ -1,6 +1,6 @@
 """ELECTRA and BERT for transformers' own model tests, which come with its source distribution.
 
-`tests/test_hf_upstream.py` runs this file with ELECTRA_FAST_PATCH=1 and without: each model is patched
+`tests/test_hf_versions.py` runs this file with ELECTRA_FAST_PATCH=1 and without: each model is patched
 as soon as it is built, or none is.
 """
 

@@ -23,6 +23,11 @@ def test_info_names_what_serves_each_op():
         assert facts["ops"]["mask_tokens"]["CPU"] == "compiled from csrc/"
 
 
+def test_info_says_why_nothing_was_built_for_cuda(monkeypatch):
+    monkeypatch.setattr(_register, "COMPILED", frozenset({("embed_fwd", "CPU"), ("linear_fwd", "CUDA")}))
+    assert electra_fast.info()["extension"].startswith("built for CPU; not for CUDA: ")
+
+
 def test_info_agrees_with_the_dispatcher():
     import torch
 

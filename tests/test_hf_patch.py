@@ -150,6 +150,7 @@ def test_one_option_at_a_time(option):
 def test_a_second_patch_changes_nothing():
     model = build()
     first = str(hf.patch(model))
+    assert first.endswith("as before: electra.embeddings_project")
     classes = [type(m) for m in model.modules()]
     assert str(hf.patch(model)) == first and [type(m) for m in model.modules()] == classes
 

@@ -185,7 +185,9 @@ class Patched:
 
     def others(self) -> list[str]:
         """Return the layers with parameters that belong to no known block, by name."""
-        known = {id(part) for m, mixin in _found(self.model) if mixin not in WHOLE for part in m.modules()}
+        found = _found(self.model)
+        known = {id(part) for m, mixin in found if mixin not in WHOLE for part in m.modules()}
+        known |= {id(m.get_submodule(name)) for m, mixin in found for name, _ in mixin.parts}
         return [
             name
             for name, module in self.model.named_modules()

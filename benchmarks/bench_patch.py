@@ -49,7 +49,7 @@ class PatchCase(Case):
         masked.view(-1)[slots.positions.long()] = slots.weights > 0
         if self.head == "ElectraForMaskedLM":
             self.inputs |= {
-                "input_ids": ids.masked_fill(masked, 103),
+                "input_ids": ids.masked_fill(masked, self.size.config.mask_id),
                 "labels": ids.masked_fill(~masked, -100),
             }
         else:

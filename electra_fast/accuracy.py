@@ -57,7 +57,8 @@ def numerics(model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype =
 
     Args:
         model: a model of transformers that `electra_fast.hf.patch` serves, patched or not, or
-            `electra_fast.Generator` or `Discriminator`. It is copied and stays as it is.
+            `electra_fast.Generator` or `Discriminator`. It is copied and stays as it is. The copies are in
+            training, for a patched masked language model has a head of its own there, without dropout.
         batch: its keyword arguments. With labels the gradients are the loss's, without those of a fixed
             weighted sum of the first output.
         dtype: of autocast; torch.float32: no autocast.
@@ -68,7 +69,7 @@ def numerics(model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype =
     Raises:
         TypeError: a model without fused kernels, or one that draws what it is compared by, as `Electra` does.
     """
-    exact, plain, fused = (copy.deepcopy(model).eval() for _ in range(3))
+    exact, plain, fused = (_without_dropout(copy.deepcopy(model).train()) for _ in range(3))
     implement = _with_ops if any(hasattr(m, "ops") for m in model.modules()) else _with_patch
     implement(exact, REFERENCE)
     implement(plain, TORCH)
@@ -83,11 +84,19 @@ def numerics(model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype =
 
     rows = []
     for name in ref:
-        if name in torch_ and name in ours:
-            pairs = zip(ref[name], torch_[name], ours[name], strict=True)
-            errors = [error(got, x) for x, *both in pairs for got in both]
-            rows.append(Row(name or type(model).__name__, *errors))
+        triples = zip(ref[name], torch_[name], ours[name], strict=True)
+        errors = [error(got, x) for x, *both in triples for got in both]
+        rows.append(Row(name or type(model).__name__, *errors))
     return Numerics(dtype, rows)
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # a module of ours
+            module.dropout = 0.0
+    return model
 
 
 def _double(x):

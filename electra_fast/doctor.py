@@ -1,7 +1,7 @@
 """`python -m electra_fast doctor`: whether this installation computes what it should, here.
 
-Every implementation that can run on the device is held against the reference, by the error budget that the
-tests apply; a short timing follows, and a block to paste into a bug report.
+What serves each op is held against the reference, by the error budget that the tests apply; a short timing
+follows, and a block to paste into a bug report.
 """
 
 import os
@@ -133,6 +133,8 @@ def environment() -> dict[str, str]:
 
 def examine(names: tuple[str, ...] = testing.OPS) -> int:
     """Print the report as it comes; return 1 if anything is wrong."""
+    if not __debug__:
+        raise ValueError("doctor: python must run without -O, got it; the checks are assertions")
     print(installation.report())
     device = "the GPU" if torch.cuda.is_available() else "the CPU"
     print(f"\nOn {device}, against the reference, values and gradients:")

@@ -8,7 +8,7 @@ import transformers
 
 import electra_fast
 from electra_fast import ElectraConfig, hf
-from electra_fast.hf import blocks
+from electra_fast.hf import blocks, heads
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 96, "max_position_embeddings": 40}
@@ -50,6 +50,14 @@ def test_a_wrong_kernel_is_seen_where_it_is(monkeypatch):
     assert rows["electra.encoder.layer.0.attention"].output_fused < 0.02
     wrong = rows["electra.encoder.layer.0.intermediate"]
     assert wrong.output_fused > 0.04 and wrong.ratio > 3
+
+
+def test_a_wrong_head_is_seen(monkeypatch):
+    right = heads.ops.mlm_head
+    monkeypatch.setattr(heads.ops, "mlm_head", lambda x, *rest: right(x * 1.3, *rest))
+    batch_ = batch(labels=torch.randint(0, 300, (3, 20)))
+    rows = {row.module: row for row in electra_fast.numerics(electra("ElectraForMaskedLM"), batch_).rows}
+    assert rows["generator_predictions"].ratio > 5 and rows["electra.embeddings"].output_fused < 1e-6
 
 
 def test_the_model_stays_as_it_is():

@@ -1,5 +1,8 @@
 """The doctor finds what is wrong, says so, and goes on."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -40,6 +43,12 @@ def test_what_was_not_built_is_said(monkeypatch, capsys):
         monkeypatch.setitem(_register.OPERATORS, op, implementations._replace(serving={}))
     doctor.examine(("replace_tokens",))
     assert "replace_tokens  reference (built without electra_fast._C)" in capsys.readouterr().out
+
+
+def test_refuses_to_run_without_assertions():
+    command = [sys.executable, "-O", "-m", "electra_fast", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "doctor: python must run without -O" in done.stderr
 
 
 def test_every_op_is_timed():

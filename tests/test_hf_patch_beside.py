@@ -45,8 +45,8 @@ def test_a_layer_whose_parameters_an_op_reads_can_be_hooked(way):
         own = dense.forward
         dense.forward = lambda x: seen.append(1) or own(x)
     model(**inputs)
-    rows = {cls: (fused, why) for _, cls, fused, _, why in patched.rows()}
-    assert seen == [1] and rows["ElectraIntermediate"] == ("1 of 2", "dense has hooks")
+    rows = {row.block: (row.fused, row.of, row.why_not) for row in patched.rows()}
+    assert seen == [1] and rows["ElectraIntermediate"] == (1, 2, "dense has hooks")
 
 
 def test_weights_are_asked_for_as_before():
@@ -120,9 +120,9 @@ def test_lora_in_place_of_any_linear_layer():
     assert da.keys() == db.keys() and any("lora_A" in k for k in da)
     for k in da:
         torch.testing.assert_close(da[k], db[k], rtol=1e-3, atol=1e-6, msg=k)
-    rows = {cls: (fused, why) for _, cls, fused, _, why in patched.rows()}
-    assert rows["ElectraIntermediate"] == ("0 of 2", "dense is peft.tuners.lora.layer.Linear")
-    assert rows["ElectraSelfOutput"] == rows["ElectraSelfAttention"] == ("2 of 2", "")
+    rows = {row.block: (row.fused, row.of, row.why_not) for row in patched.rows()}
+    assert rows["ElectraIntermediate"] == (0, 2, "dense is peft.tuners.lora.layer.Linear")
+    assert rows["ElectraSelfOutput"] == rows["ElectraSelfAttention"] == (2, 2, "")
 
 
 @compiles

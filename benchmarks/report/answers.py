@@ -67,8 +67,8 @@ def worst(errors: dict[str, list[float]]) -> tuple[float, str]:
 def right(result: dict) -> tuple[str, str]:
     wrong = len(result["wrong"])
     count = len(result["benchmarks"]) + wrong
-    held = f"All were held against the definition in float64 before they were timed; {wrong or 'none'} "
-    held += "was wrong." if wrong < 2 else "were wrong."
+    held = "All were held against the definition in float64, patched models against transformers' own, "
+    held += f"before they were timed; {wrong or 'none'} {'was' if wrong < 2 else 'were'} wrong."
     largest: dict[str, tuple[float, str, str]] = {}
     for extra in (benchmark["extra_info"] for benchmark in result["benchmarks"]):
         if extra.get("errors"):

@@ -13,13 +13,14 @@ from electra_fast.hf.fused import Fused
 IGNORED = -100  # the label of a token that counts in no loss, as in `F.cross_entropy`
 
 
-def _refuse(argument: str, rule: str, got: object, remedy: str = "") -> None:
-    raise ValueError(f"electra_fast.hf: {argument} must {rule}, got {got}" + (remedy and f"; {remedy}"))
-
-
-def _check_labels(labels: Tensor, tokens: Tensor) -> None:
-    if labels.shape != tokens.shape[:2]:
-        _refuse("labels", f"have a label a token, shape {list(tokens.shape[:2])}", list(labels.shape))
+def _check_labels(labels: Tensor, inputs: dict[str, Tensor | None]) -> None:
+    ids = inputs["input_ids"]
+    tokens = list((inputs["inputs_embeds"] if ids is None else ids).shape[:2])
+    if list(labels.shape) != tokens:
+        raise ValueError(
+            f"electra_fast.hf: labels must have a label a token, shape {tokens}, got {list(labels.shape)}; "
+            "pad them as the ids are padded"
+        )
 
 
 class Transform(Fused):
@@ -67,7 +68,7 @@ class MaskedLM(Fused):
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids, "return_dict": True}
         if labels is not None:
-            _check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
+            _check_labels(labels, inputs)
         if labels is None or output_logits or not self.training:
             return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
 
@@ -129,9 +130,12 @@ class RTDLoss(Fused):
         inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids, "return_dict": True}
         if labels is None:
             return self.unfused.forward(self, **inputs, **kwargs)
-        _check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
+        _check_labels(labels, inputs)
         if attention_mask is not None and attention_mask.dim() != 2:
-            _refuse("attention_mask", "be [B, L] where labels are given", list(attention_mask.shape))
+            raise ValueError(
+                "electra_fast.hf: attention_mask must be [B, L] where labels are given, got "
+                f"{list(attention_mask.shape)}; leave the labels out, and take a loss of the logits"
+            )
         if labels.is_floating_point():
             return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
 

@@ -1,6 +1,7 @@
 """`patch`: fused forward passes in a model that somebody else has built, and back."""
 
 import collections
+from typing import NamedTuple
 
 from torch import nn
 from transformers.models.bert import modeling_bert as bert
@@ -10,7 +11,7 @@ from electra_fast.hf import blocks, heads
 from electra_fast.hf.fused import Fused, fuse, unfuse
 from electra_fast.ops import _register
 
-FUSED: dict[type[nn.Module], type[Fused]] = {
+BLOCKS: dict[type[nn.Module], type[Fused]] = {
     electra.ElectraEmbeddings: blocks.Embeddings,
     bert.BertEmbeddings: blocks.Embeddings,
     electra.ElectraModel: blocks.Encoder,
@@ -96,7 +97,7 @@ def mixin_of(module: nn.Module) -> type[Fused] | None:
     """Return what fuses a module, if its forward pass is the one that is known here."""
     if isinstance(module, Fused):
         return module.mixin
-    known = (mixin for cls, mixin in FUSED.items() if type(module).forward is cls.forward)
+    known = (mixin for cls, mixin in BLOCKS.items() if type(module).forward is cls.forward)
     return next(known, None)
 
 
@@ -119,6 +120,19 @@ def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
         raise ValueError(
             f"{refuse} not be patched with other options, got {mixin.option} fused already; undo() that first"
         )
+
+
+class Row(NamedTuple):
+    option: str
+    block: str  # the class's name, none where the model has no such block
+    fused: int  # of the blocks of this class
+    of: int
+    by: str  # the ops that they call
+    why_not: str
+
+    def cells(self) -> tuple[str, ...]:
+        count = f"{self.fused} of {self.of}" if self.of else ""
+        return self.option, self.block, count, self.by, self.why_not
 
 
 class Patched:
@@ -156,31 +170,26 @@ class Patched:
         for _, module in fused:
             unfuse(module)
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Return by option and class: both, how many modules run fused, the ops they call, and why not."""
-        classes: dict[tuple[str, str], list[nn.Module]] = collections.defaultdict(list)
-        runs = {}
+    def rows(self) -> list[Row]:
+        """Return the blocks by option and class, and how many of them run fused at this moment."""
+        classes = collections.defaultdict(list)
         for module, mixin in _found(self.model):
-            key = mixin.option, type(module).__name__
-            classes[key].append(module)
-            runs[key] = mixin.runs
-        rows = []
-        for (option, name), modules in sorted(classes.items(), key=lambda item: OPTIONS.index(item[0][0])):
-            reasons = collections.Counter(_why_not(module) for module in modules)
-            fused = reasons.pop(None, 0)
-            rows.append((option, name, f"{fused} of {len(modules)}", runs[option, name], "; ".join(reasons)))
-        missing = set(OPTIONS) - {option for option, *_ in rows}
-        return rows + [(o, "", "", "", "the model has none") for o in OPTIONS if o in missing]
+            classes[mixin.option, type(module).__name__, mixin.runs].append(_why_not(module))
+        rows = [
+            Row(option, block, why.count(None), len(why), runs, "; ".join(sorted({*why} - {None})))
+            for (option, block, runs), why in classes.items()
+        ]
+        missing = set(OPTIONS) - {row.option for row in rows}
+        rows += [Row(option, "", 0, 0, "", "the model has none") for option in missing]
+        return sorted(rows, key=lambda row: (row.of == 0, OPTIONS.index(row.option)))
 
     def __str__(self) -> str:
         device = next(self.model.parameters()).device.type.upper()
-        rows = [("option", "class", "fused", "by", "why not"), *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        ops = dict.fromkeys(
-            op for _, _, fused, by, _ in rows[1:] if fused[:2] != "0 " for op in by.split(", ")
-        )
-        lines += ["", *(f"{op} on {device}: {_register.served_by(op, device)}" for op in ops if op)]
+        cells = [("option", "class", "fused", "by", "why not"), *(row.cells() for row in self.rows())]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        ops = dict.fromkeys(op for row in self.rows() if row.fused for op in row.by.split(", "))
+        lines += ["", *(f"{op} on {device}: {_register.served_by(op, device)}" for op in ops)]
         return "\n".join([*lines, f"as before: {', '.join(self.others()) or 'nothing'}"])
 
     def others(self) -> list[str]:

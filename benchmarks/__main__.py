@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks`, `… compare a.json b.json`, `… report`."""
+"""The command line: `python -m benchmarks`, `… report`, `… compare a.json b.json`, `… static`."""
 
 import argparse
 import os
@@ -14,7 +14,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Time every op and a whole training step beside their baselines.",
         epilog="python -m benchmarks report --help: README.md's tables, or a page of HTML. "
-        "python -m benchmarks compare --help: two runs, or two commits, side by side.",
+        "python -m benchmarks compare --help: two runs, or two commits, side by side. "
+        "python -m benchmarks static --help: what the compilers make of the kernels, without a GPU.",
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 240 on a CPU, 480 on a GPU")
     p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this")
@@ -95,8 +96,14 @@ def compare(arguments: list[str]) -> int:
     return compare.main(arguments)
 
 
+def static(arguments: list[str]) -> int:
+    from benchmarks.static import command
+
+    return command.main(arguments)
+
+
 def main(arguments: list[str]) -> int:
-    commands = {"report": report, "compare": compare}
+    commands = {"report": report, "compare": compare, "static": static}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])

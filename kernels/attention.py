@@ -23,8 +23,8 @@ from electra_fast.kernels._attention_fwd import attention_fwd_loop, attention_fw
 from electra_fast.kernels._attention_tile import strides
 from electra_fast.kernels._common import architecture, refuse_float64
 
-# (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (tests/aot.py): none
-# spills but the last of DQ and DKDV, 64 bytes at most. None was timed yet; `python -m benchmarks.tune` does.
+# (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (benchmarks/static):
+# none spills but the last of DQ and DKDV, 64 bytes at most. None was timed; `python -m benchmarks.tune` does.
 
 # The keys of a sequence in one tile, at 16 bits and up to 64 columns; by the longest sequence.
 TILE_FWD = {64: (64, 64, 4, 1), 128: (64, 128, 4, 1)}

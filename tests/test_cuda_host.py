@@ -5,27 +5,28 @@ op's kernels add is in tests/host/<op>.py.
 """
 
 import re
-import shutil
 import subprocess
 
 import host
 import pytest
 import torch
 from host import embed, mlm_head
+from test_aot import hold_to_figures
 from torch.utils.cpp_extension import include_paths
 
+from benchmarks.static import cuda, gpus
 from electra_fast import ops, reference, testing
 from electra_fast.ops._register import Kernels
 
 CUDA = host.CSRC / "cuda"
-NVCC = shutil.which("nvcc")
+NVCC = cuda.NVCC
 PARTS = (embed, mlm_head)
 
 host_run = pytest.mark.skipif(
     not all(part.OP in testing.HOST_RUN for part in PARTS),
     reason="a GPU runs csrc/cuda itself, or there is no C++ compiler",
 )
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
 of_every_op = pytest.mark.parametrize("part", PARTS, ids=lambda part: part.OP)
 
 
@@ -111,16 +112,13 @@ def test_the_check_sees(part, entry, tmp_path, monkeypatch):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
-@pytest.mark.parametrize("source", sorted(CUDA.glob("*.cu")), ids=lambda path: path.stem)
-def test_compiles_without_spills(source, arch, tmp_path):
-    command = [NVCC, "-std=c++20", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", "-Werror"]
-    command += ["all-warnings", "-o", tmp_path / "kernels.cubin", source]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    print(done.stderr)
-    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", done.stderr)
-    assert memory and set(memory) == {("0", "0", "0")}, done.stderr
+@pytest.mark.parametrize("arch", gpus.GPUS)
+@pytest.mark.parametrize("source", cuda.SOURCES, ids=lambda path: path.stem)
+def test_compiles_without_spills(source, arch):
+    rows = cuda.compiled(arch, source)
+    print(rows)
+    assert rows and not any(row["spill_bytes"] for row in rows)
+    hold_to_figures(rows)
 
 
 def toolkit_includes() -> list[str]:

@@ -1,0 +1,115 @@
+"""Compile Triton kernels for one architecture, as their own launchers call them, without a GPU.
+
+    TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops
+
+A stand-in driver names the architecture, and a launch stops after the compiler: argument types, alignment and
+launch shapes are the real ones. Prints one JSON object a compiled kernel. Runs in a process of its own,
+because Triton decides at import whether kernels are interpreted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from benchmarks.machine import ROOT
+from benchmarks.static import gpus, sass
+
+PARTS = ("ops", "attention")  # of launches.py; `packed` compiles nothing that these do not
+
+
+def compiled(arch: int, part: str) -> list[dict]:
+    """Return a row for each kernel that a part of launches.py compiles for sm_<arch>."""
+    # Another compiler, or one that is told otherwise, has other figures.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
+    command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), part]
+    environment = {**kept, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"static: {part} does not compile for sm_{arch}\n{done.stderr[-3000:]}")
+    return named_apart([json.loads(line) for line in done.stdout.splitlines()])
+
+
+def named_apart(rows: list[dict]) -> list[dict]:
+    """Number those whose variants read alike: for other lengths, or multiples of other powers of two."""
+    seen: dict[tuple, int] = {}
+    for row in rows:
+        key = (row["kernel"], row["variant"])
+        seen[key] = seen.get(key, 0) + 1
+        row["variant"] += f" ({seen[key]})" if seen[key] > 1 else ""
+    return rows
+
+
+def kernels_of(arch: int, run) -> list:
+    """Return each kernel that `run()` launches, compiled for sm_<arch>, in the order of their launches."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class Driver:
+        get_current_device = staticmethod(lambda: arch)  # Triton caches compiled kernels by device
+        get_current_stream = staticmethod(lambda device: 0)
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", arch, 32))
+
+    found: dict[str, object] = {}
+    launch = JITFunction.run
+
+    def compile_only(self, *args, **kwargs):
+        kernel = launch(self, *args, **{**kwargs, "warmup": True})
+        found.setdefault(kernel.hash, kernel)
+
+    driver.set_active(Driver())
+    JITFunction.run = compile_only
+    try:
+        run()
+    finally:
+        JITFunction.run = launch
+    return list(found.values())
+
+
+def row_of(arch: int, part: str, kernel) -> dict:
+    ((use, code),) = sass.functions(kernel.asm["cubin"]).values()
+    use["shared_bytes"] = kernel.metadata.shared  # asked for at launch, which the cubin does not know
+    return {
+        "part": part,
+        "arch": arch,
+        "kernel": kernel.src.fn.__name__.removeprefix("_"),
+        "variant": variant(kernel),
+        "shape": shape(kernel),
+        "constants": constants(kernel),
+        "products": kernel.asm["ttir"].count("tt.dot"),
+        **gpus.row(arch, kernel.metadata.num_warps, use, code, sass.tcgen05_flops(kernel.asm["ptx"])),
+    }
+
+
+def constants(kernel) -> dict:
+    """Return the arguments that a kernel was compiled for, those that are None or a constexpr, by name."""
+    names = kernel.src.fn.arg_names
+    return {names[place[0]]: value for place, value in kernel.src.constants.items() if len(place) == 1}
+
+
+def variant(kernel) -> str:
+    """Say what a kernel was compiled for: the types behind its pointers, what is absent, ELECTRA's sizes."""
+    types = dict.fromkeys(t[1:] for t in kernel.src.signature.values() if str(t).startswith("*"))
+    known = constants(kernel)
+    without = [f"no {name.removesuffix('_ptr')}" for name, value in known.items() if value is None]
+    given = [f"{k}={v}" for k, v in known.items() if v is not None and not is_shape(k)]
+    return " ".join([",".join(types), *without, *given])
+
+
+def shape(kernel) -> str:
+    """Return the constants that its launcher chooses; with others it is still the same kernel."""
+    return " ".join(f"{name}={value}" for name, value in constants(kernel).items() if is_shape(name))
+
+
+def is_shape(name: str) -> bool:
+    return name.startswith("BLOCK") or name in ("SIDE", "SUB", "PIECE", "LEVELS")
+
+
+if __name__ == "__main__":
+    assert os.environ.get("TRITON_INTERPRET") == "0", "an interpreted kernel is not compiled"
+    from benchmarks.static.launches import LAUNCHES
+
+    arch, part = int(sys.argv[1]), sys.argv[2]
+    for kernel in kernels_of(arch, LAUNCHES[part]):
+        print(json.dumps(row_of(arch, part, kernel)))

@@ -1,0 +1,74 @@
+"""The command: compile everything, print it, and hold it against the committed figures."""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+from benchmarks.static import aot, cuda, figures, gpus, summary
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks static",
+        description="What the compilers make of every kernel, without a GPU. The instructions are all of "
+        "the code; the bound is of the main loop, or of the code outside of loops.",
+        epilog="--compare exits with 1 if a kernel got worse, with 2 if nothing could be compared.",
+    )
+    p.add_argument("--arch", type=int, nargs="+", choices=gpus.GPUS, default=[*gpus.GPUS], metavar="SM")
+    p.add_argument("--all", action="store_true", help="a line for every variant of a kernel")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    then = p.add_mutually_exclusive_group()
+    then.add_argument("--compare", action="store_true", help="with the committed figures, print what changed")
+    then.add_argument("--update", action="store_true", help="make these the committed figures")
+    return p
+
+
+def compiled(architectures: list[int]) -> list[dict]:
+    """Return the rows of every kernel that the compilers here can make, each core with one at a time."""
+    here = figures.compilers()
+    if here["triton"] is None:
+        raise ValueError("static: Triton must be installed, its disassembler reads all; pip install triton")
+    jobs = [(aot.compiled, *job) for job in product(architectures, aot.PARTS)]
+    if here["nvcc"] is None:
+        print("static: no nvcc here, the kernels of csrc/cuda are left out", file=sys.stderr)
+    else:
+        jobs += [(cuda.compiled, *job) for job in product(architectures, cuda.SOURCES)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for rows in pool.map(lambda job: job[0](*job[1:]), jobs) for row in rows]
+
+
+def compare(rows: list[dict], committed: dict) -> int:
+    """Print what changed, or why nothing is compared, and return the exit status."""
+    for reason in (reasons := figures.not_compared(rows, committed)).values():
+        print(reason)
+    if len(reasons) == len({figures.compiler(row) for row in rows}):
+        return 2
+    changes = figures.changes(rows, committed)
+    print("\n".join(change.line for change in changes) or "nothing changed")
+    return int(any(change.worse for change in changes))
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    if options.update and len(options.arch) < len(gpus.GPUS):
+        raise ValueError("static: --update must be of every architecture, got --arch; leave it out")
+    committed = figures.load() if options.compare else None
+    try:
+        rows = compiled(options.arch)
+    except RuntimeError as error:  # a kernel does not compile
+        print(error, file=sys.stderr)
+        return 1
+    if options.json:
+        options.json.write_text(json.dumps({"compilers": figures.compilers(), "rows": rows}, indent=1))
+    if options.compare:
+        return compare(rows, committed)
+    if options.update:
+        figures.update(rows)
+        print(f"{len(rows)} kernels in {figures.FILE}")
+    else:
+        print(summary.table(rows, options.all))
+    return 0

@@ -11,10 +11,11 @@ from test_benchmarks import RESULT, ROOT, fake_benchmark
 
 from benchmarks import __main__ as command
 from benchmarks import machine, providers
-from benchmarks.report import losses, numbers, page, svg
+from benchmarks.report import kernels, losses, numbers, page, svg
 from benchmarks.report.ops import over_time
+from benchmarks.static import figures, summary
 
-VOID = {"meta", "path", "circle", "rect", "line", "br", "link", "img"}
+VOID = {"meta", "br", "link", "img"}
 
 
 class Page(HTMLParser):
@@ -141,6 +142,20 @@ def test_the_page_has_spread_errors_bound_memory_and_the_paper_s_hours():
     assert rates["linear, small 128x128"].endswith(", 25%")
     step = Page(page.page([with_steps("cpu")], "abc")).tables["The training step"][0]
     assert "CPU hours, paper's schedule" in step and "tokens / CPU s" in step, "on a CPU it is marked"
+
+
+def test_the_page_has_what_the_compilers_made_of_each_kernel():
+    committed = figures.load()
+    found = Page(page.page([RESULT], "abc")).tables
+    head, *rows = found["sm_90, H200"]
+    of_90 = [row for row in committed["rows"] if row["arch"] == 90]
+    assert head == summary.HEAD and sum(int(row[2]) for row in rows) == len(of_90)
+    others = [row for row in found["Other GPUs"] if row != head]
+    assert sum(int(row[2]) for row in (*rows, *others)) == len(committed["rows"])
+    assert set(kernels.COLOURS) == set(summary.MIX), "each class of instructions has a colour"
+    assert len(set(kernels.COLOURS.values())) == len(kernels.COLOURS)
+    assert kernels.spills([]).endswith("0 spill registers.")
+    assert "attention_bwd_dq in fp32" in kernels.spills(committed["rows"])
 
 
 def test_runs_are_by_machine_and_over_time():

@@ -7,16 +7,18 @@ from benchmarks.machine import slug
 from benchmarks.report.answers import answers
 from benchmarks.report.evidence import environment, errors, everything, memory, where_others_win
 from benchmarks.report.html import paragraph
+from benchmarks.report.kernels import KERNELS, kernels
 from benchmarks.report.ops import ops, over_time, rates, sizes
 from benchmarks.report.runs import kind, machine
 from benchmarks.report.step import training_step
 from benchmarks.report.text import BASIS
+from benchmarks.static import figures
 
 STYLE = Path(__file__).with_name("page.css")
 SECTIONS = (training_step, ops, where_others_win, sizes, rates, memory, errors)  # each of the newest run
 APPENDIX = (everything, environment)
 LEAD = (
-    "Kernels for ELECTRA's pre-training beside what else computes the same. Every number here was measured "
+    "Kernels for ELECTRA's pre-training beside what else computes the same. Every time here was measured "
     "after its provider gave the right result, in rounds that take turns; it is in the JSON behind this page."
 )
 
@@ -24,15 +26,16 @@ LEAD = (
 def page(runs: list[dict], sources: str) -> str:
     """Return the page of some runs; `sources` is the hash of the kernels as they are."""
     machines = by_machine(runs)
-    links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in machines]
+    links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in (*machines, KERNELS)]
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark"><title>electra_fast, measured</title>',
         f"<style>{STYLE.read_text()}</style></head><body><main>",
         f"<header><h1>electra_fast, measured</h1>{paragraph(LEAD, 'lead')}",
-        f"<nav>{' '.join(links)}</nav></header>" if len(machines) > 1 else "</header>",
+        f"<nav>{' '.join(links)}</nav></header>",
         *(_machine(name, found, sources) for name, found in machines.items()),
+        kernels(figures.load()),
         "</main></body></html>",
     ]
     return "\n".join(parts)

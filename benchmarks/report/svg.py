@@ -106,6 +106,14 @@ class Row(NamedTuple):
     marks: list[Mark]
 
 
+class Stack(NamedTuple):
+    """A bar: the shares of a whole by name, and what stands beside it."""
+
+    name: str
+    shares: dict[str, float]
+    value: str
+
+
 def shape(provider: str) -> str:
     colour, form = STYLES.get(provider, ("grey", "circle"))
     return f'<g class="mark {colour}">{SHAPES[form]}</g>'
@@ -160,6 +168,29 @@ def _row(row: Row, axis: Axis, grid: str, several: bool) -> str:
     return (
         f'<div class="row"><span class="case">{escape(row.name)}{note}</span>{strip}'
         f'<ul class="values">{"".join(values)}</ul></div>'
+    )
+
+
+def stacks(bars: list[Stack], colours: dict[str, str], unit: str) -> str:
+    """Return a chart with a bar a case, of parts that have a colour each and are in the same order in all."""
+    box = '<svg class="key" viewBox="-8 -8 16 16"><rect x="-7" y="-7" width="14" height="14"'
+    keys = "".join(f'<li>{box} class="part {c}"/></svg>{escape(name)}</li>' for name, c in colours.items())
+    rows = "".join(_stack(bar, colours) for bar in bars)
+    below = f'<p class="unit">{escape(unit)}</p>'
+    return f'<ul class="legend">{keys}</ul><div class="dots">{rows}{below}</div>'
+
+
+def _stack(bar: Stack, colours: dict[str, str]) -> str:
+    start, parts = 0.0, []
+    for name, colour in colours.items():
+        told = f"<title>{escape(f'{bar.name}, {name}: {bar.shares[name]:.0%}')}</title>"
+        place = f'x="{start:.2f}%" y="3" width="{100 * bar.shares[name]:.2f}%" height="{LANE - 6}"'
+        parts.append(f'<rect class="part {colour}" {place}>{told}</rect>')
+        start += 100 * bar.shares[name]
+    return (
+        f'<div class="row"><span class="case">{escape(bar.name)}</span>'
+        f'<svg height="{LANE}" aria-hidden="true">{"".join(parts)}</svg>'
+        f'<ul class="values"><li>{escape(bar.value)}</li></ul></div>'
     )
 
 

@@ -53,6 +53,8 @@ def test_nothing_differs_from_itself(rows):
         ("instructions", lambda n: n + 1, False),
         ("instructions", lambda n: n - 8, False),
         ("registers", lambda n: n + 1, False),
+        ("warps", lambda n: 2 * n, True),
+        ("warps", lambda n: n // 2, False),
         ("mufu", lambda n: n - 1, False),
         ("memory_clocks", lambda n: 10 * n, True),
         ("tensor_clocks", lambda n: n + 1, False),  # not the longest wait

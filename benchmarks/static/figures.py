@@ -1,8 +1,8 @@
 """The committed figures, figures.json, one kernel a line, and what differs from them.
 
 A kernel is worse if it spills more, if fewer of its warps fit a multiprocessor, if it has fewer tensor-core
-instructions, or over 5% more instructions or clocks of its longest wait; a new one, if it spills. Figures are
-one compiler's: another's are not compared.
+instructions, or over 5% more instructions in a block or clocks of its longest wait; a new one, if it spills.
+Figures are one compiler's: another's are not compared.
 """
 
 import importlib.metadata
@@ -112,7 +112,7 @@ def changed(old: dict, new: dict) -> list[Change]:
         new["spill_bytes"] > old["spill_bytes"]
         or new["occupancy"] < old["occupancy"]
         or new["tensor"] < old["tensor"]
-        or new["instructions"] > SLACK * old["instructions"]
+        or new["instructions"] * new["warps"] > SLACK * old["instructions"] * old["warps"]
         or gpus.bound(new)[1] > SLACK * gpus.bound(old)[1]
     )
     return [Change(f"{title(key(new))}: {', '.join(moves)}{'; worse' * worse}", worse)]

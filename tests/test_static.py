@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -197,6 +197,8 @@ def test_the_main_part_is_the_loop_that_multiplies_or_else_the_longest_part():
     assert sass.main_part(code) == code[2:8]
     plain = sass.instructions(SASS.replace("HGMMA", "NOP"))
     assert sass.main_part(plain) == [*plain[:2], *plain[8:]], "what jumps back from aside is no loop"
+    nested = sass.instructions(".L_x_6:" + SASS.replace("BRA.DIV UR4, `(.L_x_4)", "@P0 BRA `(.L_x_6)"))
+    assert sass.main_part(nested) == nested[2:8], "the inner one of two"
 
 
 def test_products_are_counted_from_their_shapes():
@@ -232,10 +234,17 @@ def test_the_bound_is_the_longest_wait():
     assert gpus.bound({f"{name}_clocks": clocks for name, clocks in waits.items()}) == ("tensor", 32)
 
 
-@pytest.mark.skipif(not cuda.NVCC, reason="no nvcc here")
-def test_nvcc_is_the_pinned_one_where_it_is_installed():
-    installed = ".venv" in cuda.NVCC or "site-packages" in cuda.NVCC
-    assert installed == (cuda.version() == COMMITTED["compilers"]["nvcc"] and "nvidia" in cuda.NVCC)
+def test_the_pinned_nvcc_goes_before_the_one_on_the_path(monkeypatch):
+    class Wheel(PurePosixPath):
+        def locate(self):
+            return PurePosixPath("/wheel") / self
+
+    files = [Wheel("bin/nvcc.profile"), Wheel("bin/nvcc")]
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: f"/path/{name}")
+    monkeypatch.setattr(cuda.importlib.metadata, "files", lambda package: files)
+    assert cuda.find_nvcc() == "/wheel/bin/nvcc"
+    monkeypatch.setattr(cuda.importlib.metadata, "files", lambda package: None)
+    assert cuda.find_nvcc() == "/path/nvcc"
 
 
 def test_the_rows_are_json(rows, monkeypatch, tmp_path):

@@ -37,6 +37,8 @@ def compiled(architectures: list[int]) -> list[dict]:
         print("static: no nvcc here, the kernels of csrc/cuda are left out", file=sys.stderr)
     else:
         jobs += [(cuda.compiled, *job) for job in product(architectures, cuda.SOURCES)]
+    names = ", ".join(f"sm_{arch}" for arch in architectures)
+    print(f"compiling for {names}: minutes, where nothing is cached", file=sys.stderr)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for rows in pool.map(lambda job: job[0](*job[1:]), jobs) for row in rows]
 

@@ -1,6 +1,6 @@
 """What a sceptic asks for on the page: losses, memory, errors, every number, the machine."""
 
-from benchmarks.providers import label
+from benchmarks.providers import OURS, label
 from benchmarks.report.answers import worst
 from benchmarks.report.charts import names, share_chart
 from benchmarks.report.html import folded, items, paragraph, section, table
@@ -20,7 +20,8 @@ def where_others_win(result: dict) -> str:
     for c in found:
         spread = f"{c.spread[0]:.2f} - {c.spread[1]:.2f}" if c.spread else ""
         rows.append([c.group, label(c.provider), times(c.ratio), spread, digits(c.seconds * 1e3), c.why])
-    note = f"{len(found)} of {count} comparisons, the largest loss first. Under 1 the other is faster."
+    ours = f", {sum(c.provider in OURS for c in found)} of them with another form of ours"
+    note = f"{len(found)} of {count} comparisons{ours}; the largest loss first. Under 1 the other is faster."
     head = ["case", "provider", "fused is", "p20 - p80", "ms", "why"]
     return section(title, paragraph(note), table(head, rows, ("provider", "why")))
 

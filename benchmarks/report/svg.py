@@ -143,10 +143,7 @@ def dots(rows: list[Row], axis: Axis, tint: Tint | None = None) -> str:
     several = len(providers) > 1
     keys = legend(providers if several else [], tint.name if tint else "")
     lanes = "".join(_row(row, axis, grid, several) for row in rows)
-    ticks = "".join(
-        f'<text x="{axis.percent(t):.2f}%" y="14" class="middle">{_tick(t)}</text>' for t in axis.ticks()
-    )
-    below = f'<div class="row axis"><span></span><svg height="20">{ticks}</svg><span></span></div>'
+    below = f'<div class="row axis"><span></span><svg height="20">{_ticks(axis)}</svg><span></span></div>'
     return f'{keys}<div class="dots">{lanes}{below}<p class="unit">{escape(axis.title)}</p></div>'
 
 
@@ -229,6 +226,18 @@ def _line(x1: float, x2: float, y1: float, y2: float, style: str) -> str:
 
 def _vertical(x: float, style: str) -> str:
     return f'<line class="{style}" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"/>'
+
+
+def _ticks(axis: Axis) -> str:
+    """Return the labels of an axis; those close to the last one are not shown on a narrow screen."""
+    found, last = [], -math.inf
+    for value in axis.ticks():
+        at = axis.percent(value)
+        close = at - last < 12
+        last = last if close else at
+        style = "middle close" if close else "middle"
+        found.append(f'<text x="{at:.2f}%" y="14" class="{style}">{_tick(value)}</text>')
+    return "".join(found)
 
 
 def _tick(value: float) -> str:

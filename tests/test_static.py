@@ -39,6 +39,14 @@ def test_the_figures_are_of_the_pinned_compilers():
     assert made == {"triton": triton, "nvcc": toolkit}, figures.UPDATE
 
 
+def test_the_readme_says_what_spills():
+    spilling = [row for row in COMMITTED["rows"] if row["spill_bytes"]]
+    assert all(row["kernel"].startswith("attention") for row in spilling)
+    assert all(row["variant"].startswith("fp32") and "D=128" in row["variant"] for row in spilling)
+    most = max(row["spill_bytes"] for row in spilling)
+    assert f"attention with heads of 128 columns ({most} bytes)" in (ROOT / "README.md").read_text()
+
+
 def test_nothing_differs_from_itself(rows):
     assert figures.changes(rows, COMMITTED) == []
 

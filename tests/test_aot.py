@@ -32,7 +32,7 @@ def hold_to_figures(rows) -> None:
 def check(rows, arch) -> None:
     for row in rows:
         print(row)
-        assert row["spill_bytes"] <= may_spill(row), row
+        assert row["arch"] == arch and row["spill_bytes"] <= may_spill(row), row
         assert row["shared_bytes"] <= gpus.GPUS[arch].shared_of_block and row["occupancy"] > 0, row
         assert row["tensor"] > 0 or row["products"] == 0, row
 

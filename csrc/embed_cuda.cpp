@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embed_bwd_cuda(
       rstd.const_data_ptr<float>(), static_cast<int>(groups), static_cast<int>(splits),
       dx.mutable_data_ptr<float>(), parts.mutable_data_ptr<float>(),
       c10::cuda::getCurrentCUDAStream()));
-  const auto total = [&](int64_t q) { return parts.select(2, q).sum({0, 1}); };
+  const auto total = [&](int64_t q) { return parts.select(2, q).sum(at::IntArrayRef{0, 1}); };
 
   return {want_word ? table_gradient(dx, ids, word, dword) : at::empty({0}, word.options()),
           places ? table_gradient(dx, *places, position, {})

@@ -162,7 +162,7 @@ def mlm_head(
             "mlm_head: disallow_correct must be False where the vocabulary has one token, got True"
         )
     x, table, *rest = (t.contiguous() for t in (x, table, bias, targets, weights, rng))
-    rest += [temperature, disallow_correct]
+    rest = [*rest, temperature, disallow_correct]
     wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, table, bias)]
     if any(wanted):
         *head, through = _MLMHead.apply(kernels, cast_x.dtype, x, table, *rest, *wanted[:2])

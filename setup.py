@@ -1,13 +1,16 @@
 """Build ``electra_fast._C`` from ``csrc/``; with a CUDA torch and nvcc, its CUDA kernels too."""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from torch.utils import cpp_extension
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
 
@@ -17,6 +20,8 @@ INSTRUCTIONS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
 
 # Of the GPUs that have tensor cores and bfloat16. TORCH_CUDA_ARCH_LIST names others.
 ARCHITECTURES = "8.0 8.6 9.0 10.0 12.0+PTX"
+
+CUDA_MAJOR = torch.version.cuda and torch.version.cuda.split(".")[0]
 
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math"]
 CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
@@ -40,15 +45,34 @@ def sources(suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/*{suffix}"))
 
 
+def find_toolkit() -> str | None:
+    """Return the folder of a CUDA toolkit that has both a compiler and headers.
+
+    Torch takes CUDA_HOME or the folder above the nvcc on PATH, which may be a script that calls the real one.
+    """
+    candidates = [cpp_extension.CUDA_HOME]
+    if nvcc := shutil.which("nvcc"):
+        dryrun = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        candidates += re.findall(r"^#\$ TOP=(.*)", dryrun.stderr, re.M)
+    # The wheels of CUDA lie beside torch's.
+    candidates.append(f"{Path(torch.__file__).parents[1]}/nvidia/cu{CUDA_MAJOR}")
+    for folder in (Path(candidate).resolve() for candidate in candidates if candidate):
+        if all((folder / file).exists() for file in ("bin/nvcc", "include/cuda_runtime.h")):
+            return str(folder)
+    return None
+
+
 def cuda_sources() -> list[str]:
     """Return the CUDA files, or none where they cannot be built. Building needs no GPU."""
     if os.environ.get("ELECTRA_FAST_NO_CUDA") == "1":
         missing = "ELECTRA_FAST_NO_CUDA=1"
-    elif torch.version.cuda is None:
+    elif CUDA_MAJOR is None:
         missing = "this torch is built without CUDA"
-    elif CUDA_HOME is None:
-        missing = "no nvcc found; set CUDA_HOME"
+    elif (toolkit := find_toolkit()) is None:
+        missing = "no folder holds bin/nvcc and include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
     else:
+        say(f"csrc/cuda is compiled by {toolkit}/bin/nvcc")
+        cpp_extension.CUDA_HOME = toolkit
         if not torch.cuda.is_available():  # torch would ask the GPUs, and fails where there is none
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         return sources(".cu")
@@ -85,6 +109,9 @@ def extensions() -> list[Extension]:
         extra_compile_args={"cxx": CXX_FLAGS + compile_flags, "nvcc": ["-O3", "-std=c++20"]},
         extra_link_args=link_flags,
     )
+    # The wheels of CUDA have no libcudart.so, which torch names.
+    runtime = f":libcudart.so.{CUDA_MAJOR}"
+    extension.libraries = [runtime if name == "cudart" else name for name in extension.libraries]
     return [extension]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
+import torch
+from torch.utils import cpp_extension
 
 import electra_fast.kernels
 
@@ -75,6 +79,67 @@ def test_wheel_with_a_compiler(checkout):
     wheel, said = build(checkout, *WHEEL)
     assert not re.search(r"csrc/\S+: warning:", said)
     assert any(name.startswith("electra_fast/_C.") for name in zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture
+def extension(monkeypatch, tmp_path):
+    """Return what setup.py builds beside a CUDA torch, with PATH and site-packages in a folder."""
+    made = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", made.update)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "site-packages/torch/__init__.py"))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))  # the folder above the first nvcc on PATH
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.delenv("ELECTRA_FAST_NO_CUDA", raising=False)
+
+    def build() -> setuptools.Extension:
+        runpy.run_path(str(ROOT / "setup.py"))
+        return made["ext_modules"][0]
+
+    return build
+
+
+def fake_toolkit(folder: Path, nvcc: str = "", header: bool = True) -> None:
+    """Put an nvcc into a folder, a script that says `nvcc`, and CUDA's header."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
+    (folder / "bin/nvcc").chmod(0o755)
+    if header:
+        (folder / "include").mkdir()
+        (folder / "include/cuda_runtime.h").touch()
+
+
+@needs_compiler
+def test_nvcc_on_the_path_may_be_a_script(extension, tmp_path, capsys):
+    fake_toolkit(tmp_path, f'exec {tmp_path}/cuda/bin/nvcc "$@"', header=False)
+    # As nvcc prints it, the folder among much else.
+    fake_toolkit(tmp_path / "cuda", f"echo '#$ _SPACE_= \n#$ TOP={tmp_path}/cuda/bin/..' >&2")
+    built = extension()
+    assert f"csrc/cuda is compiled by {tmp_path}/cuda/bin/nvcc" in capsys.readouterr().err
+    assert any(source.endswith(".cu") for source in built.sources)
+    assert str(tmp_path / "cuda/include") in built.include_dirs
+
+
+@needs_compiler
+def test_nvcc_of_wheels_is_found(extension, tmp_path):
+    fake_toolkit(tmp_path, "exit 1", header=False)
+    fake_toolkit(tmp_path / "site-packages/nvidia/cu13")
+    built = extension()
+    assert any(source.endswith(".cu") for source in built.sources)
+    assert ":libcudart.so.13" in built.libraries and "cudart" not in built.libraries
+
+
+@needs_compiler
+def test_nvcc_without_its_headers_builds_for_the_cpu(extension, tmp_path, capsys):
+    fake_toolkit(tmp_path, "exit 1", header=False)
+    built = extension()
+    assert (
+        "electra_fast: built without the kernels of csrc/cuda: no folder holds bin/nvcc and "
+        "include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit\n"
+    ) in capsys.readouterr().err
+    assert not any(source.endswith(".cu") for source in built.sources)
 
 
 def test_editable_install_maps_kernels():

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.autograd.profiler import profile  # torch.profiler's loads the compiler, 4 s
 
+from electra_fast.step import cause, cuda_graph
+
 SHORTEST = 2e-3  # seconds; a round on the CPU repeats a call until it lasts as long as this
 
 
@@ -115,20 +117,18 @@ class CUDA:
             timed.run = self._capture(function)
         except RuntimeError as error:
             self.synchronize()
-            timed.how = f"eager calls, cold L2; capture failed: {str(error).splitlines()[0]}"
+            timed.how = f"eager calls, cold L2; capture failed: {cause(error)}"
         return timed
 
     def _capture(self, function: Callable) -> Callable:
-        side = torch.cuda.Stream()  # warm up beside the default stream, as capture demands
+        side = torch.cuda.Stream()  # the default stream cannot be captured
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 function()
+            replay = cuda_graph(function)
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
-        return graph.replay
+        return replay
 
     def sample(self, timed: Timed) -> None:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -4,6 +4,7 @@ The host waits for nothing in it. On a GPU it is captured as one CUDA graph, onc
 ELECTRA-small is some 1000 launches, and at 5 to 10 us each the host would take longer than the device.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +19,50 @@ from electra_fast.ledger import Ledger
 
 WARM_UP = 3  # steps before the capture, in which libraries choose and allocate what they need
 
+_failed: list[torch.cuda.CUDAGraph] = []  # torch 2.11's allocator of pinned memory keeps pointers to these
+
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """Capture what `body` launches, without running it; return what runs it."""
-    graph = torch.cuda.CUDAGraph()
-    # Thread-local: the feed's thread pins memory meanwhile, which a global capture forbids.
+    """Capture what `body` launches on the current stream, without running it; return the graph's replay.
+
+    After a failed capture the next one works, and so does the default CUDA generator. torch 2.11 leaves both
+    broken (pytorch 180395): the allocator keeps recording to the graph's pool, so emptying the cache raises,
+    and the generator waits for the capture to end, so every draw raises. Python can end the recording. It
+    cannot reset the generator, but the end of any other capture does, so a capture of one fill follows.
+    The memory of a failed capture stays reserved until the process ends, in torch 2.13 too: a caller that
+    needs it must capture in a process of its own.
+
+    Raises:
+        Exception: the capture failed; `cause` gives the reason.
+    """
+    try:
+        return _captured(body)
+    except Exception:
+        _captured(torch.zeros(1, device="cuda").zero_)
+        raise
+
+
+def _captured(body: Callable[[], None]) -> Callable[[], None]:
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream = torch.cuda.current_stream()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        body()
+    try:
+        # Thread-local: the feed's thread pins memory meanwhile, which a global capture forbids.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            body()
+    except Exception:
+        with contextlib.suppress(RuntimeError):  # the recording has ended, as it has from torch 2.12 on
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            _failed.append(graph)
+        raise
     return graph.replay
+
+
+def cause(error: Exception) -> str:
+    """Return the first line of the error that made a capture fail.
+
+    The end of a failed capture raises an error of its own, in the context of the one that `body` raised.
+    """
+    return str(error.__context__ or error).partition("\n")[0]
 
 
 class Step:
@@ -100,7 +136,7 @@ class Step:
         except RuntimeError as error:
             self.capture = None
             self.optim.zero_grad(set_to_none=True)
-            self.why_eager = f"the step cannot be captured as a CUDA graph: {error}"
+            self.why_eager = f"the step cannot be captured as a CUDA graph: {cause(error)}"
 
     def _body(self, batches: list[Batch], rngs: Tensor, rate: float | Tensor, place: Tensor) -> None:
         sums = 0

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from electra_fast import reference, testing
 from electra_fast.testing.examples import Example
@@ -30,6 +31,8 @@ Errors = dict[str, tuple[float, float]]  # of a result or gradient: max |got - r
 FREE = {"samples", "correct"}
 LACKING = {"correct", "lse"}  # what another library's loss over the vocabulary does not give
 SLOTS = 1024  # of `mlm_head`, in a piece of its definition
+SCORES = 2**26  # of attention, in a piece of its definition, which holds 5.5 tensors of them: 3 GB in float64
+ROWS = ("q", "k", "v", "qkv", "key_mask")  # arguments of attention with a row per sequence, or per token
 Results = tuple[dict[str, Any], dict[str, Tensor]]  # and the gradients
 
 
@@ -56,7 +59,8 @@ class Gate:
     @functools.cached_property
     def definition(self) -> tuple[Results, Results]:
         """`ref` and `low` of the rule above, each with its gradients."""
-        define = pieces if self.example.op == "mlm_head" else whole
+        cut = {"mlm_head": pieces, "attention": sequences, "attention_qkv": sequences}
+        define = cut.get(self.example.op, whole)
         return define(self.example.to(torch.float64)), define(self.example)
 
     def check(self, function: Callable, roundings: float = ANY_ORDER) -> Errors:
@@ -111,6 +115,30 @@ def pieces(example: Example) -> Results:
         sums = {name: y + found[name] for name, y in sums.items()}
     found = {name: torch.cat(parts) for name, parts in rows.items()} | sums
     return {name: found[name] for name in results}, {name: found[name] for name in gradients}
+
+
+def sequences(example: Example) -> Results:
+    """Run attention on a few sequences at a time: all scores of base 256x512 in float64 need 35 GB.
+
+    The scores of a piece are computed again for its gradient, so only one piece's are held at a time.
+    """
+    define = getattr(reference, example.op)
+
+    def by_sequence(**args):
+        cu, x = args.get("cu_seqlens"), args.get("qkv", args.get("q"))  # [B, L, ..., H, D] or [T, ..., H, D]
+        B, L = x.shape[:2] if cu is None else (len(cu) - 1, args["max_seqlen"])
+        count = max(1, SCORES // (x.shape[-2] * L * L))
+        o = []
+        for b in range(0, B, count):
+            end = min(b + count, B)
+            bounds = {} if cu is None else {"cu_seqlens": cu[b : end + 1] - cu[b]}
+            rows = slice(b, end) if cu is None else slice(*cu[[b, end]].tolist())
+            piece = {name: args[name][rows] for name in ROWS if args.get(name) is not None}
+            settings = {"use_reentrant": False, "preserve_rng_state": False}
+            o.append(checkpoint(define, **args | piece | bounds, **settings))
+        return torch.cat(o)
+
+    return testing.run(by_sequence, example)
 
 
 def check_close(

@@ -1,5 +1,6 @@
 """The benchmark harness: what it measures with, what it refuses, and what it prints."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -51,6 +52,29 @@ def test_cpu_time_is_a_call_s_and_not_a_wait_s():
     timed.seconds = 0.01
     clock.CPU().sample(timed)
     assert timed.times[0] < 0.005 < timed.host[0]
+
+
+def test_after_a_provider_that_cannot_be_captured_the_next_one_is(monkeypatch):
+    def capture(function):
+        if function is waits:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        return "replay"
+
+    def waits():
+        pass
+
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(clock, "cuda_graph", capture)
+    on_cuda = object.__new__(clock.CUDA)  # its L2 is that of no GPU
+    timed = on_cuda.prepare(waits)
+    assert timed.run is waits
+    assert timed.how.endswith("capture failed: operation not permitted when stream is capturing")
+    timed = on_cuda.prepare(lambda: None)
+    assert timed.run == "replay" and timed.how == "graph replay, cold L2"
 
 
 GELU = {"x": torch.linspace(-4, 4, 96).view(12, 8), "bias": torch.linspace(-1, 1, 8)}
@@ -126,6 +150,29 @@ def test_the_definition_in_pieces_is_the_definition(head):
     assert set(got_gradients) == set(ref_gradients) == set(HEAD)
     for name in HEAD:
         torch.testing.assert_close(got_gradients[name], ref_gradients[name])
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_qkv"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_attention_by_sequences_is_the_definition(name, packed, monkeypatch):
+    g, B, L, H, D = torch.Generator().manual_seed(0), 7, 12, 2, 8
+    bounds = torch.tensor([0, 12, 12, 15, 27, 28, 35, 46], dtype=torch.int32)
+    key_mask = torch.rand(B, L, generator=g) > 0.3
+    site = {"cu_seqlens": bounds, "max_seqlen": L} if packed else {"key_mask": key_mask}
+    names, heads = (("qkv",), (3, H, D)) if name == "attention_qkv" else (("q", "k", "v"), (H, D))
+    shape = (46, *heads) if packed else (B, L, *heads)
+    args = {x: torch.randn(shape, generator=g) for x in names} | site
+    example = gate.Gate(name, args, names).example.to(torch.float64)
+    ref, ref_gradients = gate.whole(example)
+
+    monkeypatch.setattr(gate, "SCORES", 3 * H * L * L)  # of three sequences
+    calls, define = [], getattr(reference, name)
+    monkeypatch.setattr(reference, name, lambda **args: calls.append(1) or define(**args))
+    got, got_gradients = gate.sequences(example)
+    assert len(calls) == 2 * 3, "three pieces, each computed again for its gradient"
+    torch.testing.assert_close(got, ref)
+    torch.testing.assert_close(got_gradients, ref_gradients)
+    assert set(got_gradients) == set(names)
 
 
 @pytest.mark.parametrize("rival", ["linear_ce", "linear_ce_chunked"])

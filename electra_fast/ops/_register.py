@@ -59,6 +59,9 @@ def _lazy(target: str) -> Callable:
 
     @functools.cache
     def resolve() -> Callable:
+        from electra_fast.kernels._cache_keys import fix_cache_keys
+
+        fix_cache_keys(f"electra_fast.kernels.{module}")
         return getattr(importlib.import_module(f"electra_fast.kernels.{module}"), function)
 
     def launch(*args):

@@ -1,0 +1,165 @@
+"""Launch kernels over the stub driver (`stub.py`) and say what happened, one JSON object a line.
+
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub examples add_norm   every example, forward and backward
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a training step, padded and packed
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host time per call of every op
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from benchmarks.machine import ROOT
+
+ROUNDS, CALLS = 15, 20  # of the measurement of host time
+
+
+def lines(part: str, *arguments: str) -> list[dict]:
+    """Run a part in a process of its own and return its lines."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
+    command = [sys.executable, "-m", "benchmarks.static.on_stub", part, *arguments]
+    environment = kept | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"static: {part} {' '.join(arguments)} ended early\n{done.stderr[-3000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def examples(launches: Callable[[], int], op: str) -> Iterator[dict]:
+    """Call an op's Triton implementation on every example; yield what was launched, or the error."""
+    from electra_fast import testing
+
+    function = testing.implementations(op, device="cuda")["triton"]
+    for example in testing.examples(op, 0):
+        before, error = launches(), None
+        try:
+            testing.run(function, example)
+        except Exception as e:  # whatever it is, the other examples follow
+            error = f"{type(e).__name__}: {e}"
+        yield {"op": op, "example": example.name, "launches": launches() - before, "error": error}
+
+
+def steps(launches: Callable[[], int], preset: str) -> Iterator[dict]:
+    """Take one training step of a preset in bfloat16, padded and packed; yield the number of launches."""
+    import torch
+
+    from electra_fast import ops, optimizer, testing
+    from electra_fast.config import ElectraConfig
+    from electra_fast.ledger import Ledger
+    from electra_fast.model import Electra
+    from electra_fast.step import Step
+
+    table = {op: testing.implementations(op, device="cuda").get("triton") for op in testing.OPS}
+    table = {op: function or getattr(ops, op) for op, function in table.items()}
+    launched = table["mask_tokens"]
+
+    def mask_tokens(*args, **kwargs):
+        launched(*args, **kwargs)  # it leaves positions undefined, and PyTorch gathers rows by them
+        return ops.mask_tokens(*args, **kwargs)
+
+    model = Electra(getattr(ElectraConfig, preset)(), ops.Ops(**table | {"mask_tokens": mask_tokens}))
+    B, L = 2, {"tiny": 64, "small": 128}.get(preset, 512)
+    ids = torch.randint(1000, 30_000, (B, L))
+    batches = {
+        "padded": {"ids": ids, "key_mask": torch.ones(B, L, dtype=torch.bool)},
+        "packed": {
+            "ids": ids.flatten(),
+            "cu_seqlens": torch.arange(0, B * L + 1, L, dtype=torch.int32),
+            "max_seqlen": L,
+        },
+    }
+    step = Step(
+        model,
+        optimizer.adamw(model),
+        clip=1.0,
+        dtype=torch.bfloat16,
+        ledger=Ledger(1, torch.device("cpu")),
+        capture=None,
+    )
+    for layout, batch in batches.items():
+        before = launches()
+        step([batch], torch.tensor([[0, 1]]), 1e-4, 0)
+        yield {"step": preset, "layout": layout, "launches": launches() - before}
+
+
+def shapes(launches: Callable[[], int], part: str) -> Iterator[dict]:
+    """Launch a part of launches.py, ELECTRA's own sizes."""
+    from benchmarks.static.launches import LAUNCHES
+
+    before = launches()
+    LAUNCHES[part]()
+    yield {"part": part, "launches": launches() - before}
+
+
+def host(launches: Callable[[], int]) -> Iterator[dict]:
+    """Time calls of every op and of one empty kernel in turn; yield the microseconds of the host.
+
+    The ratio of an op to the empty kernel hardly depends on the machine; the microseconds do.
+    """
+    import torch
+    import triton
+
+    from electra_fast import testing
+
+    @triton.jit
+    def nothing(x_ptr):
+        pass
+
+    x = torch.zeros(1)
+    calls = {("empty kernel", "launch"): lambda: nothing[(1,)](x)}
+    for op in testing.OPS:
+        function = testing.implementations(op, device="cuda").get("triton")
+        if function is not None:
+            example = next(e for e in testing.examples(op, 0) if "none" not in e.name)
+            calls |= {(op, passes): call for passes, call in passes_of(function, example).items()}
+    found: dict[tuple, list[float]] = {name: [] for name in calls}
+    counts = {}
+    for name, call in calls.items():
+        call()
+        before = launches()
+        call()
+        counts[name] = launches() - before
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            began = time.process_time()
+            for _ in range(CALLS):
+                call()
+            found[name].append((time.process_time() - began) / CALLS)
+    unit = statistics.median(found["empty kernel", "launch"])
+    for (op, passes), seconds in found.items():
+        median = statistics.median(seconds)
+        row = {"op": op, "passes": passes, "launches": counts[op, passes]}
+        yield row | {"us": round(1e6 * median, 1), "ratio": round(median / unit, 2)}
+
+
+def passes_of(function: Callable, example) -> dict[str, Callable]:
+    """Return one call of an example without a gradient and, if the op has one, one with its backward."""
+    import torch
+
+    def forward():
+        with torch.no_grad():
+            return function(**example.args)
+
+    if not example.gradients:
+        return {"forward": forward}
+    leaves = {n: example.args[n].clone().requires_grad_() for n in example.gradients}
+
+    def both():
+        y = function(**example.args | leaves)
+        y = y if isinstance(y, torch.Tensor) else y.loss
+        torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y), allow_unused=True)
+
+    return {"forward": forward, "forward+backward": both}
+
+
+if __name__ == "__main__":
+    from benchmarks.static import stub
+
+    launches = stub.install()
+    part = {"examples": examples, "steps": steps, "shapes": shapes, "host": host}[sys.argv[1]]
+    for line in part(launches, *sys.argv[2:]):
+        print(json.dumps(line), flush=True)

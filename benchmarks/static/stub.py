@@ -1,0 +1,69 @@
+"""Launch Triton's kernels without a GPU: Triton's real path for sm_90, over a driver that runs nothing.
+
+`install()` builds `stub_libcuda.c` and makes it Triton's driver. A launch then binds and specialises its
+arguments, compiles with ptxas, loads the binary and checks the launch configuration, as on an H100. Tensors
+are the CPU's and stay as they are. Triton decides at import whether kernels are interpreted, so this needs a
+process with TRITON_INTERPRET=0.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import importlib.util
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+
+SOURCE = Path(__file__).with_name("stub_libcuda.c")
+ARCH, PROCESSORS = 90, 132
+
+
+def build() -> Path:
+    """Return the folder of the stub's libcuda.so.1, which is built where the source has changed."""
+    folder = ROOT / "build" / f"stub-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "libcuda.so.1"
+    with open(folder / "lock", "w") as lock:  # several processes come here at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "libcuda.so").exists():
+            include = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/include"
+            command = ["cc", "-shared", "-fPIC", "-O1", f"-I{include}", f"-Wl,-soname,{library.name}", SOURCE]
+            subprocess.run([*command, "-o", library], check=True)
+            (folder / "libcuda.so").symlink_to(library.name)
+    return folder
+
+
+def install() -> Callable[[], int]:
+    """Make the stub Triton's driver in this process; return what counts its launches."""
+    folder = build()
+    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+    library = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+    library.stub_launches.restype = ctypes.c_ulonglong
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia import driver as nvidia
+
+    from electra_fast.kernels import _rows
+
+    assert not triton.knobs.runtime.interpret, (
+        "TRITON_INTERPRET must be 0: an interpreted kernel is no launch"
+    )
+
+    class Stub(nvidia.CudaDriver):
+        def __init__(self):
+            self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
+            self.get_device_capability = lambda device=0: divmod(ARCH, 10)
+            self.get_current_stream = lambda device=0: 0
+            self.get_current_device = lambda: 0
+            self.set_current_device = lambda device: None
+
+        def get_current_target(self):
+            return GPUTarget("cuda", ARCH, 32)
+
+    triton.runtime.driver.set_active(Stub())
+    _rows.multiprocessors = lambda device: PROCESSORS  # a tensor of the CPU has none
+    return library.stub_launches

@@ -1,0 +1,104 @@
+/* The part of CUDA's driver that Triton's launcher calls. It checks a launch and runs nothing. */
+#include "cuda.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#undef cuGetErrorString
+
+/* Limits of sm_90, which both an H100 and an H200 have. */
+enum { SHARED = 232448, REGISTERS = 65536, PROCESSORS = 132, THREADS = 1024, WARP = 32 };
+
+static int nothing; /* what every handle points to */
+static unsigned long long launches;
+
+unsigned long long stub_launches(void) { return launches; }
+
+CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
+
+CUresult cuDriverGetVersion(int *version) {
+  *version = 13000;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGetErrorString(CUresult error, const char **text) {
+  *text = error == CUDA_ERROR_INVALID_VALUE ? "the launch configuration is not one that sm_90 takes" : "stub";
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGetErrorName(CUresult error, const char **text) { return cuGetErrorString(error, text); }
+
+CUresult cuCtxGetCurrent(CUcontext *context) {
+  *context = (CUcontext)&nothing;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
+
+CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
+
+CUresult cuCtxGetLimit(size_t *value, CUlimit limit) {
+  *value = 0;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGet(CUdevice *device, int index) {
+  *device = 0;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { return cuCtxGetCurrent(context); }
+
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+  switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = SHARED; break;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: *value = SHARED + 1024; break;
+    case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: *value = REGISTERS; break;
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = PROCESSORS; break;
+    case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = WARP; break;
+    default: *value = 1000; /* clock rates and widths, which no launch reads */
+  }
+  return CUDA_SUCCESS;
+}
+
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+  *module = (CUmodule)&nothing;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+  *function = (CUfunction)strdup(name);
+  return *function ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
+  *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? THREADS : 0;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+  return value > SHARED ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
+
+/* A tensor of the CPU takes the place of one of the GPU. */
+CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr pointer) {
+  *(CUdeviceptr *)data = pointer;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuOccupancyMaxActiveClusters(int *count, CUfunction function, const CUlaunchConfig *config) {
+  *count = 1;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **arguments, void **extra) {
+  const unsigned threads = c->blockDimX * c->blockDimY * c->blockDimZ;
+  launches++;
+  if (c->gridDimX == 0 || c->gridDimY == 0 || c->gridDimZ == 0 || c->gridDimX > 2147483647u ||
+      c->gridDimY > 65535 || c->gridDimZ > 65535 || threads == 0 || threads > THREADS ||
+      c->sharedMemBytes > SHARED || function == NULL)
+    return CUDA_ERROR_INVALID_VALUE;
+  return CUDA_SUCCESS;
+}

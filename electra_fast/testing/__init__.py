@@ -17,7 +17,14 @@ if not torch.cuda.is_available():  # Triton decides at import whether it interpr
 from electra_fast import ops
 from electra_fast.ops import Ops, _register
 from electra_fast.testing.baseline import TORCH
-from electra_fast.testing.budget import assert_within_budget, check_example, check_op, run
+from electra_fast.testing.budget import (
+    Judgement,
+    assert_within_budget,
+    check_example,
+    check_op,
+    judge_example,
+    run,
+)
 from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
 from electra_fast.testing.examples import Example, examples
 from electra_fast.testing.memory import guarded_memory
@@ -58,6 +65,7 @@ __all__ = [
     "OPS",
     "TORCH",
     "Example",
+    "Judgement",
     "assert_within_budget",
     "check_dropout",
     "check_example",
@@ -68,6 +76,7 @@ __all__ = [
     "guarded_memory",
     "implementations",
     "interpreted",
+    "judge_example",
     "mutations",
     "run",
 ]

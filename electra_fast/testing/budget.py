@@ -9,7 +9,10 @@ with factor 2 for results and 3 for gradients. The second line catches what the 
 small for the maximum but present everywhere. The idea is flash-attention's.
 """
 
-from typing import Any
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,21 +54,30 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {name: y.detach() if isinstance(y, Tensor) else y for name, y in results.items()}, gradients
 
 
-def assert_within_budget(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0) -> None:
-    """Refuse `got` if it is further from `ref` than `factor` times what `low` is; name the worst place."""
-    assert got.shape == ref.shape, f"{name}: shape {list(got.shape)}, the reference has {list(ref.shape)}"
+class Judgement(NamedTuple):
+    """One result or gradient of one example, held against the reference."""
+
+    name: str
+    ratio: float  # of the error to what is allowed, the larger of the two lines above; right up to 1
+    why: str = ""  # what is wrong, empty if it is right
+
+
+def judge(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0) -> Judgement:
+    """Compare the distance of `got` from `ref` with `factor` times that of `low`; name the worst place."""
+    if got.shape != ref.shape:
+        why = f"{name}: shape {list(got.shape)}, the reference has {list(ref.shape)}"
+        return Judgement(name, math.inf, why)
     eps = torch.finfo(got.dtype).eps
     got, ref, low = (x.detach().double().cpu() for x in (got, ref, low))
     strange = got.isfinite() != ref.isfinite()
-    assert not strange.any(), (
-        f"{name}: {got[strange][0]} at {strange.nonzero()[0].tolist()}, the reference has {ref[strange][0]}"
-    )
+    if strange.any():
+        place, wanted = strange.nonzero()[0].tolist(), ref[strange][0]
+        return Judgement(name, math.inf, f"{name}: {got[strange][0]} at {place}, the reference has {wanted}")
     finite = ref.isfinite()
-    assert torch.equal(got[~finite].nan_to_num(), ref[~finite].nan_to_num()), (
-        f"{name}: another infinity than the reference's"
-    )
+    if not torch.equal(got[~finite].nan_to_num(), ref[~finite].nan_to_num()):
+        return Judgement(name, math.inf, f"{name}: another infinity than the reference's")
     if not finite.any():
-        return
+        return Judgement(name, 0.0)
     # Where plain PyTorch has NaN and the reference a number, as in the mean of nothing, no error is granted.
     low = torch.where(low.isfinite(), low, ref)
     got, ref, low = (torch.where(finite, x, 0) for x in (got, ref, low))
@@ -73,16 +85,25 @@ def assert_within_budget(name: str, got: Tensor, ref: Tensor, low: Tensor, facto
     error = (got - ref).abs()
     bound = factor * ((low - ref).abs().max() + eps * ref.abs().max()) + torch.finfo(torch.float32).tiny
     worst = torch.unravel_index(error.argmax(), error.shape)
-    assert error.max() <= bound, (
-        f"{name}: error {error.max():.3g} exceeds the budget {bound:.3g} at {[int(i) for i in worst]}: "
-        f"got {got[worst]:.6g}, the reference has {ref[worst]:.6g}"
-    )
-    if ref.numel() >= STATISTICAL and ref.norm() > 0:
-        ratio, allowed = (
-            (got - ref).norm() / ref.norm(),
-            factor * (low - ref).norm() / ref.norm() + 4 * 2.0**-23,
+    ratio, why = (error.max() / bound).item(), ""
+    if ratio > 1:
+        why = (
+            f"{name}: error {error.max():.3g} exceeds the budget {bound:.3g} at {[int(i) for i in worst]}: "
+            f"got {got[worst]:.6g}, the reference has {ref[worst]:.6g}"
         )
-        assert ratio <= allowed, f"{name}: relative L2 error {ratio:.3g} exceeds the budget {allowed:.3g}"
+    if ref.numel() >= STATISTICAL and ref.norm() > 0:
+        relative = ((got - ref).norm() / ref.norm()).item()
+        allowed = (factor * (low - ref).norm() / ref.norm()).item() + 4 * 2.0**-23
+        if relative > allowed:
+            why = why or f"{name}: relative L2 error {relative:.3g} exceeds the budget {allowed:.3g}"
+        ratio = max(ratio, relative / allowed)
+    return Judgement(name, ratio, why)
+
+
+def assert_within_budget(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0) -> None:
+    """Raise AssertionError if `got` is further from `ref` than `factor` times what `low` is."""
+    judgement = judge(name, got, ref, low, factor)
+    assert not judgement.why, judgement.why
 
 
 def sample_bounds(x, table, bias, targets, rng, temperature=1.0, disallow_correct=False, weights=None):
@@ -116,37 +137,67 @@ def assert_samples(example: Example, samples: Tensor) -> None:
     )
 
 
-def check_example(function, example: Example) -> None:
-    """Hold `function` against the reference on one example."""
+def _asserted(name: str, check: Callable[[], None]) -> Judgement:
+    """Return the judgement of a check that has no measure, only right and wrong."""
+    try:
+        check()
+    except AssertionError as error:
+        return Judgement(name, math.inf, str(error))
+    return Judgement(name, 0.0)
+
+
+def _assert_equal(name: str, got: Tensor, wanted: Tensor) -> None:
+    assert got.dtype == wanted.dtype, f"{name}: dtype {got.dtype}, not {wanted.dtype}"
+    assert torch.equal(got.cpu(), wanted.cpu()), f"{name}: differs from the reference"
+
+
+def judge_example(function, example: Example) -> list[Judgement]:
+    """Hold `function` against the reference on one example: a judgement per result and gradient.
+
+    What `function` raises is passed on.
+    """
     got, got_gradients = run(function, example)
-    name = f"{example.op} ({example.name})"
+    title = f"{example.op} ({example.name})"
+    found = []
     if example.exact:
         wanted, _ = run(getattr(reference, example.op), example)
         for field, y in wanted.items():
-            assert got[field].dtype == y.dtype, f"{name}.{field}: dtype {got[field].dtype}, not {y.dtype}"
-            assert torch.equal(got[field].cpu(), y.cpu()), f"{name}.{field}: differs from the reference"
-        return
+            name = f"{title}.{field}"
+            found.append(_asserted(name, functools.partial(_assert_equal, name, got[field], y)))
+        return found
 
     cpu = example.to(device="cpu")
     ref, ref_gradients = run(getattr(reference, example.op), cpu.to(torch.float64))
     low, low_gradients = run(getattr(REPLAYED, example.op), cpu)
     for field, y in got.items():
+        name = f"{title}.{field}"
         if field == "samples":
-            assert_samples(example, y)
+            found.append(_asserted(name, functools.partial(assert_samples, example, y)))
         elif field == "lse":  # what an unused slot holds means nothing
             used = cpu.args["weights"] != 0
-            assert_within_budget(f"{name}.lse", y.cpu()[used], ref["lse"][used], low["lse"][used])
+            found.append(judge(name, y.cpu()[used], ref["lse"][used], low["lse"][used]))
         else:
-            assert_within_budget(f"{name}.{field}", y, ref[field], low[field])
+            found.append(judge(name, y, ref[field], low[field]))
 
     wanted = set(ref_gradients)
-    assert set(got_gradients) == wanted, f"{name}: gradients of {sorted(got_gradients)}, not {sorted(wanted)}"
+    if set(got_gradients) != wanted:
+        why = f"{title}: gradients of {sorted(got_gradients)}, not {sorted(wanted)}"
+        return [*found, Judgement(f"{title}: gradients", math.inf, why)]
     for field, g in got_gradients.items():
-        dtype = example.args[field].dtype
-        assert g.dtype == dtype, f"{name}: the gradient of {field} has dtype {g.dtype}, not {dtype}"
+        name, dtype = f"{title}: gradient of {field}", example.args[field].dtype
+        if g.dtype != dtype:
+            why = f"{title}: the gradient of {field} has dtype {g.dtype}, not {dtype}"
+            found.append(Judgement(name, math.inf, why))
+            continue
         wanted_g = ref_gradients[field]
-        low_g = low_gradients.get(field, wanted_g)
-        assert_within_budget(f"{name}: gradient of {field}", g, wanted_g, low_g, factor=3.0)
+        found.append(judge(name, g, wanted_g, low_gradients.get(field, wanted_g), factor=3.0))
+    return found
+
+
+def check_example(function, example: Example) -> None:
+    """Raise AssertionError at the first result or gradient of an example that `judge_example` finds wrong."""
+    for judgement in judge_example(function, example):
+        assert not judgement.why, judgement.why
 
 
 def check_op(op: str, function, *, seed: int | None = None, device: str = "cpu", dtypes=None) -> None:

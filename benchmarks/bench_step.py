@@ -18,7 +18,7 @@ from benchmarks import roofline
 from benchmarks.cases import Case, parametrize
 from benchmarks.gate import Errors, check_close
 from benchmarks.huggingface import HuggingFace
-from benchmarks.inputs import CUDA, STEPS, Make, batches
+from benchmarks.inputs import CUDA, REHEARSAL, STEPS, Make, batches
 from benchmarks.machine import bound
 from benchmarks.providers import COMPILED
 from electra_fast import optimizer
@@ -118,7 +118,11 @@ class StepCase(Case):
 
     @functools.cached_property
     def truth(self):
-        """The reference: logits of two sequences in float64 and in float32, its loss and gradient."""
+        """The reference: logits of two sequences in float64 and in float32, its loss and gradient.
+
+        Loss and gradient of base 32x512 need 31 GB beside the model, those of large 16x512 38 GB: from a
+        CPU, 0.95 and 2.3 GB per sequence. That fits a GPU of 80 GB, so the batch is not cut.
+        """
         model = self.model("reference")
         measured = self.loss_and_gradient(model, model, self.inputs("reference"))
         low = self.logits(model)
@@ -160,6 +164,7 @@ class StepCase(Case):
         found = zip(rules, self.loss_and_gradient(model, forward, inputs), measured, strict=True)
         for (name, chance), got, wanted in found:
             off = abs(got / wanted - 1)
+            chance *= 10 if REHEARSAL else 1  # a batch of two sequences
             assert off < chance, f"{name}: {got:.4g}, the reference has {wanted:.4g}"
         return errors
 
@@ -192,7 +197,9 @@ class StepCase(Case):
         if CUDA:
             found["launches"] = launches(function)
         if provider == ("eager" if CUDA else "fused"):
-            found["components"] = self.components(function)
+            parts = self.components(function)
+            if any(part["seconds"] for part in parts.values()):  # a profiler may be denied the device's times
+                found["components"] = parts
         return found
 
     def components(self, function) -> dict[str, dict[str, float | None]]:

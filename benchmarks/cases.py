@@ -15,6 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
+from torch.overrides import TorchFunctionMode
 
 from benchmarks import gate
 from benchmarks.inputs import SIZES, Make, Size
@@ -116,8 +119,29 @@ class OpCase(Case):
         replays = provider == "reference" and self.call.args.get("dropout", 0) > 0
         facts = {"op": self.op, "size": self.size.name, "passes": self.passes, "no_baseline": replays}
         facts |= {"unit": self.call.unit, "work": work, "bound": self.call.bound(self.passes)}
+        if provider == "torch" and self.op.startswith("attention"):
+            facts["backend"] = sdpa_backend(once(getattr(TORCH, self.op), self.call, self.passes))
         errors = self.right.get((self.op, self.size.name, provider), {})
         return facts | {"served_by": served, "errors": errors}
+
+
+class Choice(TorchFunctionMode):
+    """Records the kernel that F.scaled_dot_product_attention chooses by itself."""
+
+    backend: str | None = None  # "flash", "efficient", "cudnn" or "math"
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            number = torch._fused_sdp_choice(*args, **kwargs or {})
+            self.backend = SDPBackend(number).name.removesuffix("_ATTENTION").lower()
+        return function(*args, **kwargs or {})
+
+
+def sdpa_backend(call: Callable[[], Any]) -> str | None:
+    """Return the kernel of the last F.scaled_dot_product_attention in one call, None if there is none."""
+    with Choice() as choice:
+        call()
+    return choice.backend
 
 
 def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:

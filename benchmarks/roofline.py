@@ -3,14 +3,26 @@
 Products count 2 FLOPs a multiplication; backward is twice forward. `model_flops` is what model FLOPs
 utilisation divides by: products that the mathematics asks for, none that a kernel makes again. Bytes are
 those of fused kernels on 16-bit activations, which read their inputs and write their results once.
+
+    python -m benchmarks.roofline   # the fewest ms of each timed step, on each GPU of machine.REACHED
 """
 
 from typing import NamedTuple
 
+import torch
+
+from benchmarks.machine import REACHED, bound
 from electra_fast.config import ElectraConfig
+from electra_fast.model import Electra
 
 A = 2  # bytes of an activation, and of a weight that is computed with
 MASTER = 4  # of a weight, its gradient and either average
+# The steps that are timed on a GPU, as in inputs.STEPS: config, B, L, micro-batches.
+STEPS = {
+    "small 128x128": (ElectraConfig.small(), 128, 128, 1),
+    "base 8 of 32x512": (ElectraConfig.base(), 32, 512, 8),
+    "large 4 of 16x512": (ElectraConfig.large(), 16, 512, 4),
+}
 
 
 class Work(NamedTuple):
@@ -62,3 +74,28 @@ def step(config: ElectraConfig, B: int, L: int, parameters: int) -> dict[str, Wo
 
 def model_flops(config: ElectraConfig, B: int, L: int) -> float:
     return sum(work.flops for work in step(config, B, L, 0).values())
+
+
+def least(config: ElectraConfig, B: int, L: int, accumulate: int, gpu: str) -> dict[str, float]:
+    """Return the fewest seconds of a step of `accumulate` micro-batches on `gpu`, by component."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Electra(config).parameters())
+    works = step(config, B, L, parameters).items()
+    return {name: bound(*work, gpu) * (1 if name == "optimizer" else accumulate) for name, work in works}
+
+
+def table() -> str:
+    """Return `least` of each GPU and each of STEPS as text, in ms."""
+    lines = []
+    for gpu, (product, copy) in REACHED.items():
+        lines.append(f"{gpu}, {product / 1e12:.0f} TFLOP/s, {copy / 1e12:.1f} TB/s; ms per step, at least")
+        columns = [least(*of, gpu) for of in STEPS.values()]
+        lines.append(f"  {'':14}" + "".join(f"{name:>20}" for name in STEPS))
+        rows = {name: [column[name] for column in columns] for name in columns[0]}
+        rows["in all"] = [sum(column.values()) for column in columns]
+        lines += [f"  {name:14}" + "".join(f"{1e3 * s:20.2f}" for s in row) for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -6,7 +6,7 @@ import torch
 from test_benchmarks import RESULT, fake_benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import roofline
+from benchmarks import machine, roofline
 from benchmarks.report import markdown, text
 from electra_fast.config import ElectraConfig
 from electra_fast.model import Electra
@@ -49,3 +49,12 @@ def test_the_roofline_counts_the_products_that_a_step_makes():
     with FlopCounterMode(display=False) as counter:
         Electra(config, REFERENCE)(ids, rng=torch.tensor([1, 2])).loss.backward()
     assert counter.get_total_flops() == roofline.model_flops(config, 3, 40)
+
+
+def test_the_roofline_of_a_step_is_printed_for_every_gpu():
+    found = roofline.least(*roofline.STEPS["base 8 of 32x512"], "h200")
+    once = roofline.least(*roofline.STEPS["base 8 of 32x512"][:3], 1, "h200")
+    assert found["linear"] == 8 * once["linear"] and found["optimizer"] == once["optimizer"]
+    lines = roofline.table().splitlines()
+    assert sum("TB/s" in line for line in lines) == len(machine.REACHED)
+    assert f"{1e3 * sum(found.values()):.2f}" in [line for line in lines if "in all" in line][1].split()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
 from benchmarks import clock, conftest, gate, machine, providers, rivals, runner, tune
-from benchmarks.cases import BOTH, Call, Case, OpCase
+from benchmarks.cases import BOTH, Call, Case, OpCase, sdpa_backend
 from benchmarks.inputs import SIZES
 from benchmarks.report import markdown, numbers, runs, text
 from electra_fast import reference, testing
@@ -436,3 +436,20 @@ def test_a_share_of_the_bound_is_told_where_the_bound_is_known(monkeypatch):
     assert call.bound("forward") == 10**12 / 790e12
     assert call.bound(BOTH) == 10**12 / 790e12 + 10**12 / 4.3e12
     assert numbers.rate({"work": 2e9, "unit": "B/s", "bound": 0.25}, 1) == "2.00 GB/s, 25%"
+
+
+def test_every_gpu_with_a_bound_has_a_datasheet():
+    assert set(machine.REACHED) == set(machine.DATASHEET)
+    assert machine.bound(798e12, 1, "h100-80gb-hbm3") == machine.bound(1, 3e12, "h100-80gb-hbm3") == 1
+    assert machine.bound(1, 1, "rtx-4090") is None
+
+
+def test_the_backend_is_the_one_that_torch_chooses_for_these_arguments():
+    q, k, v = (torch.randn(2, 16, 2, 8) for _ in range(3))
+    call = Call({"q": q, "k": k, "v": v, "dropout": 0.1}, "FLOP/s", 1, 1, ("q", "k", "v"))
+    case = OpCase("attention", lambda make: call, SIZES[SIZE], BOTH, {})
+    assert case.info("torch")["backend"] == "math", "a CPU's flash attention has no dropout"
+    call.args["dropout"] = 0.0
+    assert case.info("torch")["backend"] == "flash"
+    assert "backend" not in case.info("fused")
+    assert sdpa_backend(lambda: F.gelu(q)) is None

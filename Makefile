@@ -1,7 +1,15 @@
 # `make test` and `make bench` set up all they need in .venv, and are quick the second time.
 #   PY=python3   use an interpreter that holds torch already; only this package is installed into it
-#   BUDGET=60    seconds that a benchmark may take
+#   BUDGET=60    seconds that a benchmark, or `make gpu`, may take; MORE=1, ONLY=abc: its other or some stages
+#   TORCH=2.11.0 the torch of `make test-torch`, or `newest`
+#   PYTHON=python3.12  the interpreter that its venv is made with, where there is none yet
 #   JOBS=4       processes that run the tests; 1 needs no pytest-xdist
+
+# A GPU machine has a python3 that holds torch, and no .venv.
+ifeq ($(PY)$(wildcard .venv/bin/python)$(filter-out gpu,$(MAKECMDGOALS)),)
+  PY := $(shell python3 -c \
+    'import importlib.util as u; u.find_spec("torch") and print("python3")' 2>/dev/null)
+endif
 
 ifdef PY
   python := $(PY)
@@ -19,6 +27,10 @@ else
 endif
 ready := build/ready-$(name)
 
+TORCH ?= 2.11.0
+other := .venv-torch-$(TORCH)
+tree := build/torch-$(TORCH)/tree
+
 # More processes than eight wait for memory, each with a torch of its own.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 8 ? n : 8)))
 # A process that is done takes from the others' share: 10 minutes on two cores where a fixed one takes 14.
@@ -30,13 +42,45 @@ export PIP_ROOT_USER_ACTION := ignore
 export OMP_WAIT_POLICY ?= passive
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: test test-all bench gpu-test gpu-bench lint clean
+.PHONY: test test-all test-torch other-tree bench gpu gpu-pack gpu-rehearse gpu-test gpu-bench lint clean
 
 test: $(ready)
 	$(pytest)
 
 test-all: $(ready)
 	$(pytest) -m ""
+ifndef PY
+	$(MAKE) test-torch TORCH=2.11.0
+	$(MAKE) test-torch TORCH=newest
+endif
+
+# The tests beside the CUDA build of another torch, in a venv of its own. csrc/cuda is compiled by the nvcc
+# of that venv, so that no CUDA toolkit is needed. A copy of the tree is built and tested: in place it would
+# overwrite electra_fast/_C*.so of .venv.
+test-torch gpu-pack: python = $(CURDIR)/$(other)/bin/python
+in_tree = cd $(tree) && export PATH="$(CURDIR)/$(other)/bin:$$PATH" CUDA_VISIBLE_DEVICES= TORCH_CUDA_ARCH_LIST=9.0 \
+  CUDA_HOME=$$(echo $(CURDIR)/$(other)/lib/python3*/site-packages/nvidia/cu*) &&
+
+other-tree: python = $(CURDIR)/$(other)/bin/python
+other-tree: $(other)/ready
+	@mkdir -p $(tree) && find $(tree) -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	@git ls-files -co --exclude-standard | tar -c --ignore-failed-read -T - | tar -x -C $(tree)
+	$(in_tree) $(python) -m pip install -q --no-index --no-deps --no-build-isolation -e . && $(python) -m electra_fast info
+
+test-torch: other-tree
+	$(in_tree) $(pytest)
+
+# What can be made for a GPU machine without one. TORCH and PYTHON are those of the GPU machine.
+gpu-pack: other-tree
+	$(in_tree) $(python) -m benchmarks.gpu.pack --out $(CURDIR)/build/gpu-pack
+
+# All evidence from a few minutes on a GPU (BUDGET=480), and the same without one. With a pack nothing is
+# installed: it brings the extension, and `benchmarks gpu` maps kernels/ to electra_fast.kernels.
+gpu: $(venv) $(if $(wildcard build/gpu-pack/manifest.json),,$(ready))
+	$(python) -m benchmarks gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(MORE),--more) $(if $(ONLY),--only $(ONLY))
+
+gpu-rehearse: $(ready)
+	$(python) -m benchmarks gpu --rehearse $(if $(BUDGET),--budget $(BUDGET))
 
 bench: $(ready)
 	$(python) -m benchmarks $(if $(BUDGET),--budget $(BUDGET))
@@ -67,14 +111,33 @@ $(ready): setup.py pyproject.toml $(shell find csrc) $(venv)
 	@$(python) -m electra_fast info
 
 # Debian's python3 comes without ensurepip and leaves half a .venv behind: look before, and clear it.
-base = $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+first_python = $(firstword $(foreach p,$(1),$(shell \
   $(p) -c 'import ensurepip, sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
-no_base := no Python 3.11 or newer with venv here (Debian, Ubuntu: apt install python3-venv); \
-  or name an interpreter that holds torch: make $(MAKECMDGOALS) PY=python3
+base = $(call first_python,python3 python3.14 python3.13 python3.12 python3.11)
+no_base := no Python 3.11 or newer with venv here (Debian, Ubuntu: apt install python3-venv)
+no_venv := $(no_base); or name an interpreter that holds torch: make $(MAKECMDGOALS) PY=python3
 
 .venv/ready: requirements.txt
 	@test -x .venv/bin/pip || rm -rf .venv
-	@test -x .venv/bin/pip || test -n "$(base)" || { echo "$(no_base)" >&2; exit 1; }
+	@test -x .venv/bin/pip || test -n "$(base)" || { echo "$(no_venv)" >&2; exit 1; }
 	@test -x .venv/bin/pip || $(base) -m venv .venv
 	.venv/bin/python -m pip install -q --no-compile -r requirements.txt
+	@touch $@
+
+# Torch decides on the versions of triton, setuptools and CUDA's wheels. torch 2.11.0 is tested beside
+# transformers 5.17.0, as they came installed together on the GPU machines that were tried.
+PYTHON ?= $(call first_python,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) python3.11 python3.13 python3)
+unpinned := /^(torch|triton)==/d; s/^setuptools==\S+/setuptools>=77/; s/^(cuda-toolkit\S*)==[0-9.]+/\1/
+unpinned += $(if $(filter 2.11.0,$(TORCH)),; s/^transformers==\S+/transformers==5.17.0/)
+is_cuda := import sys, torch; torch.version.cuda or sys.exit("test-torch: TORCH must be a CUDA build, got " \
+  + torch.__version__ + "; see where pip is told to look for wheels: pip config list")
+
+.venv-torch-%/ready: requirements.txt
+	@test -x $(@D)/bin/pip || test -n "$(PYTHON)" || { echo "$(no_base)" >&2; exit 1; }
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv --clear $(@D)
+	@echo "$(@D): 3 GB of packages, some minutes; then 2 minutes to compile and half an hour of tests on two cores"
+	$(@D)/bin/python -m pip install -q --no-compile -U torch$(if $(filter-out newest,$*),==$*)
+	@$(@D)/bin/python -c '$(is_cuda)'
+	sed -E '$(unpinned)' requirements.txt > $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install -q --no-compile -r $(@D)/requirements.txt
 	@touch $@

@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks`, `… report`, `… compare a.json b.json`, `… static`."""
+"""The command line: `python -m benchmarks`, `… report`, `… compare a.json b.json`, `… static`, `… gpu`."""
 
 import argparse
 import os
@@ -15,12 +15,15 @@ def parser() -> argparse.ArgumentParser:
         description="Time every op and a whole training step beside their baselines.",
         epilog="python -m benchmarks report --help: README.md's tables, or a page of HTML. "
         "python -m benchmarks compare --help: two runs, or two commits, side by side. "
-        "python -m benchmarks static --help: what the compilers make of the kernels, without a GPU.",
+        "python -m benchmarks static --help: what the compilers make of the kernels, without a GPU. "
+        "python -m benchmarks gpu --help: all evidence from a few minutes on a GPU.",
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 240 on a CPU, 480 on a GPU")
     p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this")
     p.add_argument("--quick", action="store_true", help="no rivals, and nothing that compiles")
     p.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    p.add_argument("--lines", type=Path, metavar="FILE", help="append each result the moment it is known")
+    p.add_argument("--stage", default="", help="what these lines say they belong to")
     p.add_argument("--verbose", action="store_true", help="name each case, show failures in full")
     return p
 
@@ -28,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
 def results_file(options: argparse.Namespace, device: str) -> Path:
     """Return where the JSON goes. A part of a run is no result: it takes no result's place."""
     if options.json:
+        if options.json.exists() and not options.json.is_file():  # it is replaced, which ends a device
+            raise ValueError(f"benchmarks: --json must be a regular file, got {options.json}")
         return options.json
     folder = Path(os.environ.get("OUT") or HERE / "results")
     if options.only or options.quick:
@@ -52,6 +57,7 @@ def measure(options: argparse.Namespace) -> int:
     arguments += [] if options.budget is None else [f"--budget={options.budget}"]
     arguments += [f"--only={options.only}"] if options.only else []
     arguments += ["--quick"] if options.quick else []
+    arguments += [f"--lines={options.lines}", f"--stage={options.stage}"] if options.lines else []
     status = pytest.main(arguments)
     if not unfinished.exists():
         print("nothing was measured", file=sys.stderr)
@@ -102,8 +108,14 @@ def static(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def gpu(arguments: list[str]) -> int:
+    from benchmarks.gpu import command
+
+    return command.main(arguments)
+
+
 def main(arguments: list[str]) -> int:
-    commands = {"report": report, "compare": compare, "static": static}
+    commands = {"report": report, "compare": compare, "static": static, "gpu": gpu}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])

@@ -1,11 +1,13 @@
 """mlm_head: loss and samples over the vocabulary at the masked positions of a real batch."""
 
 from benchmarks.cases import FLOPS, Call, cases
-from benchmarks.inputs import CUDA, Size, by_name
+from benchmarks.inputs import CUDA, REHEARSAL, Size, by_name
 from benchmarks.rivals import RIVALS
 from electra_fast.config import ElectraConfig
 
-if CUDA:
+if REHEARSAL:
+    LARGER = {}
+elif CUDA:
     LARGER = by_name(
         Size("large 64x512", 64, 512, ElectraConfig.large),  # masks a quarter
         Size("small 128x128 V=128100", 128, 128, ElectraConfig.small, 128_100),  # DeBERTa-v3's vocabulary

@@ -2,10 +2,13 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks import STARTED
+from benchmarks.gpu import lines
+from benchmarks.inputs import REHEARSAL
 from benchmarks.machine import device, info
 from benchmarks.providers import LATE
 from benchmarks.report.runs import SCHEMA
@@ -20,6 +23,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("electra_fast")
     group.addoption("--budget", type=float, help="seconds that all benchmarks may take together")
     group.addoption("--only", help="run the cases whose name holds this text")
+    group.addoption("--lines", type=Path, help="append each result to this file the moment it is known")
+    group.addoption("--stage", default="", help="what the lines say they belong to")
     group.addoption("--quick", action="store_true", help="no rivals, and nothing that compiles")
 
 
@@ -31,7 +36,7 @@ def pytest_configure(config):
 
 def refuse_the_interpreter() -> None:
     """On the CPU no op is dispatched to Triton; on a GPU it must run there."""
-    if device() == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+    if device() == "cuda" and os.environ.get("TRITON_INTERPRET") == "1" and not REHEARSAL:
         raise pytest.UsageError("unset TRITON_INTERPRET: the interpreter's times are no speeds")
 
 
@@ -70,12 +75,18 @@ def runner(request) -> Runner:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if report.when == "call" and not report.passed:
+    options = {"file": item.config.getoption("lines"), "stage": item.config.getoption("stage")}
+    if report.when == "call" and report.passed:
+        benchmark = item.funcargs["benchmark"].stats.as_dict(include_data=False)
+        lines.write(**options, kind="benchmark", benchmark=benchmark)
+    elif report.when == "call":
         # The runner's own lines begin with one of the words; anything else is a failure.
         text = str(call.excinfo.value).removeprefix("Skipped: ")
         word, _, line = text.partition(": ")
         known = word in item.config.stash[REFUSED]
-        item.config.stash[REFUSED][word if known else "fails"].append(line if known else text)
+        refused = (word, line) if known else ("fails", text)
+        item.config.stash[REFUSED][refused[0]].append(refused[1])
+        lines.write(**options, kind="refused", word=refused[0], line=refused[1])
     return report
 
 

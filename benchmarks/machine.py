@@ -17,10 +17,10 @@ DATASHEET = {"h100-80gb-hbm3": 989e12, "h200": 989e12}  # FLOP/s of dense bfloat
 SOURCES = ("kernels/*.py", "csrc/**/*", "electra_fast/ops/*.py")
 
 
-def source_hash(root: Path = ROOT) -> str:
+def source_hash(root: Path = ROOT, patterns: tuple[str, ...] = SOURCES) -> str:
     """Return a SHA-256 of every kernel source's path and content."""
     digest = hashlib.sha256()
-    for file in sorted({f for pattern in SOURCES for f in root.glob(pattern) if f.is_file()}):
+    for file in sorted({f for pattern in patterns for f in root.glob(pattern) if f.is_file()}):
         for part in (file.relative_to(root).as_posix().encode(), file.read_bytes()):
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.clock import CPU, CUDA, Clock, Timed, interleave, quantile
+from benchmarks.inputs import REHEARSAL
 from benchmarks.machine import device
 from benchmarks.providers import COMPILED, LATE
 
@@ -84,6 +85,7 @@ class Runner:
         longest = max(one.seconds for one in timed.values())
         affordable = self._left() / sum(one.seconds for one in timed.values())
         rounds = max(least, int(min(most, case.seconds / longest, affordable)))
+        rounds = least if REHEARSAL else rounds
         interleave(list(timed.values()), rounds, self.clock.sample)
 
         extras = {provider: self._extra(one, timed) for provider, one in timed.items()}

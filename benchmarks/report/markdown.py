@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, source_hash
 from benchmarks.providers import ORDER, label
+from benchmarks.report.checks import sentence
 from benchmarks.report.numbers import digits, utilisation
 from benchmarks.report.runs import case, files, headline, kind, read, times_fused, with_backward
 from benchmarks.report.text import BASIS
@@ -33,7 +34,7 @@ def tables(result: dict, sources: str) -> str:
     stale = "" if result["machine_info"]["sources"] == sources else " (kernels changed since)"
     lines = [f"**{headline(result)}**{stale}", "", *(f"| {' | '.join(cells)} |" for cells in rows)]
     basis = BASIS["cuda"] if timed else "By CPU time, of all threads together."
-    lines += ["", f"{basis} Ops with their backward, where they have one."]
+    lines += ["", f"{basis} Ops with their backward, where they have one. {sentence(result)}".rstrip()]
     steps = {group: providers for group, providers in found.items() if group.startswith("step, ")}
     for group, providers in steps.items():
         lines += ["", *(f"| {' | '.join(cells)} |" for cells in step_table(group, providers, result))]

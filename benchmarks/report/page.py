@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.machine import slug
 from benchmarks.report.answers import answers
+from benchmarks.report.checks import kernels_checked
 from benchmarks.report.evidence import environment, errors, everything, memory, where_others_win
 from benchmarks.report.html import paragraph
 from benchmarks.report.kernels import KERNELS, kernels
@@ -15,7 +16,8 @@ from benchmarks.report.text import BASIS
 from benchmarks.static import figures
 
 STYLE = Path(__file__).with_name("page.css")
-SECTIONS = (training_step, ops, where_others_win, sizes, rates, memory, errors)  # each of the newest run
+# Each of the newest run.
+SECTIONS = (kernels_checked, training_step, ops, where_others_win, sizes, rates, memory, errors)
 APPENDIX = (everything, environment)
 LEAD = (
     "Kernels for ELECTRA's pre-training beside what else computes the same. Every time here was measured "

@@ -1,0 +1,82 @@
+"""The training step of ELECTRA-small, launched kernel by kernel and as one CUDA graph: equal bit for bit?
+
+    python -m benchmarks.gpu.capture --lines FILE
+
+Without a GPU a stand-in takes the graph's place, which runs the step's body at each replay.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu import lines
+
+COMPARED, TIMED = 8, 50  # steps
+
+
+def main() -> int:
+    p = argparse.ArgumentParser()
+    p.add_argument("--lines", type=Path)
+    p.add_argument("--stage", default="")
+    options = p.parse_args()
+
+    import torch
+
+    from benchmarks.inputs import STEPS, batches
+    from electra_fast import optimizer
+    from electra_fast.ledger import Ledger
+    from electra_fast.model import Electra
+    from electra_fast.step import Step, cuda_graph
+
+    size = STEPS["small 128x128"][0]
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    capture = {"eager": None, "graph": cuda_graph if cuda else lambda body: body}
+    given = [batches(size.B, size.L).padded(i) for i in range(4)]
+    given = [{"ids": b.ids.to(device), "key_mask": b.key_mask.to(device)} for b in given]
+
+    def synchronize() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+
+    ends, replayed = [], False
+    for mode in capture:
+        torch.manual_seed(0)
+        model = Electra(size.config).to(device)
+        ledger = Ledger(1, device)
+        optim = optimizer.adamw(model)
+        dtype = torch.bfloat16 if cuda else None
+        step = Step(model, optim, clip=1.0, dtype=dtype, ledger=ledger, capture=capture[mode])
+
+        def take(i: int, step=step) -> None:
+            step([given[i % len(given)]], torch.tensor([[0, i]]), 1e-4, 0)
+
+        stream = torch.cuda.Stream() if cuda else None  # the default stream cannot be captured
+        synchronize()
+        with torch.cuda.stream(stream):
+            rows = []
+            for i in range(COMPARED):
+                take(i)
+                rows.append(ledger.rows[0].tolist())
+            synchronize()
+            began = time.perf_counter()
+            for i in range(COMPARED, COMPARED + (TIMED if cuda else 1)):
+                take(i)
+            synchronize()
+        ms = 1e3 * (time.perf_counter() - began) / (TIMED if cuda else 1)
+        ends.append((rows, [p.detach().cpu() for p in model.parameters()]))
+        replayed = step._replay is not None
+        facts = {"mode": mode, "ms": round(ms, 3), "losses": [row[0] for row in rows]}
+        facts |= {"why_eager": step.why_eager}
+        lines.write(options.lines, kind="capture", stage=options.stage, **facts)
+        print(mode, f"{ms:.3f} ms a step", step.why_eager or "")
+    (rows, weights), (other_rows, other_weights) = ends
+    equal = rows == other_rows and all(map(torch.equal, weights, other_weights))
+    lines.write(options.lines, kind="capture", stage=options.stage, equal=equal, replayed=replayed)
+    print(f"equal bit for bit: {equal}; replayed: {replayed}")
+    return 0 if equal and replayed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

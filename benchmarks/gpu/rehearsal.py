@@ -1,0 +1,75 @@
+"""`make gpu` without a GPU: the same stages, at small sizes, and two that must fail.
+
+Triton's kernels run in the interpreter, and their launches over the stub driver (`benchmarks.static`). The
+harness runs as on a GPU (`pretend.py`), except what torch.compile makes. A stage that hangs and a kernel that
+is broken on purpose show that neither costs another stage its results.
+"""
+
+import sys
+
+from benchmarks.gpu.stages import PYTHON, Stage
+
+HANG = Stage("a", "hangs on purpose", (PYTHON, "-c", "import time; time.sleep(3600)"), 6, together=True)
+BROKEN = ("add_norm", "cpu", "float32")
+
+
+def altered(plan: list[Stage], short: bool) -> list[Stage]:
+    """Return the plan of a GPU as a CPU can run it, and with the two faults."""
+    broken = (PYTHON, "-m", "benchmarks.gpu.check", *BROKEN, "--most", "4", "--fault", "the last results")
+    launched = (
+        ("add_norm",) if short else ("add_norm", "attention", "bias_gelu", "embed", "mlm_head", "rtd_loss")
+    )
+    extra = [HANG, Stage("a", "broken on purpose", broken, 60, together=True)]
+    for op in launched:
+        command = (PYTHON, "-m", "benchmarks.static.on_stub", "examples", op)
+        environment = (("TRITON_INTERPRET", "0"),)
+        extra.append(Stage("a", f"launch {op}", command, 120, together=True, environment=environment))
+    if short:
+        plan = [stage for stage in plan if stage.name in SHORT]
+    return extra + [stage._replace(command=adapted(stage), limit=300) for stage in plan]
+
+
+# A stage of each kind.
+SHORT = ("check add_norm triton bfloat16", "check replace_tokens triton any", "graph against eager")
+SHORT += ("step small", "pretrain small", "sanitize rtd_loss", "tests")
+
+
+def adapted(stage: Stage) -> tuple[str, ...]:
+    """Return a stage's command without the sanitizer, and with a GPU pretended where the harness runs."""
+    python, flag, module, *rest = stage.command[stage.command.index(PYTHON) :]
+    pretended = module in ("benchmarks", "benchmarks.gpu.capture") and "compile" not in stage.name
+    return (python, flag, *(["benchmarks.gpu.pretend"] if pretended else []), module, *rest)
+
+
+def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
+    """Say whether everything came back, what was planted included; return the exit status.
+
+    `timed` are the ops of which there must be a time.
+    """
+    ends = {stage["stage"]: stage for stage in run["stages"]}
+    missing = [stage.name for stage in plan if stage.name not in ends]
+    missing += [f"{name}: {end['why'] or end['rc']}" for name, end in ends.items() if bad(name, end)]
+    seen = {(c["op"], c["implementation"]): c for c in run["checks"]}
+    planted = seen.get((BROKEN[0], f"{BROKEN[1]}, broken on purpose"))
+    if not (planted and planted["wrong"]):
+        missing.append("the kernel that is broken on purpose was not found wrong")
+    missing += [f"wrong: {key[0]}, {key[1]}" for key, c in seen.items() if c["wrong"] and c is not planted]
+    without = timed - {benchmark["extra_info"]["op"] for benchmark in run["benchmarks"]}
+    missing += [f"no time of {op}" for op in sorted(without)]
+    for part in ("capture", "pretrain", "tests"):
+        missing += [] if run[part] else [f"nothing of {part}"]
+    if missing:
+        print("the rehearsal is not complete:\n  " + "\n  ".join(missing), file=sys.stderr)
+        return 1
+    print("the rehearsal is complete: each stage came back, the hang was stopped, the broken kernel was seen")
+    return 0
+
+
+def bad(name: str, end: dict) -> bool:
+    """Whether a stage ended otherwise than it must."""
+    if name == HANG.name:
+        return not end["why"].startswith("stopped after")
+    # Rivals that compile or need a GPU's kernels are refused; the ops must have a time all the same.
+    if name == "broken on purpose" or end["letter"] in "cdefg":
+        return end["rc"] not in (0, 1) or (name == "broken on purpose" and end["rc"] == 0)
+    return end["rc"] != 0

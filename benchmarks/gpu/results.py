@@ -1,0 +1,163 @@
+"""One run's JSON out of its lines, and the table that the terminal shows last."""
+
+import json
+from pathlib import Path
+
+from benchmarks.gpu.predictions import PREDICTED
+from benchmarks.providers import OURS, label
+from benchmarks.report.numbers import digits
+from benchmarks.report.runs import SCHEMA, times_fused
+
+HEAD = ("kernel", "verdict", "of the budget", "size", "us", "predicted", "of the bound")
+HEAD += ("beside the best rival",)
+SERVED = {"Triton": "triton", "compiled from csrc/": "cuda"}  # as `served_by` names an implementation
+
+
+def assemble(found: list[dict], budget: float, seconds: float) -> dict:
+    """Return a run as `benchmarks.report` reads it, and beside that what only `make gpu` measures."""
+    machine = next((line for line in found if line["kind"] == "machine"), {})
+    run = {
+        "machine_info": machine.get("machine_info", {}),
+        "commit_info": machine.get("commit_info", {}),
+        "datetime": machine.get("datetime", ""),
+        "schema": SCHEMA,
+        "budget": budget,
+        "seconds": seconds,
+        "benchmarks": [line["benchmark"] for line in of(found, "benchmark")],
+        "wrong": [],
+        "fails": [],
+        "dropped": [],
+        "stages": [_without(line, "kind", "tail") for line in of(found, "end")],
+        "checks": checks(found),
+        "capture": [_without(line, "kind", "stage") for line in of(found, "capture")],
+        "pretrain": [_without(line, "kind", "stage") for line in of(found, "pretrain")],
+        "tests": [_without(line, "kind", "stage") for line in of(found, "test")],
+    }
+    for line in of(found, "refused"):
+        run[line["word"]].append(line["line"])
+    return run
+
+
+def of(found: list[dict], kind: str) -> list[dict]:
+    """Return the lines of a kind; the warm-up of torch.compile leaves none that count."""
+    return [line for line in found if line["kind"] == kind and not line.get("stage", "").startswith("warm")]
+
+
+def _without(line: dict, *names: str) -> dict:
+    return {k: v for k, v in line.items() if k not in names}
+
+
+def checks(found: list[dict]) -> list[dict]:
+    """Return a row per op, implementation and dtype: examples, how many are wrong, the worst ratio.
+
+    `ran` is less than `examples` where the stage ended early.
+    """
+    rows: dict[tuple, dict] = {}
+    for line in of(found, "check"):
+        key = {name: line[name] for name in ("op", "implementation", "dtype")}
+        row = rows.setdefault(
+            tuple(key.values()), key | {"examples": line["examples"], "ran": 0, "wrong": []}
+        )
+        row["ran"] += 1
+        if not line["right"]:
+            row["wrong"].append({"example": line["example"], "ratio": line["ratio"], "why": line["why"]})
+        if line["ratio"] is not None and line["ratio"] >= row.get("ratio", 0.0):
+            row |= {"ratio": line["ratio"], "worst": line.get("worst", "")}
+    return list(rows.values())
+
+
+def kernels(run: dict) -> list[list[str]]:
+    """Return a row per op and implementation, with its time if it serves the op, and one per further size."""
+    timed: dict[str, dict[str, dict]] = {}
+    for benchmark in run["benchmarks"]:
+        extra = benchmark["extra_info"]
+        if extra["passes"] == "forward+backward" or extra["op"].endswith("_tokens"):
+            timed.setdefault(extra["op"], {}).setdefault(extra["size"], {})[extra["provider"]] = benchmark
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in run["checks"]:
+        found.setdefault((row["op"], row["implementation"]), []).append(row)
+    rows = []
+    for (op, implementation), its in found.items():
+        wrong, rest = sum(len(r["wrong"]) for r in its), sum(r["examples"] - r["ran"] for r in its)
+        ran = sum(r["ran"] for r in its)
+        verdict = f"WRONG in {wrong} of {ran}" if wrong else f"right in {ran}"
+        verdict += f", {rest} not run" if rest else ""
+        ratios = [r["ratio"] for r in its if "ratio" in r]
+        cells = [f"{op}, {implementation}", verdict, f"{max(ratios):.2f}" if ratios else ""]
+        sizes = [
+            [size, *times(providers["fused"], providers)]
+            for size, providers in timed.get(op, {}).items()
+            if "fused" in providers and SERVED.get(served(providers)) == implementation
+        ]
+        for numbers in sizes or [[]]:
+            rows.append([*cells, *numbers, *[""] * (len(HEAD) - len(cells) - len(numbers))])
+            cells = ["", "", ""]
+    return rows
+
+
+def served(providers: dict[str, dict]) -> str | None:
+    return providers["fused"]["extra_info"]["served_by"]
+
+
+def times(fused: dict, providers: dict[str, dict]) -> list[str]:
+    """Return microseconds, the prediction, the share of the bound, and the ratio to the fastest other one."""
+    median, bound = fused["stats"]["median"], fused["extra_info"].get("bound")
+    predicted = PREDICTED.get((fused["extra_info"]["op"], fused["extra_info"]["size"]))
+    others = {p: b for p, b in providers.items() if p not in (*OURS, "reference") and times_fused(b)}
+    best = min(others, key=lambda p: times_fused(others[p]), default=None)
+    return [
+        digits(median * 1e6),
+        digits(predicted) if predicted else "",
+        f"{bound / median:.0%}" if bound else "",
+        f"{times_fused(others[best]):.2f}x {label(best)}" if best else "",
+    ]
+
+
+def steps(run: dict) -> list[str]:
+    """Return a line per training step: milliseconds, tokens per second, and the ratio to each provider."""
+    found: dict[str, dict[str, dict]] = {}
+    for benchmark in run["benchmarks"]:
+        extra = benchmark["extra_info"]
+        if extra["op"] == "step":
+            found.setdefault(extra["size"], {})[extra["provider"]] = benchmark
+    said = []
+    for size, providers in found.items():
+        if (fused := providers.get("fused")) is None:
+            continue
+        median, work = fused["stats"]["median"], fused["extra_info"]["work"]
+        ratios = [f"{times_fused(b):.2f}x {label(p)}" for p, b in providers.items() if times_fused(b)]
+        rate = f"{digits(median * 1e3)} ms, {digits(work / median)} tokens/s"
+        predicted = PREDICTED.get(("step", size))
+        rate += f" (predicted {digits(predicted / 1e3)} ms)" if predicted else ""
+        said.append(f"step {size}: {rate}; {', '.join(ratios) or 'nothing beside it'}")
+    return said
+
+
+def summary(run: dict) -> str:
+    """Return what the terminal shows last: the kernels, the steps, and what did not end well."""
+    rows = [list(HEAD), *kernels(run)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    said = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    said += ["", *steps(run)]
+    said += [f"graph equal to eager bit for bit: {c['equal']}" for c in run["capture"] if "equal" in c]
+    if trained := [line for line in run["pretrain"] if "loss" in line]:
+        said.append(
+            f"pretrain: {len(trained)} lines, loss {trained[0]['loss']:.3f} to {trained[-1]['loss']:.3f}"
+        )
+    if counted := [line["counts"] for line in run["tests"] if "counts" in line]:
+        said.append("tests: " + ", ".join(f"{n} {name}" for name, n in sorted(counted[-1].items())))
+    said += [f"{word}: {line}" for word in ("wrong", "fails") for line in run[word]]
+    early = [s for s in run["stages"] if s["rc"] != 0]
+    said += [f"stage {s['stage']}: {s['why'] or 'exit code ' + str(s['rc'])}" for s in early]
+    return "\n".join(said)
+
+
+def write(found: list[dict], target: Path, budget: float, seconds: float) -> dict:
+    """Write the JSON of a run's lines, whole or not at all; return it."""
+    run = assemble(found, budget, seconds)
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(run, indent=1))
+    part.replace(target)
+    return run

@@ -1,0 +1,113 @@
+"""What `make gpu` runs, in the order of its value, and how long each stage may take."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+PYTHON = sys.executable
+# Files of the suite that say nothing about a GPU.
+WITHOUT_A_GPU = ("aot", "static", "launches", "cuda_host", "packaging", "report", "learning", "compare")
+WITHOUT_A_GPU += ("readme", "benchmarks", "gpu", "layering", "installation")
+
+
+class Stage(NamedTuple):
+    """A process with a time limit of its own."""
+
+    letter: str  # stages of one letter belong together
+    name: str
+    command: tuple[str, ...]
+    limit: float  # seconds after which it is killed
+    expected: float = 0.0  # seconds on 16 cores with the pack; by arithmetic, until a GPU has run it
+    together: bool = False  # runs beside the others of its letter
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def checks(implementations: dict[str, list[str]], short: bool) -> list[Stage]:
+    """Return a stage per op, implementation and dtype; bfloat16, in which models train, is first."""
+    found = []
+    for dtype in ("any", "bfloat16", "float32", "float16"):
+        for op, names in implementations.items():
+            exact = op in ("mask_tokens", "replace_tokens")
+            if (dtype == "any") != exact:
+                continue
+            for name in names:
+                command = (PYTHON, "-m", "benchmarks.gpu.check", op, name, dtype)
+                command += ("--most", "2") if short else ()
+                found.append(Stage("a", f"check {op} {name} {dtype}", command, 90, 16, together=True))
+    return found
+
+
+def timed(letter: str, name: str, only: str, limit: float, expected: float, *more: str) -> Stage:
+    """Return a stage that times the cases whose name holds `only`.
+
+    The harness drops what may not fit into its budget, so it gets one that it cannot reach.
+    """
+    command = (PYTHON, "-m", "benchmarks", "--only", only, "--budget", "900", *more)
+    return Stage(letter, name, command, limit, expected)
+
+
+def warm_up() -> Stage:
+    """Fill the cache of torch.compile beside the checks; what this times is not kept."""
+    return timed("a", "warm torch.compile", "bench_step[small 128x128-step-compile]", 100, 90)
+
+
+def plan(
+    implementations: dict[str, list[str]], scratch: Path, *, rehearse: bool = False, short: bool = False
+) -> list[Stage]:
+    """Return the stages of `make gpu`. A rehearsal trains and tests less; if it is `short`, it checks less."""
+    quick = ("--quick",)
+    run = scratch / "pretrain"
+    steps = "8" if rehearse else "1000"
+    pretrain = (PYTHON, "-m", "electra_fast", "pretrain", "--preset", "tiny" if rehearse else "small")
+    pretrain += ("--steps", steps, "--eval-every", steps, "--save-every", steps, "--log-every", "2")
+    pretrain += ("--vocab", "1000", "--eval-batches", "1") if rehearse else ()
+    return [
+        *checks(implementations, short),
+        Stage("b", "graph against eager", (PYTHON, "-m", "benchmarks.gpu.capture"), 90, 20),
+        timed("c", "step small", "bench_step[small 128x128-step-", 110, 45, *quick),
+        timed("c", "step small, compile", "bench_step[small 128x128-step-compile]", 130, 45),
+        timed("d", "attention small", "bench_attention[small 128x128-forward+backward", 80, 40),
+        timed("e", "mlm_head small", "bench_mlm_head[small 128x128-forward+backward", 70, 35),
+        Stage("f", "pretrain small", (*pretrain, "--out", str(run)), 80, 35),
+        timed("f", "ops small", "[small 128x128-forward", 80, 45, *quick),
+        timed("g", "step base", "bench_step[base ", 120, 60, *quick),
+        timed("g", "attention base", "bench_attention[base 256x512-forward+backward", 70, 45),
+        timed("g", "mlm_head base", "bench_mlm_head[base 256x512-forward+backward", 60, 40, *quick),
+        *sanitized(implementations),
+        suite(rehearse),
+    ]
+
+
+def sanitized(implementations: dict[str, list[str]]) -> list[Stage]:
+    tool = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
+    found = []
+    for op in implementations:
+        command = (PYTHON, "-m", "benchmarks.gpu.sanitize", op)
+        # Without PyTorch's cache every tensor is an allocation of its own, so that reads outside are seen.
+        environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+        found.append(Stage("h", f"sanitize {op}", (*tool, *command), 60, 25, True, environment))
+    return found
+
+
+def suite(rehearse: bool) -> Stage:
+    ignored = [f"--ignore=tests/test_{name}.py" for name in WITHOUT_A_GPU]
+    command = (PYTHON, "-m", "pytest", "-q", "--tb=line", "-p", "benchmarks.gpu.failures", "--seed", "1")
+    if rehearse:
+        command += ("tests/test_replace_tokens.py",)
+    else:
+        command += ("-n", str(max(1, min(12, os.cpu_count() or 1))), "--dist", "worksteal", *ignored)
+    return Stage("i", "tests", command, 300, 120)
+
+
+def more(scratch: Path) -> list[Stage]:
+    """Return what a second command is for, `make gpu MORE=1`: large, max-autotune, and launch shapes."""
+    return [
+        timed("j", "step large", "bench_step[large ", 150, 100, "--quick"),
+        timed("j", "step small, max-autotune", "bench_step[small 128x128-step-compile_max]", 150, 120),
+        timed("j", "step base, compile", "bench_step[base 8 of 32x512-step-compile]", 150, 120),
+        timed("j", "patched models", "bench_patch[", 100, 70),
+        Stage("j", "tune", (PYTHON, "-m", "benchmarks.tune"), 150, 120),
+        timed("j", "embed", "bench_embed[", 60, 40),
+        timed("j", "attention, all sizes", "bench_attention[", 150, 100),
+    ]

@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m benchmarks gpu --help: all evidence from a few minutes on a GPU.",
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 240 on a CPU, 480 on a GPU")
-    p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this")
+    p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this; | between several")
     p.add_argument("--quick", action="store_true", help="no rivals, and nothing that compiles")
     p.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     p.add_argument("--lines", type=Path, metavar="FILE", help="append each result the moment it is known")

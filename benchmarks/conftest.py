@@ -22,7 +22,7 @@ REFUSED = pytest.StashKey[dict[str, list[str]]]()
 def pytest_addoption(parser):
     group = parser.getgroup("electra_fast")
     group.addoption("--budget", type=float, help="seconds that all benchmarks may take together")
-    group.addoption("--only", help="run the cases whose name holds this text")
+    group.addoption("--only", help="run the cases whose name holds this text; | between several")
     group.addoption("--lines", type=Path, help="append each result to this file the moment it is known")
     group.addoption("--stage", default="", help="what the lines say they belong to")
     group.addoption("--quick", action="store_true", help="no rivals, and nothing that compiles")
@@ -42,7 +42,8 @@ def refuse_the_interpreter() -> None:
 
 def pytest_collection_modifyitems(config, items):
     only, quick = config.getoption("only") or "", config.getoption("quick")
-    kept = [item for item in items if only in item.nodeid and not (quick and _is_late(item))]
+    wanted = [item for item in items if any(part in item.nodeid for part in only.split("|"))]
+    kept = [item for item in wanted if not (quick and _is_late(item))]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
     items.sort(key=_order)

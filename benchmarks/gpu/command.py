@@ -121,8 +121,10 @@ def execute(options: argparse.Namespace) -> int:
     print("\n".join(said), flush=True)
 
     scratch = Path(tempfile.mkdtemp(prefix="electra_fast-"))
-    environment = {"TMPDIR": str(scratch), "TRITON_CACHE_DIR": str(pack.CACHE)}
-    environment |= {"ELECTRA_FAST_REHEARSAL": "1"} if options.rehearse else {}
+    environment = {"TMPDIR": str(scratch)}
+    environment |= (
+        {"ELECTRA_FAST_REHEARSAL": "1"} if options.rehearse else {"TRITON_CACHE_DIR": str(pack.CACHE)}
+    )
     budget = options.budget or (1800.0 if options.rehearse else 480.0)
     workers = max(2, min(14, (os.cpu_count() or 2) - 2))  # two cores for what runs beside the checks
     run = Run(file, log, STARTED + budget, workers, environment)

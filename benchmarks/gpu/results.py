@@ -83,7 +83,9 @@ def kernels(run: dict) -> list[list[str]]:
         verdict = f"WRONG in {wrong} of {ran}" if wrong else f"right in {ran}"
         verdict += f", {rest} not run" if rest else ""
         ratios = [r["ratio"] for r in its if "ratio" in r]
-        cells = [f"{op}, {implementation}", verdict, f"{max(ratios):.2f}" if ratios else ""]
+        worst = max(ratios, default=None)
+        cells = [f"{op}, {implementation}", verdict]
+        cells.append("" if worst is None else f"{worst:.2f}" if worst < 100 else f"{worst:.0e}")
         sizes = [
             [size, *times(providers["fused"], providers)]
             for size, providers in timed.get(op, {}).items()

@@ -1,5 +1,6 @@
 """Run stages within a budget, each a process with a time limit of its own."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,7 +36,8 @@ class Run:
     def kill(self) -> None:
         """End what still runs, with its children."""
         for process in list(self.live):
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
 
     def left(self) -> float:
         return self.deadline - RESERVE - time.monotonic()
@@ -68,6 +70,8 @@ class Run:
         if command[1:2] == ["-m"] and command[2] in OURS:
             command += ["--lines", str(self.file), "--stage", stage.name]
         environment = self.environment | dict(stage.environment)
+        if stage.together:  # a core each: the reference's threads would wait for each other
+            environment["OMP_NUM_THREADS"] = "1"
         environment |= {"BENCHMARK_LINES": str(self.file), "BENCHMARK_STAGE": stage.name}
         why = ""
         with open(output, "w") as sink:

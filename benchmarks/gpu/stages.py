@@ -55,8 +55,11 @@ def warm_up() -> Stage:
 def plan(
     implementations: dict[str, list[str]], scratch: Path, *, rehearse: bool = False, short: bool = False
 ) -> list[Stage]:
-    """Return the stages of `make gpu`. A rehearsal trains and tests less; if it is `short`, it checks less."""
+    """Return the stages of `make gpu`. A rehearsal trains and tests less; a `short` one also checks less."""
     quick = ("--quick",)
+    others = "|".join(
+        f"bench_{op}[small 128x128-f" for op in implementations if op not in ("attention", "mlm_head")
+    )
     run = scratch / "pretrain"
     steps = "8" if rehearse else "1000"
     pretrain = (PYTHON, "-m", "electra_fast", "pretrain", "--preset", "tiny" if rehearse else "small")
@@ -70,13 +73,26 @@ def plan(
         timed("d", "attention small", "bench_attention[small 128x128-forward+backward", 80, 40),
         timed("e", "mlm_head small", "bench_mlm_head[small 128x128-forward+backward", 70, 35),
         Stage("f", "pretrain small", (*pretrain, "--out", str(run)), 80, 35),
-        timed("f", "ops small", "[small 128x128-forward", 80, 45, *quick),
+        timed("f", "other ops small", others, 80, 40, *quick),
         timed("g", "step base", "bench_step[base ", 120, 60, *quick),
         timed("g", "attention base", "bench_attention[base 256x512-forward+backward", 70, 45),
         timed("g", "mlm_head base", "bench_mlm_head[base 256x512-forward+backward", 60, 40, *quick),
         *sanitized(implementations),
         suite(rehearse),
     ]
+
+
+def expected(stages: list[Stage], workers: int = 14) -> float:
+    """Return the seconds from the first stage to the end of (f), on 16 cores with the pack.
+
+    Stages that run together share the workers; torch.compile warms up beside (a) and (b).
+    """
+
+    def seconds(letters: str) -> float:
+        chosen = [stage for stage in stages if stage.letter in letters]
+        return sum(stage.expected / (workers if stage.together else 1) for stage in chosen)
+
+    return max(seconds("ab"), warm_up().expected) + seconds("cdef")
 
 
 def sanitized(implementations: dict[str, list[str]]) -> list[Stage]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERSIONS = ("5.0.0", "5.4.0", "5.8.0", "5.12.0", "5.16.0", "5.20.0", "5.23.0")
+VERSIONS = ("5.0.0", "5.4.0", "5.8.0", "5.12.0", "5.16.0", "5.20.0", "5.23.0", "5.24.0")
 TESTED = "5.23.0"  # whose own tests are run
 SUITE = ("hf", "hf_patch", "hf_patch_beside", "hf_patch_refusals", "hf_pretrainer", "hf_trainer")
 SUITE = [f"tests/test_{name}.py" for name in (*SUITE, "accuracy")]

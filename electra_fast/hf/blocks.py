@@ -48,11 +48,10 @@ class Embeddings(Fused):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,  # [B, L] or [1, L]
         inputs_embeds: Tensor | None = None,
-        past_key_values_length: int = 0,
+        **cache,  # cache_length, before transformers 5.24 past_key_values_length
     ) -> Tensor:  # [B, L, E]
         if input_ids is None:
-            given = (None, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
-            return self.unfused.forward(self, *given)
+            return self.unfused.forward(self, None, token_type_ids, position_ids, inputs_embeds, **cache)
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
         with torch.autocast(
             input_ids.device.type, enabled=False
@@ -84,11 +83,10 @@ class SelfAttention(Attention):
         self,
         hidden_states: Tensor,  # [B, L, W]
         attention_mask: Tensor | None = None,  # [B, 1, 1, L], True = real
-        past_key_values=None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
         if kwargs.get("output_attentions") or self.config.output_attentions:
-            return self.unfused.forward(self, hidden_states, attention_mask, past_key_values, **kwargs)
+            return self.unfused.forward(self, hidden_states, attention_mask, **kwargs)
         heads = (self.num_attention_heads, self.attention_head_size)
         layers = (self.query, self.key, self.value)
         q, k, v = (layer(hidden_states).unflatten(-1, heads).transpose(1, 2) for layer in layers)

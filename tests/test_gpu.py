@@ -35,7 +35,7 @@ def test_a_short_rehearsal_is_complete():
         "end",
     }
     assert "WRONG in" in done.stdout and "Against the error budget" in markdown.tables(result, "")
-    assert "Each kernel on this GPU" in page([result], "")
+    assert "Each kernel on this machine" in page([result], "")
 
 
 def start(tmp_path, seconds=60.0, workers=4) -> Run:

@@ -1,6 +1,7 @@
 """What `make gpu` found of each kernel: right or wrong, and how far from the error budget."""
 
 from benchmarks.report.html import paragraph, section, table
+from benchmarks.report.numbers import digits
 
 
 def sentence(result: dict) -> str:
@@ -13,9 +14,8 @@ def sentence(result: dict) -> str:
     worst = max((c for c in checks if "ratio" in c), key=lambda c: c["ratio"], default=None)
     said = f"Against the error budget: {ran - sum(len(c['wrong']) for c in checks)} of {every} examples right"
     if worst:
-        said += (
-            f", the largest error {worst['ratio']:.2f} of what is allowed ({worst['op']}, {worst['dtype']})"
-        )
+        of = f"{worst['op']}, {worst['dtype']}"
+        said += f", the largest error {digits(worst['ratio'])} times what is allowed ({of})"
     return f"{said}; wrong: {', '.join(wrong)}." if wrong else f"{said}."
 
 
@@ -28,10 +28,12 @@ def kernels_checked(result: dict) -> str:
             f"{c['op']}, {c['implementation']}",
             c["dtype"],
             f"{c['ran']} of {c['examples']}",
-            f"{c['ratio']:.2f}" if "ratio" in c else "",
-            "; ".join(f"{w['example']}: {w['why']}" for w in c["wrong"]) or "right",
+            digits(c["ratio"]) if "ratio" in c else "",
+            f"wrong in {len(c['wrong'])}: {c['wrong'][0]['why']}" if c["wrong"] else "right",
         ]
         for c in result["checks"]
     ]
     head = ["kernel", "dtype", "examples", "worst error / allowed", "verdict"]
-    return section("Each kernel on this GPU", paragraph(sentence(result)), table(head, cells, ("verdict",)))
+    return section(
+        "Each kernel on this machine", paragraph(sentence(result)), table(head, cells, ("verdict",))
+    )

@@ -1,4 +1,4 @@
-/* The part of CUDA's driver that Triton's launcher calls. It checks a launch and runs nothing. */
+/* The part of CUDA's driver that the launcher of Triton 3.6 to 3.8 calls. It checks a launch and runs nothing. */
 #include "cuda.h"
 
 #include <stdlib.h>
@@ -47,6 +47,8 @@ CUresult cuDeviceGet(CUdevice *device, int index) {
   return CUDA_SUCCESS;
 }
 
+CUresult cuCtxGetDevice(CUdevice *device) { return cuDeviceGet(device, 0); }
+
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { return cuCtxGetCurrent(context); }
 
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
@@ -65,6 +67,8 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   *module = (CUmodule)&nothing;
   return CUDA_SUCCESS;
 }
+
+CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
 
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
   *function = (CUfunction)strdup(name);

@@ -72,11 +72,12 @@ test-torch: other-tree
 
 # What can be made for a GPU machine without one. TORCH and PYTHON are those of the GPU machine.
 gpu-pack: other-tree
-	$(in_tree) $(python) -m benchmarks.gpu.pack --out $(CURDIR)/build/gpu-pack
+	$(in_tree) $(python) -m benchmarks.gpu.pack --out "$(CURDIR)/build/gpu-pack" \
+	  --commit "$$(git -C "$(CURDIR)" rev-parse HEAD)" $$(git -C "$(CURDIR)" diff --quiet HEAD || echo --dirty)
 
-# All evidence from a few minutes on a GPU (BUDGET=480), and the same without one. With a pack nothing is
-# installed: it brings the extension, and `benchmarks gpu` maps kernels/ to electra_fast.kernels.
-gpu: $(venv) $(if $(wildcard build/gpu-pack/manifest.json),,$(ready))
+# All evidence from a few minutes on a GPU (BUDGET=480), and the same without one. With PY nothing is installed:
+# the command takes the pack's extension or builds it, and maps kernels/ to electra_fast.kernels.
+gpu: $(venv) $(if $(PY),,$(ready))
 	$(python) -m benchmarks gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(MORE),--more) $(if $(ONLY),--only $(ONLY))
 
 gpu-rehearse: $(ready)

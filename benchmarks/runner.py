@@ -86,11 +86,17 @@ class Runner:
         affordable = self._left() / sum(one.seconds for one in timed.values())
         rounds = max(least, int(min(most, case.seconds / longest, affordable)))
         rounds = least if REHEARSAL else rounds
-        interleave(list(timed.values()), rounds, self.clock.sample)
+        try:
+            interleave(list(timed.values()), rounds, self.clock.sample)
+        except Exception as error:  # the group is not measured again for each of its providers
+            return refused | {provider: _refuse(error) for provider in timed}
 
         extras = {provider: self._extra(one, timed) for provider, one in timed.items()}
         for provider, one in timed.items():
-            extras[provider] |= case.counts(provider, one.function)
+            try:
+                extras[provider] |= case.counts(provider, one.function)
+            except Exception as error:  # a profiler that is denied the device costs no time that was measured
+                extras[provider]["not_counted"] = f"{type(error).__name__}: {error}"
         return refused | {p: Measured(timed[p].times, extra) for p, extra in extras.items()}
 
     def _prepare(self, case: Case, provider: str) -> Timed:

@@ -21,26 +21,30 @@ from benchmarks.report.page import page
 from electra_fast import testing
 
 
-def test_a_short_rehearsal_is_complete():
+def test_a_short_rehearsal_is_complete(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "gpu", "--rehearse", "--short"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OUT": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the rehearsal is complete" in done.stdout
-    assert "graph equal to eager bit for bit: True" in done.stdout
-    result = runs.read(ROOT / "build" / "rehearsal" / "rehearsal.json")
-    assert {line["kind"] for line in lines.read(ROOT / "build" / "rehearsal" / "rehearsal.jsonl")} > {
-        "check",
-        "end",
-    }
-    assert "WRONG in" in done.stdout and "Against the error budget" in markdown.tables(result, "")
+    assert "the rehearsal is complete" in done.stdout and "WRONG in 4 of 4" in done.stdout
+    assert "graph equal to eager bit for bit: True (eager to eager: True)" in done.stdout
+    names = [f"rehearsal{suffix}" for suffix in (".json", ".jsonl", ".log")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    result = runs.read(tmp_path / "rehearsal.json")
+    kinds = {line["kind"] for line in lines.read(tmp_path / "rehearsal.jsonl")}
+    assert kinds == {"machine", "check", "benchmark", "capture", "pretrain", "test", "end"}
+    assert "Against the error budget" in markdown.tables(result, "")
     assert "Each kernel on this machine" in page([result], "")
+
+    command[4:] = ["--assemble", str(tmp_path / "rehearsal.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "got those of a rehearsal" in done.stderr
 
 
 def start(tmp_path, seconds=60.0, workers=4) -> Run:
     deadline = time.monotonic() + RESERVE + seconds
-    return Run(tmp_path / "lines.jsonl", tmp_path / "log", deadline, workers, {})
+    return Run(tmp_path / "lines.jsonl", tmp_path / "log", tmp_path, deadline, workers, {})
 
 
 def say(text: str) -> tuple[str, ...]:
@@ -48,10 +52,12 @@ def say(text: str) -> tuple[str, ...]:
 
 
 def test_a_stage_that_hangs_costs_itself_alone(tmp_path):
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    sleep = f"import time; time.sleep(600)  # of {tmp_path.name}-{os.getpid()}"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
+    leaves = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}])"
     stages = [
         Stage("a", "hangs", (PYTHON, "-c", child), 1, together=True),
-        Stage("a", "beside it", say("beside"), 60, together=True),
+        Stage("a", "leaves a child", (PYTHON, "-c", leaves), 60, together=True),
         Stage("a", "fails", (PYTHON, "-c", "raise SystemExit(3)"), 60),
         Stage("b", "missing", ("/no/such/program",), 60),
         Stage("b", "last", say("the last"), 60),
@@ -64,8 +70,26 @@ def test_a_stage_that_hangs_costs_itself_alone(tmp_path):
     assert ends[4]["tail"] == ["the last"] and "the last" in (tmp_path / "log").read_text()
     written = {line["stage"]: line for line in lines.read(tmp_path / "lines.jsonl")}
     assert written == {end["stage"]: end for end in ends}
-    sleeping = subprocess.run(["pgrep", "-f", "time.sleep[(]600"], capture_output=True, text=True).stdout
-    assert not sleeping, "the hanging stage's child still runs"
+    marked = ["pgrep", "-f", f"# of {tmp_path.name}-{os.getpid()}"]
+    assert not subprocess.run(marked, capture_output=True, text=True).stdout, "a child still runs"
+
+
+def test_a_signal_ends_what_runs_and_starts_nothing_more(tmp_path):
+    sleep = (PYTHON, "-c", "import time; time.sleep(600)")
+    run, ends = start(tmp_path, workers=2), []
+    stages = [Stage("a", f"{i}", sleep, 500, together=True) for i in range(5)]
+    stages.insert(0, Stage("a", "first", say("first"), 60, together=True))
+
+    def interrupted(end):
+        ends.append(end)
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.all(stages, interrupted)
+    assert time.monotonic() - began < 30 and not run.live
+    said = [line["why"] for line in lines.read(tmp_path / "lines.jsonl")]
+    assert [end["stage"] for end in ends] == ["first"] and "stopped" in said
 
 
 def test_a_stage_for_which_no_time_is_left_is_named(tmp_path):
@@ -104,7 +128,7 @@ def test_a_wrong_example_does_not_stop_the_others(tmp_path):
     assert any(line["ratio"] and line["ratio"] > 1 for line in wrong) and all(line["why"] for line in wrong)
 
 
-def test_a_lost_context_goes_on_in_a_new_process(tmp_path):
+def test_after_a_lost_context_a_new_process_continues(tmp_path):
     lose = """
 from electra_fast import testing
 judge = testing.judge_example
@@ -152,11 +176,18 @@ def test_the_summary_names_what_is_wrong_and_how_fast_the_rest_is():
     found += [
         {"kind": "end", "letter": "a", "stage": "check", "rc": None, "why": "stopped after 9 s", "seconds": 9}
     ]
-    run = results.assemble(found, 480, 10)
+    found += [line("rtd_loss", 0, False, None), line("rtd_loss", 1, True, 0.4)]
+    found += [
+        {"kind": "pretrain", "stage": "f", "loss": 9.0},
+        {"kind": "pretrain", "stage": "f", "loss": None},
+    ]
+    run = results.assemble(found, 10)
     text = results.summary(run)
     assert "add_norm, triton  right in 3" in text and "0.70" in text
     assert "embed, triton     WRONG in 1 of 2, 1 not run" in text
     assert "10.0" in text and "50%" in text and "1.50x torch.compile" in text
+    assert "rtd_loss, triton  WRONG in 1 of 2, 1 not run  inf" in text
+    assert "loss 9.000 to not finite" in text
     assert "fails: x: y" in text and "stage check: stopped after 9 s" in text
 
 
@@ -167,7 +198,10 @@ def test_every_kernel_has_a_check_and_every_op_a_time():
     assert names[:2] == ["check mask_tokens triton any", "check replace_tokens triton any"]
     assert {name.split()[1] for name in names if name.startswith("check ")} == set(testing.OPS)
     assert [s.letter for s in stages] == sorted(s.letter for s in stages)
+    with_cuda = {**every, "embed": ["triton", "cuda"], "mlm_head": ["triton", "cuda"]}
+    stages = plan(with_cuda, Path("/nowhere"))
     assert expected(stages) <= 330
+    assert sum(stage.expected for stage in stages if stage.letter == "a") / 14 <= 40
 
 
 def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
@@ -178,7 +212,7 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
     index = {"child_paths": {"k.cubin": str(cache / "KEY" / "k.cubin")}}
     (cache / "KEY" / "__grp__k.json").write_text(json.dumps(index))
     folder.mkdir()
-    pack.save_cache(cache, folder / "triton.tar.xz")
+    pack.save_cache(cache, folder / pack.ARCHIVE)
     with tarfile.open(folder / "triton.tar.xz") as tar:
         assert sorted(tar.getnames()) == ["KEY/__grp__k.json", "KEY/k.cubin"]
 
@@ -186,7 +220,9 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
     (tree / "electra_fast").mkdir(parents=True)
     monkeypatch.setattr(pack, "ROOT", tree)
     (folder / pack.extension_name()).write_bytes(b"extension")
-    (folder / "manifest.json").write_text(json.dumps(pack.versions() | {"arch": "9.0"}))
+    sums = {name: pack.checksum(folder / name) for name in (pack.extension_name(), pack.ARCHIVE)}
+    facts = pack.versions() | {"sha256": sums}
+    (folder / "manifest.json").write_text(json.dumps(facts))
     said = pack.use(folder, tmp_path / "there")
     assert said == ["the extension is the pack's", "1 kernels of the pack in Triton's cache"]
     assert (tree / "electra_fast" / pack.extension_name()).read_bytes() == b"extension"
@@ -194,15 +230,32 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
     assert Path(moved["child_paths"]["k.cubin"]).read_bytes() == b"binary"
 
     (tree / "electra_fast" / pack.extension_name()).unlink()
-    (folder / "manifest.json").write_text(json.dumps(pack.versions() | {"torch": "1.0"}))
+    (folder / "manifest.json").write_text(json.dumps(facts | {"torch": "1.0"}))
     assert "made for torch 1.0, here" in pack.use(folder, tmp_path / "there")[0]
     assert not (tree / "electra_fast" / pack.extension_name()).exists()
     assert pack.use(tmp_path / "none", cache)[0].startswith("no pack")
 
+    for name in sums:  # a file that was cut on its way
+        (folder / name).write_bytes(b"cut")
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    said = pack.use(folder, tmp_path / "there")
+    assert len(said) == 2 and all("not the file that its manifest names" in words for words in said)
+    (folder / "manifest.json").write_text('{"torch": ')
+    assert pack.use(folder, cache)[0].startswith("no pack")
 
-@pytest.mark.parametrize("words", [["gpu"], ["gpu", "--more"]], ids=str)
-def test_without_a_gpu_the_command_is_refused(words):
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "benchmarks", *words]
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "needs a GPU that torch sees, got none"),
+        (["--more"], "needs a GPU that torch sees, got none"),
+        (["--rehearse", "--only", "axy"], "--only must be some of abcdefghij, got xy"),
+        (["--assemble", "/no/such.jsonl"], "--assemble must get files, got /no/such.jsonl"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(words, says, tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OUT": str(tmp_path)}
+    command = [sys.executable, "-m", "benchmarks", "gpu", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "needs a GPU that torch sees, got none" in done.stderr
+    assert done.returncode == 2 and says in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ HOST = {
     ("bias_gelu", "forward"): 6.2,
     ("bias_gelu", "forward+backward"): 26,
     ("mlm_head", "forward"): 24,
-    ("mlm_head", "forward+backward"): 104,
+    ("mlm_head", "forward+backward"): 82,
     ("replace_tokens", "forward"): 6.3,
     ("rtd_loss", "forward"): 7.1,
     ("rtd_loss", "forward+backward"): 19.5,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.gpu import lines
 
-LOST = ("CUDA error", "illegal memory access", "unspecified launch failure")  # the context is unusable
+LOST = ("CUDA error", "Triton Error [CUDA]", "illegal memory access")  # the context may be unusable
 
 
 def examples_of(op: str, dtype: str) -> list:

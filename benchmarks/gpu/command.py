@@ -16,6 +16,7 @@ from benchmarks import STARTED
 from benchmarks.machine import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+LETTERS = "abcdefghij"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--more", action="store_true", help="what a second command is for: large, max-autotune, tune"
     )
-    p.add_argument("--only", metavar="LETTERS", help="only these stages, such as abd")
+    p.add_argument("--only", metavar="LETTERS", help=f"only these stages, some of {LETTERS}")
     p.add_argument(
         "--assemble",
         type=Path,
@@ -42,27 +43,45 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare() -> list[str]:
-    """Make the package importable and its extension present, as far as that can be done; say how."""
+    """Make the package importable and its extension present; return what was done and what failed."""
     from benchmarks.gpu import pack
 
     said = pack.use()
-    if (
-        importlib.util.find_spec("electra_fast.kernels") is None
-    ):  # not installed: kernels/ is mapped to this name
-        (ROOT / "electra_fast" / "kernels").symlink_to("../kernels")
-        importlib.invalidate_caches()
-    if importlib.util.find_spec("electra_fast._C") is None:
-        import torch
-
-        arch = "{}.{}".format(*torch.cuda.get_device_capability())
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        try:
-            environment = os.environ | {"TORCH_CUDA_ARCH_LIST": arch}
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=150)
-            said.append("the extension was built here")
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            said.append(f"the extension could not be built, Triton and PyTorch serve every op: {error}")
+    mapped = importlib.util.find_spec("electra_fast.kernels")
+    if mapped is None or Path(mapped.origin).parent.resolve() != ROOT / "kernels":  # not installed from here
+        link = ROOT / "electra_fast" / "kernels"
+        link.unlink(missing_ok=True)
+        link.symlink_to("../kernels")
+    extension = ROOT / "electra_fast" / pack.extension_name()
+    if not up_to_date(extension):
+        said.append(build_in_place())
+    program = [sys.executable, "-c", "import electra_fast.ops"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode and extension.exists():  # such as a library of the system that is too old
+        extension.unlink()
+        said.append(f"the extension does not load and was removed: {done.stderr.strip()[-300:]}")
     return said
+
+
+def up_to_date(extension: Path) -> bool:
+    sources = [*ROOT.glob("csrc/**/*"), ROOT / "setup.py"]
+    newest = max(file.stat().st_mtime for file in sources if file.is_file())
+    return extension.exists() and extension.stat().st_mtime >= newest
+
+
+def build_in_place(limit: float = 150.0) -> str:
+    """Compile the extension for the GPU that is here; return how that ended."""
+    import torch
+
+    environment = os.environ | {"TORCH_CUDA_ARCH_LIST": "{}.{}".format(*torch.cuda.get_device_capability())}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, process_group=0)
+    try:
+        rc = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # ninja and the compilers too
+        rc = f"stopped after {limit:.0f} s"
+    return f"the extension was {'built here' if rc == 0 else f'not built ({rc}): Triton and PyTorch serve'}"
 
 
 def git(*words: str) -> str:
@@ -73,12 +92,14 @@ def git(*words: str) -> str:
         return ""
 
 
-def machine() -> dict:
+def machine(rehearsal: bool) -> dict:
     """Return the line that says what was measured, and where."""
+    from benchmarks.gpu import pack
     from benchmarks.machine import info
 
-    facts = info() | {"python_version": sys.version.split()[0]}
+    facts = info() | {"python_version": sys.version.split()[0], "rehearsal": rehearsal}
     commit = {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    commit = commit if commit["id"] else pack.manifest().get("commit", {})  # a copy without a repository
     now = datetime.datetime.now(datetime.UTC).isoformat()
     return {"kind": "machine", "machine_info": facts, "commit_info": commit, "datetime": now}
 
@@ -90,34 +111,45 @@ def implementations() -> dict[str, list[str]]:
     return {op: [name for name in testing.implementations(op) if name != "reference"] for op in testing.OPS}
 
 
-def folder_of(options: argparse.Namespace) -> Path:
-    """Return where the results go; those of a rehearsal or of a part take no result's place."""
-    if options.rehearse:
-        return ROOT / "build" / "rehearsal"
-    if os.environ.get("OUT"):
-        return Path(os.environ["OUT"])
-    return RESULTS if options.only is None else ROOT / "build" / "gpu"
+def files_of(options: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """Return where lines, log and JSON go. A rehearsal and a part of the stages have names of their own."""
+    from benchmarks.machine import device_slug
+
+    parts = ["rehearsal" if options.rehearse else device_slug(), *["more"] * options.more]
+    parts += [options.only] if options.only else []
+    folder = RESULTS if parts == [device_slug()] else ROOT / "build" / "gpu"
+    folder = Path(os.environ.get("OUT") or folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{'-'.join(parts)}{suffix}" for suffix in (".jsonl", ".log", ".json")]
+        for old in files[:2]:
+            old.write_text("")
+    except OSError as error:
+        raise ValueError(f"gpu: OUT must be a folder that can be written, got {folder}: {error}") from error
+    return tuple(files)
 
 
 def execute(options: argparse.Namespace) -> int:
-    from benchmarks.machine import device, device_slug
+    if options.rehearse:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from benchmarks.machine import device
 
     if not options.rehearse and device() != "cuda":
         raise ValueError("gpu: needs a GPU that torch sees, got none; `make gpu-rehearse` does without")
+    if unknown := set(options.only or "") - set(LETTERS):
+        raise ValueError(f"gpu: --only must be some of {LETTERS}, got {''.join(sorted(unknown))}")
+    file, log, target = files_of(options)
     said = [] if options.rehearse else prepare()
 
     from benchmarks.gpu import lines, pack, rehearsal, results, stages
     from benchmarks.gpu.run import Run
 
-    folder = folder_of(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "rehearsal" if options.rehearse else f"{device_slug()}-more" if options.more else device_slug()
-    file, log, target = (folder / f"{name}{suffix}" for suffix in (".jsonl", ".log", ".json"))
-    for old in (file, log):
-        old.unlink(missing_ok=True)
-    lines.write(file, **machine())
+    budget = options.budget if options.budget is not None else 1800.0 if options.rehearse else 480.0
+    lines.write(file, **machine(options.rehearse), budget=budget)
     kernels = implementations()
-    said.append(f"{sum(map(len, kernels.values()))} kernels of {len(kernels)} ops; results in {folder}")
+    said.append(
+        f"{sum(map(len, kernels.values()))} kernels of {len(kernels)} ops; results in {target.parent}"
+    )
     print("\n".join(said), flush=True)
 
     scratch = Path(tempfile.mkdtemp(prefix="electra_fast-"))
@@ -125,37 +157,38 @@ def execute(options: argparse.Namespace) -> int:
     environment |= (
         {"ELECTRA_FAST_REHEARSAL": "1"} if options.rehearse else {"TRITON_CACHE_DIR": str(pack.CACHE)}
     )
-    budget = options.budget or (1800.0 if options.rehearse else 480.0)
     workers = max(2, min(14, (os.cpu_count() or 2) - 2))  # two cores for what runs beside the checks
-    run = Run(file, log, STARTED + budget, workers, environment)
+    run = Run(file, log, scratch, STARTED + budget, workers, environment)
     if options.more:
-        plan = stages.more(scratch)
+        plan = stages.second(kernels, scratch)
     else:
         plan = stages.plan(kernels, scratch, rehearse=options.rehearse, short=options.short)
     plan = rehearsal.altered(plan, options.short) if options.rehearse else plan
-    plan = [stage for stage in plan if stage.letter in (options.only or stage.letter)]
+    plan = [stage for stage in plan if stage.letter in (options.only or LETTERS)]
     compiles = not options.rehearse and any(stage.name == "step small, compile" for stage in plan)
 
     def after(end: dict) -> None:
         if end["stage"].startswith("pretrain"):
             for line in lines.read(scratch / "pretrain" / "log.jsonl"):
-                line |= {"stage": end["stage"], "log": line.get("kind"), "kind": "pretrain"}
+                line |= {"stage": end["stage"], "log": line["kind"], "kind": "pretrain"}
                 lines.write(file, **line)
-        results.write(lines.read(file), target, budget, time.monotonic() - STARTED)
+        results.write(lines.read(file), target, time.monotonic() - STARTED)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu: stopped"))  # so that no stage is left behind
-    warm = run.beside(stages.warm_up()) if compiles else None
+    warm = run.in_background(stages.warm_up()) if compiles else None
     try:
         run.all([stage for stage in plan if stage.letter in "ab"], after)
         if warm is not None:  # what is timed next shares the GPU with nothing
             after(warm.result())
         run.all([stage for stage in plan if stage.letter not in "ab"], after)
     finally:
-        run.kill()
+        run.stop()
         shutil.rmtree(scratch, ignore_errors=True)
-        result = results.write(lines.read(file), target, budget, time.monotonic() - STARTED)
+        result = results.write(lines.read(file), target, time.monotonic() - STARTED)
         print(f"\n{results.summary(result)}\n{target}", flush=True)
     if options.rehearse:
+        seconds = stages.expected(stages.plan(kernels, scratch))
+        print(f"expected on a GPU machine of 16 cores: {seconds:.0f} s to the end of (f)")
         return rehearsal.verdict(result, plan, {"step"} if options.short else {"step", *kernels})
     wrong = any(check["wrong"] for check in result["checks"])
     return int(wrong or any(stage["rc"] != 0 for stage in result["stages"]))
@@ -165,13 +198,17 @@ def assemble(files: list[Path]) -> int:
     """Make one JSON of the lines of several commands on one machine, such as `make gpu` and its MORE=1."""
     from benchmarks.gpu import lines, results
 
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ValueError(f"gpu: --assemble must get files, got {', '.join(missing)}")
     found = [line for file in files for line in lines.read(file)]
     machines = [line["machine_info"] for line in found if line["kind"] == "machine"]
+    if any(m.get("rehearsal") for m in machines):
+        raise ValueError("gpu: --assemble must get lines of a GPU, got those of a rehearsal")
     same = {(m["device"], m["torch"], m["sources"]) for m in machines}
     if len(same) != 1:
         raise ValueError(f"gpu: --assemble must get lines of one GPU, torch and source, got {sorted(same)}")
-    target = RESULTS / f"{machines[0]['device']}.json"
-    run = results.write(found, target, 0.0, 0.0)
+    target = Path(os.environ.get("OUT") or RESULTS) / f"{machines[0]['device']}.json"
+    run = results.write(found, target, sum(line["seconds"] for line in found if line["kind"] == "end"))
     print(f"{results.summary(run)}\n{target}")
     return 0
 

@@ -19,13 +19,15 @@ def write(file: Path | None, **line) -> None:
 
 
 def read(file: Path) -> list[dict]:
-    """Return the lines that are whole: a process that was killed may leave half of one."""
+    """Return the lines that are whole and have a kind: a process that was killed may leave half of one."""
     found = []
     for text in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
-            found.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and "kind" in line:
+            found.append(line)
     return found
 
 

@@ -5,6 +5,7 @@ sm_90, `triton.tar.xz`, and `manifest.json`, which says what they were made for;
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from benchmarks.machine import ROOT, source_hash
 FOLDER = ROOT / "build" / "gpu-pack"
 CACHE = ROOT / "build" / "gpu-cache"
 MOST = 16 << 20  # bytes of the folder
+ARCHIVE = "triton.tar.xz"
 KEPT = (".cubin", ".json", ".so")  # of Triton's cache; the rest are the compiler's intermediate forms
 HERE = "@cache@"  # Triton's index files hold absolute paths: this stands for the cache's own
 
@@ -85,8 +87,12 @@ def load_cache(archive: Path, cache: Path) -> int:
     return sum(1 for _ in cache.rglob("*.cubin"))
 
 
-def make(folder: Path, arch: str = "9.0") -> int:
-    """Fill the folder anew; return an exit status."""
+def checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def make(folder: Path, commit: dict, arch: str = "9.0") -> int:
+    """Make the folder; return an exit status."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,8 +100,9 @@ def make(folder: Path, arch: str = "9.0") -> int:
         made = build(Path(scratch, "lib"), arch, ATEN_CPU_CAPABILITY="avx2")
         shutil.copy(made, folder)
         kernels = fill_cache(Path(scratch, "triton"))
-        save_cache(Path(scratch, "triton"), folder / "triton.tar.xz")
-    facts = versions() | {"arch": arch, "kernels": kernels}
+        save_cache(Path(scratch, "triton"), folder / ARCHIVE)
+    sums = {name: checksum(folder / name) for name in (extension_name(), ARCHIVE)}
+    facts = versions() | {"arch": arch, "kernels": kernels, "commit": commit, "sha256": sums}
     (folder / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n")
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {kernels} kernels and the extension, {size / 2**20:.1f} MB, for torch {facts['torch']}")
@@ -106,23 +113,48 @@ def make(folder: Path, arch: str = "9.0") -> int:
     return int(size > MOST)
 
 
+def manifest(folder: Path = FOLDER) -> dict:
+    """Return what a pack says of itself, nothing if it cannot be read."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def use(folder: Path = FOLDER, cache: Path = CACHE) -> list[str]:
-    """Put what fits of the pack where it is looked for; return what was done and what did not fit."""
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
+    """Install what fits of the pack; return what was done and what was not, and why."""
+    facts, said = manifest(folder), []
+    if not facts:
         return ["no pack: Triton compiles each kernel when it is first used"]
-    said, facts = [], json.loads(manifest.read_text())
+    sums = facts.get("sha256", {})
+
+    def torn(name: str) -> bool:
+        return not (folder / name).is_file() or checksum(folder / name) != sums.get(name)
+
     here = versions()
     differences = [f"{k} {facts.get(k)}, here {here[k]}" for k in here if facts.get(k) != here[k]]
     if differences:
         said.append(f"the pack's extension was made for {'; '.join(differences)}: not used")
+    elif torn(extension_name()):
+        said.append("the pack's extension is not the file that its manifest names: not used")
     else:
-        shutil.copy(folder / extension_name(), ROOT / "electra_fast" / extension_name())
+        target = ROOT / "electra_fast" / extension_name()
+        part = target.with_suffix(".part")
+        shutil.copy(folder / extension_name(), part)
+        part.replace(target)
+        for stamp in ROOT.glob("build/ready-*"):  # `make test` builds its own again
+            stamp.unlink()
         said.append("the extension is the pack's")
-    return [*said, f"{load_cache(folder / 'triton.tar.xz', cache)} kernels of the pack in Triton's cache"]
+    if torn(ARCHIVE):
+        return [*said, "the pack's Triton cache is not the file that its manifest names: not used"]
+    return [*said, f"{load_cache(folder / ARCHIVE, cache)} kernels of the pack in Triton's cache"]
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description="Make the folder that `make gpu` takes to a GPU machine.")
     p.add_argument("--out", type=Path, default=FOLDER)
-    sys.exit(make(p.parse_args().out.resolve()))
+    p.add_argument("--commit", default="", help="what the results are said to be measured on")
+    p.add_argument("--dirty", action="store_true", help="with changes that are not committed")
+    options = p.parse_args()
+    sys.exit(make(options.out.resolve(), {"id": options.commit, "dirty": options.dirty}))

@@ -7,7 +7,7 @@ is broken on purpose show that neither costs another stage its results.
 
 import sys
 
-from benchmarks.gpu.stages import PYTHON, Stage, expected
+from benchmarks.gpu.stages import PYTHON, Stage
 
 HANG = Stage("a", "hangs on purpose", (PYTHON, "-c", "import time; time.sleep(3600)"), 6, together=True)
 BROKEN = ("add_norm", "cpu", "float32")
@@ -18,7 +18,7 @@ def altered(plan: list[Stage], short: bool) -> list[Stage]:
     """Return the plan of a GPU as a CPU can run it, and with the two faults."""
     broken = (PYTHON, "-m", "benchmarks.gpu.check", *BROKEN, "--most", "4", "--fault", "the last results")
     launched = LAUNCHED[:1] if short else LAUNCHED
-    extra = [HANG, Stage("a", "broken on purpose", broken, 60, together=True)]
+    extra = [HANG, Stage("a", "broken on purpose", broken, LIMIT, together=True)]
     for op in launched:
         command = (PYTHON, "-m", "benchmarks.static.on_stub", "examples", op)
         environment = (("TRITON_INTERPRET", "0"),)
@@ -54,7 +54,8 @@ def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
     if not (planted and planted["wrong"]):
         missing.append("the kernel that is broken on purpose was not found wrong")
     missing += [f"wrong: {key[0]}, {key[1]}" for key, c in seen.items() if c["wrong"] and c is not planted]
-    without = timed - {benchmark["extra_info"]["op"] for benchmark in run["benchmarks"]}
+    extras = [benchmark["extra_info"] for benchmark in run["benchmarks"]]
+    without = timed - {extra["op"] for extra in extras if extra["provider"] == "fused"}
     missing += [f"no time of {op}" for op in sorted(without)]
     for part in ("capture", "pretrain", "tests"):
         missing += [] if run[part] else [f"nothing of {part}"]
@@ -62,7 +63,6 @@ def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
         print("the rehearsal is not complete:\n  " + "\n  ".join(missing), file=sys.stderr)
         return 1
     print("what a rehearsal times means nothing")
-    print(f"expected on a GPU machine of 16 cores: {expected(plan):.0f} s for (a) to (f)")
     print("the rehearsal is complete: each stage came back, the hang was stopped, the broken kernel was seen")
     return 0
 
@@ -71,7 +71,8 @@ def bad(name: str, end: dict) -> bool:
     """Whether a stage ended otherwise than it must."""
     if name == HANG.name:
         return not end["why"].startswith("stopped after")
+    if name == "broken on purpose":
+        return end["rc"] != 1
     # Rivals that compile or need a GPU's kernels are refused; the ops must have a time all the same.
-    if name == "broken on purpose" or end["letter"] in "cdefg":
-        return end["rc"] not in (0, 1) or (name == "broken on purpose" and end["rc"] == 0)
-    return end["rc"] != 0
+    refused = end["letter"] in "cdefg" and not name.startswith("pretrain")
+    return end["rc"] not in ((0, 1) if refused else (0,))

@@ -1,6 +1,7 @@
 """One run's JSON out of its lines, and the table that the terminal shows last."""
 
 import json
+import math
 from pathlib import Path
 
 from benchmarks.gpu.predictions import PREDICTED
@@ -8,12 +9,12 @@ from benchmarks.providers import OURS, label
 from benchmarks.report.numbers import digits
 from benchmarks.report.runs import SCHEMA, times_fused
 
-HEAD = ("kernel", "verdict", "of the budget", "size", "us", "predicted", "of the bound")
+HEAD = ("kernel", "verdict", "of the budget", "size", "us", "H200 predicted", "of the bound")
 HEAD += ("beside the best rival",)
 SERVED = {"Triton": "triton", "compiled from csrc/": "cuda"}  # as `served_by` names an implementation
 
 
-def assemble(found: list[dict], budget: float, seconds: float) -> dict:
+def assemble(found: list[dict], seconds: float) -> dict:
     """Return a run as `benchmarks.report` reads it, and beside that what only `make gpu` measures."""
     machine = next((line for line in found if line["kind"] == "machine"), {})
     run = {
@@ -21,13 +22,13 @@ def assemble(found: list[dict], budget: float, seconds: float) -> dict:
         "commit_info": machine.get("commit_info", {}),
         "datetime": machine.get("datetime", ""),
         "schema": SCHEMA,
-        "budget": budget,
+        "budget": sum(line.get("budget", 0.0) for line in of(found, "machine")),
         "seconds": seconds,
         "benchmarks": [line["benchmark"] for line in of(found, "benchmark")],
         "wrong": [],
         "fails": [],
         "dropped": [],
-        "stages": [_without(line, "kind", "tail") for line in of(found, "end")],
+        "stages": [_without(line, "kind", *["tail"] * (line["rc"] == 0)) for line in of(found, "end")],
         "checks": checks(found),
         "capture": [_without(line, "kind", "stage") for line in of(found, "capture")],
         "pretrain": [_without(line, "kind", "stage") for line in of(found, "pretrain")],
@@ -77,19 +78,23 @@ def kernels(run: dict) -> list[list[str]]:
     for row in run["checks"]:
         found.setdefault((row["op"], row["implementation"]), []).append(row)
     rows = []
-    for (op, implementation), its in found.items():
-        wrong, rest = sum(len(r["wrong"]) for r in its), sum(r["examples"] - r["ran"] for r in its)
-        ran = sum(r["ran"] for r in its)
-        verdict = f"WRONG in {wrong} of {ran}" if wrong else f"right in {ran}"
+    for op in timed:  # what was timed and not checked, in a part of a run
+        if op != "step" and not any(key[0] == op for key in found):
+            found[op, SERVED.get(served(timed[op]), "PyTorch")] = []
+    for (op, implementation), checked in found.items():
+        wrong = sum(len(row["wrong"]) for row in checked)
+        ran, rest = sum(r["ran"] for r in checked), sum(r["examples"] - r["ran"] for r in checked)
+        verdict = f"WRONG in {wrong} of {ran}" if wrong else f"right in {ran}" if ran else "not checked"
         verdict += f", {rest} not run" if rest else ""
-        ratios = [r["ratio"] for r in its if "ratio" in r]
-        worst = max(ratios, default=None)
+        ratios = [row["ratio"] for row in checked if "ratio" in row]
+        unbounded = any(fault["ratio"] is None for row in checked for fault in row["wrong"])
+        worst = math.inf if unbounded else max(ratios, default=None)
         cells = [f"{op}, {implementation}", verdict]
         cells.append("" if worst is None else f"{worst:.2f}" if worst < 100 else f"{worst:.0e}")
         sizes = [
             [size, *times(providers["fused"], providers)]
             for size, providers in timed.get(op, {}).items()
-            if "fused" in providers and SERVED.get(served(providers)) == implementation
+            if "fused" in providers and SERVED.get(served({size: providers}), "PyTorch") == implementation
         ]
         for numbers in sizes or [[]]:
             rows.append([*cells, *numbers, *[""] * (len(HEAD) - len(cells) - len(numbers))])
@@ -97,8 +102,10 @@ def kernels(run: dict) -> list[list[str]]:
     return rows
 
 
-def served(providers: dict[str, dict]) -> str | None:
-    return providers["fused"]["extra_info"]["served_by"]
+def served(sizes: dict[str, dict]) -> str | None:
+    """Return what serves an op, by the first of its times that says it."""
+    timed = [providers["fused"] for providers in sizes.values() if "fused" in providers]
+    return timed[0]["extra_info"]["served_by"] if timed else None
 
 
 def times(fused: dict, providers: dict[str, dict]) -> list[str]:
@@ -143,11 +150,12 @@ def summary(run: dict) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     said += ["", *steps(run)]
-    said += [f"graph equal to eager bit for bit: {c['equal']}" for c in run["capture"] if "equal" in c]
-    if trained := [line for line in run["pretrain"] if "loss" in line]:
-        said.append(
-            f"pretrain: {len(trained)} lines, loss {trained[0]['loss']:.3f} to {trained[-1]['loss']:.3f}"
-        )
+    for c in run["capture"]:
+        if "equal" in c:
+            said.append(f"graph equal to eager bit for bit: {c['equal']} (eager to eager: {c['repeatable']})")
+    if trained := [line["loss"] for line in run["pretrain"] if "loss" in line]:
+        first, last = ("not finite" if x is None else f"{x:.3f}" for x in (trained[0], trained[-1]))
+        said.append(f"pretrain: {len(trained)} lines of the log, loss {first} to {last}")
     if counted := [line["counts"] for line in run["tests"] if "counts" in line]:
         said.append("tests: " + ", ".join(f"{n} {name}" for name, n in sorted(counted[-1].items())))
     said += [f"{word}: {line}" for word in ("wrong", "fails") for line in run[word]]
@@ -156,9 +164,9 @@ def summary(run: dict) -> str:
     return "\n".join(said)
 
 
-def write(found: list[dict], target: Path, budget: float, seconds: float) -> dict:
+def write(found: list[dict], target: Path, seconds: float) -> dict:
     """Write the JSON of a run's lines, whole or not at all; return it."""
-    run = assemble(found, budget, seconds)
+    run = assemble(found, seconds)
     part = target.with_suffix(".part")
     part.write_text(json.dumps(run, indent=1))
     part.replace(target)

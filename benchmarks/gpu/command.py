@@ -26,9 +26,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Results go to $OUT, else to benchmarks/results: <device>.json, .jsonl and .log.",
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 480, of a rehearsal 1800")
-    p.add_argument(
-        "--more", action="store_true", help="what a second command is for: large, max-autotune, tune"
-    )
+    p.add_argument("--more", action="store_true", help="the stages that a first command has no time for")
     p.add_argument("--only", metavar="LETTERS", help=f"only these stages, some of {LETTERS}")
     p.add_argument(
         "--assemble",
@@ -48,10 +46,12 @@ def prepare() -> list[str]:
 
     said = pack.use()
     mapped = importlib.util.find_spec("electra_fast.kernels")
-    if mapped is None or Path(mapped.origin).parent.resolve() != ROOT / "kernels":  # not installed from here
+    kernels = (ROOT / "kernels").resolve()
+    if mapped is None or Path(mapped.origin).parent.resolve() != kernels:  # not installed from here
         link = ROOT / "electra_fast" / "kernels"
         link.unlink(missing_ok=True)
         link.symlink_to("../kernels")
+        importlib.invalidate_caches()
     extension = ROOT / "electra_fast" / pack.extension_name()
     if not up_to_date(extension):
         said.append(build_in_place())

@@ -63,9 +63,9 @@ def plan(
         f"bench_{op}[small 128x128-f" for op in implementations if op not in ("attention", "mlm_head")
     )
     run = scratch / "pretrain"
-    steps = "8" if rehearse else "1000"
+    steps, logged = ("8", "2") if rehearse else ("1000", "50")
     pretrain = (PYTHON, "-m", "electra_fast", "pretrain", "--preset", "tiny" if rehearse else "small")
-    pretrain += ("--steps", steps, "--eval-every", steps, "--save-every", steps, "--log-every", "2")
+    pretrain += ("--steps", steps, "--eval-every", steps, "--save-every", steps, "--log-every", logged)
     pretrain += ("--vocab", "1000", "--eval-batches", "1") if rehearse else ()
     return [
         *checks(implementations, short),

@@ -136,7 +136,7 @@ is_cuda := import sys, torch; torch.version.cuda or sys.exit("test-torch: TORCH 
 .venv-torch-%/ready: requirements.txt
 	@test -x $(@D)/bin/pip || test -n "$(PYTHON)" || { echo "$(no_base)" >&2; exit 1; }
 	@test -x $(@D)/bin/pip || $(PYTHON) -m venv --clear $(@D)
-	@echo "$(@D): 3 GB of packages and 2 minutes to compile; the tests then take as long as those of make test"
+	@echo "$(@D): 5 GB of packages and 2 minutes to compile; the tests then take as long as those of make test"
 	$(@D)/bin/python -m pip install -q --no-compile -U torch$(if $(filter-out newest,$*),==$*)
 	@$(@D)/bin/python -W ignore -c '$(is_cuda)'
 	sed -E '$(unpinned)' requirements.txt > $(@D)/requirements.txt

@@ -172,7 +172,10 @@ def execute(options: argparse.Namespace) -> int:
             for line in lines.read(scratch / "pretrain" / "log.jsonl"):
                 line |= {"stage": end["stage"], "log": line["kind"], "kind": "pretrain"}
                 lines.write(file, **line)
-        results.write(lines.read(file), target, time.monotonic() - STARTED)
+        try:
+            results.write(lines.read(file), target, time.monotonic() - STARTED)
+        except Exception as error:  # the lines are safe, and the next stage is worth more than this file
+            print(f"{target} could not be written: {error!r}", file=sys.stderr)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu: stopped"))  # so that no stage is left behind
     warm = run.in_background(stages.warm_up()) if compiles else None

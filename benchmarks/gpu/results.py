@@ -150,6 +150,14 @@ def summary(run: dict) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     said += ["", *steps(run)]
+    chosen = {
+        f"{b['extra_info']['op']} {b['extra_info']['size']}: {b['extra_info']['backend']}"
+        for b in run["benchmarks"]
+        if b["extra_info"]["provider"] == "torch" and "backend" in b["extra_info"]
+    }
+    if chosen:
+        cudnn = run["machine_info"].get("cudnn")
+        said.append(f"SDPA's default backend: {'; '.join(sorted(chosen))} (cuDNN {cudnn})")
     for c in run["capture"]:
         if "equal" in c:
             said.append(f"graph equal to eager bit for bit: {c['equal']} (eager to eager: {c['repeatable']})")

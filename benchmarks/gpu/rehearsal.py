@@ -62,7 +62,9 @@ def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
     if missing:
         print("the rehearsal is not complete:\n  " + "\n  ".join(missing), file=sys.stderr)
         return 1
-    print("what a rehearsal times means nothing")
+    print(
+        "the times of a rehearsal mean nothing; rivals that compile or need a GPU's kernels are refused in it"
+    )
     print("the rehearsal is complete: each stage came back, the hang was stopped, the broken kernel was seen")
     return 0
 

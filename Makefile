@@ -59,7 +59,7 @@ endif
 # overwrite electra_fast/_C*.so of .venv.
 test-torch gpu-pack: python = $(CURDIR)/$(other)/bin/python
 in_tree = cd $(tree) && export PATH="$(CURDIR)/$(other)/bin:$$PATH" CUDA_VISIBLE_DEVICES= TORCH_CUDA_ARCH_LIST=9.0 \
-  CUDA_HOME=$$(echo $(CURDIR)/$(other)/lib/python3*/site-packages/nvidia/cu*) &&
+  CUDA_HOME=$$(echo $(CURDIR)/$(other)/lib/python3*/site-packages/nvidia/cu[0-9]*) &&
 
 other-tree: python = $(CURDIR)/$(other)/bin/python
 other-tree: $(other)/ready

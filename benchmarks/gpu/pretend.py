@@ -53,6 +53,9 @@ class Stream:
     def wait_event(self, event) -> None:
         pass
 
+    def is_capturing(self) -> bool:
+        return False
+
 
 class Generator(torch.Generator):
     def __new__(cls, device="cpu"):
@@ -72,6 +75,8 @@ def install() -> None:
     profile = torch.profiler.profile
     torch.profiler.profile = lambda **_: profile(activities=[torch.profiler.ProfilerActivity.CPU])
     torch.Tensor.pin_memory = lambda self, *_: self
+    torch.accelerator.current_stream = lambda *_: Stream()
+    torch.accelerator.current_device_index = lambda: 0
     for name, value in {
         "is_available": lambda: True,
         "_lazy_init": lambda: None,

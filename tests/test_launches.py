@@ -94,10 +94,10 @@ KEYS = """
 import importlib, sys
 from triton.runtime.jit import JITFunction
 from electra_fast.kernels._cache_keys import fix_cache_keys
-for module in sys.argv[1].split(","):
-    fix_cache_keys(f"electra_fast.kernels.{module}")
-for name, module in sorted(sys.modules.items()):
-    for kernel in vars(module).values() if name.startswith("electra_fast.kernels.") else ():
+for name in (f"electra_fast.kernels.{module}" for module in sys.argv[1].split(",")):
+    fix_cache_keys(name)
+    # As by use: a kernel, which stands last in its file, is hashed before what it calls.
+    for kernel in reversed(vars(importlib.import_module(name)).values()):
         if isinstance(kernel, JITFunction):
             print(kernel.__module__, kernel.__name__, kernel.cache_key)
 """

@@ -4,13 +4,14 @@ import json
 import re
 import sys
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
 from benchmarks import __main__ as harness
-from benchmarks.static import command, cuda, figures, gpus, sass, summary
+from benchmarks.static import aot, command, cuda, figures, gpus, sass, summary
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = figures.load()
@@ -45,6 +46,26 @@ def test_the_readme_says_what_spills():
     assert all(row["variant"].startswith("fp32") and "D=128" in row["variant"] for row in spilling)
     most = max(row["spill_bytes"] for row in spilling)
     assert f"attention with heads of 128 columns ({most} bytes)" in (ROOT / "README.md").read_text()
+
+
+def test_code_that_was_read_before_is_not_read_again(monkeypatch):
+    monkeypatch.setattr(aot, "read", lambda arch, kernel: {"spill_bytes": 7})
+
+    def kernel(code=b"code", shared=0):
+        fn = SimpleNamespace(__name__="_a_kernel", arg_names=["BLOCK"])
+        return SimpleNamespace(
+            asm={"cubin": code, "ptx": "", "ttir": ""},
+            metadata=SimpleNamespace(shared=shared, num_warps=4),
+            src=SimpleNamespace(fn=fn, constants={(0,): 8}, signature={}),
+        )
+
+    row = aot.row_of(90, "ops", kernel(), {})
+    known = {row["code"]: row | {"spill_bytes": 0}}
+    assert aot.row_of(90, "ops", kernel(), known) == row | {"spill_bytes": 0}
+    for other in (kernel(code=b"other"), kernel(shared=16)):
+        assert aot.row_of(90, "ops", other, known)["spill_bytes"] == 7
+    monkeypatch.setattr(aot, "COUNTING", [b"counted otherwise"])
+    assert aot.row_of(90, "ops", kernel(), known)["spill_bytes"] == 7
 
 
 def test_nothing_differs_from_itself(rows):

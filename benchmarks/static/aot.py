@@ -3,19 +3,25 @@
     TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops
 
 A stand-in driver names the architecture, and a launch stops after the compiler: argument types, alignment and
-launch shapes are the real ones. Prints one JSON object a compiled kernel. Runs in a process of its own,
+launch shapes are the real ones. Prints one JSON object per compiled kernel. Runs in a process of its own,
 because Triton decides at import whether kernels are interpreted.
+
+Reading a kernel's instructions takes as long as compiling it. So the figures of a kernel whose machine code is
+that of a committed row are taken from this row. The first kernel is always read.
 """
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.static import gpus, sass
+from benchmarks.static import figures, gpus, sass
 
 PARTS = ("ops", "attention")  # of launches.py; `packed` compiles nothing that these do not
+COUNTING = [Path(module.__file__).read_bytes() for module in (gpus, sass)]
 
 
 def compiled(arch: int, part: str) -> list[dict]:
@@ -23,7 +29,8 @@ def compiled(arch: int, part: str) -> list[dict]:
     # Another compiler, or one that is told otherwise, has other figures.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
     command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), part]
-    environment = {**kept, "TRITON_INTERPRET": "0"}
+    # Line numbers would make the machine code depend on comments and on the folder of the sources.
+    environment = {**kept, "TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"static: {part} does not compile for sm_{arch}\n{done.stderr[-3000:]}")
@@ -67,19 +74,35 @@ def kernels_of(arch: int, run) -> list:
     return list(found.values())
 
 
-def row_of(arch: int, part: str, kernel) -> dict:
-    ((use, code),) = sass.functions(kernel.asm["cubin"]).values()
-    use["shared_bytes"] = kernel.metadata.shared  # asked for at launch, which the cubin does not know
+def row_of(arch: int, part: str, kernel, known: dict[str, dict]) -> dict:
+    """Return a kernel's row; `known` holds rows whose figures need not be read again, by fingerprint."""
+    code = fingerprint(kernel)
     return {
+        **(known.get(code) or read(arch, kernel)),
         "part": part,
         "arch": arch,
         "kernel": kernel.src.fn.__name__.removeprefix("_"),
         "variant": variant(kernel),
         "shape": shape(kernel),
+        "code": code,
         "constants": constants(kernel),
         "products": kernel.asm["ttir"].count("tt.dot"),
-        **gpus.row(arch, kernel.metadata.num_warps, use, code, sass.tcgen05_flops(kernel.asm["ptx"])),
     }
+
+
+def read(arch: int, kernel) -> dict:
+    """Return the figures of a kernel, from its instructions."""
+    ((use, code),) = sass.functions(kernel.asm["cubin"]).values()
+    use["shared_bytes"] = kernel.metadata.shared  # asked for at launch, which the cubin does not know
+    return gpus.row(arch, kernel.metadata.num_warps, use, code, sass.tcgen05_flops(kernel.asm["ptx"]))
+
+
+def fingerprint(kernel) -> str:
+    """Return a hash of all that decides the figures of a kernel: its code, and how the code is counted."""
+    state = hashlib.sha256(repr((kernel.metadata.shared, kernel.metadata.num_warps)).encode())
+    for data in (kernel.asm["cubin"], kernel.asm["ptx"].encode(), *COUNTING):
+        state.update(data)
+    return state.hexdigest()[:16]
 
 
 def constants(kernel) -> dict:
@@ -111,5 +134,6 @@ if __name__ == "__main__":
     from benchmarks.static.launches import LAUNCHES
 
     arch, part = int(sys.argv[1]), sys.argv[2]
-    for kernel in kernels_of(arch, LAUNCHES[part]):
-        print(json.dumps(row_of(arch, part, kernel)))
+    known = {row["code"]: row for row in figures.load()["rows"] if row["arch"] == arch and row["code"]}
+    for number, kernel in enumerate(kernels_of(arch, LAUNCHES[part])):
+        print(json.dumps(row_of(arch, part, kernel, known if number else {})))

@@ -2,7 +2,7 @@
 
 A kernel is worse if it spills more, if fewer of its warps fit a multiprocessor, if it has fewer tensor-core
 instructions, or over 5% more instructions in a block or clocks of its longest wait; a new one, if it spills.
-Figures are one compiler's: another's are not compared.
+Figures are one compiler's: another's are not compared. `code` is the fingerprint of aot.py, which is not compared.
 """
 
 import importlib.metadata
@@ -14,8 +14,8 @@ from benchmarks.static import cuda, gpus, sass
 
 FILE = Path(__file__).with_name("figures.json")
 KEY = ("arch", "part", "kernel", "variant")
-COLUMNS = (*KEY, "shape", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy", "instructions")
-COLUMNS += (*sass.CLASSES, "other", "main", *(f"{name}_clocks" for name in gpus.WAITS))
+COLUMNS = (*KEY, "shape", "code", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy")
+COLUMNS += ("instructions", *sass.CLASSES, "other", "main", *(f"{name}_clocks" for name in gpus.WAITS))
 SLACK = 1.05
 UPDATE = "if that is meant: python -m benchmarks static --update, and commit benchmarks/static/figures.json"
 
@@ -105,7 +105,7 @@ def changes(rows: list[dict], committed: dict) -> list[Change]:
 
 
 def changed(old: dict, new: dict) -> list[Change]:
-    moves = [f"{c} {old[c]} -> {new[c]}" for c in COLUMNS if old[c] != new[c]]
+    moves = [f"{c} {old[c]} -> {new[c]}" for c in COLUMNS if old[c] != new[c] and c != "code"]
     if not moves:
         return []
     worse = (

@@ -6,8 +6,8 @@ A stand-in driver names the architecture, and a launch stops after the compiler:
 launch shapes are the real ones. Prints one JSON object per compiled kernel. Runs in a process of its own,
 because Triton decides at import whether kernels are interpreted.
 
-Reading a kernel's instructions takes as long as compiling it. So the figures of a kernel whose machine code is
-that of a committed row are taken from this row. The first kernel is always read.
+Reading a kernel's instructions takes as long as compiling it. So a kernel whose machine code is that of a
+committed row takes its figures from this row. The first kernel is always read.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 A kernel is worse if it spills more, if fewer of its warps fit a multiprocessor, if it has fewer tensor-core
 instructions, or over 5% more instructions in a block or clocks of its longest wait; a new one, if it spills.
-Figures are one compiler's: another's are not compared. `code` is the fingerprint of aot.py, which is not compared.
+Figures are one compiler's: another's are not compared. Nor is `code`, the fingerprint of aot.py.
 """
 
 import importlib.metadata

@@ -82,5 +82,5 @@ def packed(
         raise ValueError(f"{op}: a packed batch must have one token axis, got shape {list(tokens.shape)}")
     if key_mask is not None:
         raise ValueError(f"{op}: key_mask must be None in a packed batch, which has no padding, got a tensor")
-    if not isinstance(max_seqlen, int):
+    if not isinstance(max_seqlen, (int, torch.SymInt)):
         raise TypeError(f"{op}: max_seqlen must be an int in a packed batch, got {type(max_seqlen).__name__}")

@@ -51,14 +51,14 @@ def _fake_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
 
 _fwd = operator(
     "add_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, float dropout, "
-    "Tensor? rng, int stream) -> (Tensor, Tensor, Tensor)",
+    "Tensor? rng, SymInt stream) -> (Tensor, Tensor, Tensor)",
     default=_default_fwd,
     fake=_fake_fwd,
     triton="add_norm:add_norm_fwd",
 )
 _bwd = operator(
     "add_norm_bwd(Tensor dy, Tensor x, Tensor? residual, Tensor weight, Tensor mean, Tensor rstd, "
-    "float dropout, Tensor? rng, int stream) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float dropout, Tensor? rng, SymInt stream) -> (Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
     fake=_fake_bwd,
     triton="add_norm:add_norm_bwd",

@@ -12,8 +12,8 @@ from electra_fast.reference import attention_rows, attention_scores, wide
 
 # What follows q, k, v in every operator of this family.
 SITE = (
-    "Tensor? key_mask, Tensor? cu_seqlens, int max_seqlen, bool causal, float scale, float dropout, "
-    "Tensor? rng, int stream"
+    "Tensor? key_mask, Tensor? cu_seqlens, SymInt max_seqlen, bool causal, float scale, float dropout, "
+    "Tensor? rng, SymInt stream"
 )
 
 

@@ -74,7 +74,7 @@ def _fake_bwd(dy, ids, types, places, word, position, type, weight, *rest):
 
 _fwd = operator(
     "embed_fwd(Tensor ids, Tensor? type_ids, Tensor? position_ids, Tensor word, Tensor position, "
-    "Tensor type, Tensor weight, Tensor bias, float eps, float dropout, Tensor? rng, int stream, "
+    "Tensor type, Tensor weight, Tensor bias, float eps, float dropout, Tensor? rng, SymInt stream, "
     "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     default=_default_fwd,
     fake=_fake_fwd,
@@ -83,7 +83,7 @@ _fwd = operator(
 # `dword`, a gradient that the table has from elsewhere, is added to what this lookup gives it.
 _bwd = operator(
     "embed_bwd(Tensor dy, Tensor ids, Tensor? type_ids, Tensor? position_ids, Tensor word, Tensor position, "
-    "Tensor type, Tensor weight, Tensor mean, Tensor rstd, float dropout, Tensor? rng, int stream, "
+    "Tensor type, Tensor weight, Tensor mean, Tensor rstd, float dropout, Tensor? rng, SymInt stream, "
     "Tensor? dword, bool want_word) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
     fake=_fake_bwd,
@@ -181,8 +181,8 @@ def embed(
         raise ValueError(
             f"embed: ids must have at most {position.shape[0]} positions a sequence, got {ids.shape[-1]}"
         )
-    if padding_idx is not None and not 0 <= padding_idx < len(word):
-        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {len(word)}), got {padding_idx}")
+    if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
+        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {word.shape[0]}), got {padding_idx}")
     (like,) = reference.autocast(word[:0])
     ids, tables = ids.contiguous(), (word, position, type, norm_weight, norm_bias)
     given = (x if x is None else x.contiguous() for x in (type_ids, position_ids))

@@ -36,7 +36,7 @@ def _fake_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias):
 _fwd = operator(
     "linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     default=lambda x, weight, bias: F.linear(x, weight, bias),
-    fake=lambda x, weight, bias: x.new_empty((*x.shape[:-1], len(weight))),
+    fake=lambda x, weight, bias: x.new_empty((*x.shape[:-1], weight.shape[0])),
 )
 _bwd = operator(
     "linear_bwd(Tensor dy, Tensor x, Tensor weight, ScalarType dtype, bool want_dx, bool want_dweight, "

@@ -41,7 +41,7 @@ def _default_bwd(x, table, bias, targets, weights, rng, temperature, disallow_co
 
 def _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    loss, lse = x.new_empty((), dtype=wide), x.new_empty(len(x), dtype=wide)
+    loss, lse = x.new_empty((), dtype=wide), x.new_empty(x.shape[:1], dtype=wide)
     return loss, torch.empty_like(targets), x.new_empty((), dtype=torch.float32), lse
 
 

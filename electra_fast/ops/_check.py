@@ -3,6 +3,8 @@
 One message style: "<op>: <argument> must <rule>, got <value>", and the remedy where there is one.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,11 +61,18 @@ def rng(op: str, x: Tensor | None, like: Tensor) -> None:
     tensor(op, "rng", x, (torch.int64,), (2,), like)
 
 
-def dropout(op: str, p: float, x: Tensor | None, like: Tensor) -> None:
+def dropout(op: str, p: float, x: Tensor | None, stream: int, like: Tensor) -> None:
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout must be in [0, 1), got {p}")
+    if not 0 <= stream < 2**32:  # a counter word of the generator, so that no two numbers are one stream
+        raise ValueError(f"{op}: stream must be in [0, 2^32), got {stream}")
     if p > 0:
         rng(op, x, like)
+
+
+def eps(op: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{op}: eps must be at least 0 and finite, got {value}")
 
 
 def packed(

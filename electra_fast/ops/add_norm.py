@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import distinct, once_differentiable
 from electra_fast.philox import drop
 from electra_fast.reference import wide
 
@@ -75,7 +75,7 @@ class _AddNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -123,6 +123,8 @@ def add_norm(
     check.optional(OP, "residual", residual, (x.dtype,), x.shape, x)
     check.tensor(OP, "weight", weight, (torch.float32, x.dtype), x.shape[-1:], x)
     check.tensor(OP, "bias", bias, (weight.dtype,), x.shape[-1:], x)
-    check.dropout(OP, dropout, rng, x)
+    check.eps(OP, eps)
+    check.dropout(OP, dropout, rng, stream, x)
     residual = None if residual is None else residual.contiguous()
-    return _AddNorm.apply(kernels, x.contiguous(), residual, weight, bias, eps, dropout, rng, stream)
+    x, residual = distinct(x.contiguous(), residual)
+    return _AddNorm.apply(kernels, x, residual, weight, bias, eps, dropout, rng, stream)

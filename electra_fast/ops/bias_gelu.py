@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.reference import wide
 
 OP = "bias_gelu"
@@ -40,7 +40,7 @@ class _BiasGELU(torch.autograd.Function):
         return kernels.fwd(x, bias)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)

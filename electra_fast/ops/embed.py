@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.philox import drop
 from electra_fast.reference import Embedded
 
@@ -104,7 +104,7 @@ class _Embed(torch.autograd.Function):
         return y, looked_up[3]
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy, dword):
         if dy is None:
             return *[None] * 5, dword, *[None] * 9
@@ -173,7 +173,8 @@ def embed(
     check.tensor(OP, "type", type, (word.dtype,), (None, E), ids)
     check.tensor(OP, "norm_weight", norm_weight, (torch.float32, word.dtype), (E,), ids)
     check.tensor(OP, "norm_bias", norm_bias, (norm_weight.dtype,), (E,), ids)
-    check.dropout(OP, dropout, rng, ids)
+    check.eps(OP, eps)
+    check.dropout(OP, dropout, rng, stream, ids)
     if cu_seqlens is not None:
         check.packed(OP, ids, cu_seqlens, None, ids.numel())
         position_ids = reference.places(ids, cu_seqlens) if position_ids is None else position_ids
@@ -181,8 +182,9 @@ def embed(
         raise ValueError(
             f"embed: ids must have at most {position.shape[0]} positions a sequence, got {ids.shape[-1]}"
         )
-    if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
-        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {word.shape[0]}), got {padding_idx}")
+    V = word.shape[0]
+    if padding_idx is not None and not 0 <= padding_idx < V:
+        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {V}), got {padding_idx}")
     (like,) = reference.autocast(word[:0])
     ids, tables = ids.contiguous(), (word, position, type, norm_weight, norm_bias)
     given = (x if x is None else x.contiguous() for x in (type_ids, position_ids))

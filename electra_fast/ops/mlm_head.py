@@ -4,11 +4,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.reference import MLMHead, wide
 
 OP = "mlm_head"
@@ -89,7 +89,7 @@ class _MLMHead(torch.autograd.Function):
         return *head, table
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dloss, *rest):
         *_, more = rest
         if dloss is None:

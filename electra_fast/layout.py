@@ -1,6 +1,7 @@
 """What the ops' definitions have in common: dtypes, packed and padded tokens, ids that may be bad."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +21,31 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
+def _require(legal: Tensor, error: Callable[[], Exception], rule: str) -> None:
+    """Raise `error()` unless `legal`; in a compiled graph, which has no branch, the graph asserts `rule`."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(legal, rule)
+    elif not legal:
+        raise error()
+
+
 def sequence_of(op: str, cu_seqlens: Tensor, T: int, max_seqlen: int | None = None) -> Tensor:
     """Return the sequence ``[T]`` that each packed token belongs to. On the CPU the bounds are checked."""
     if cu_seqlens.device.type == "cpu":
         n = cu_seqlens.diff()
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (n < 0).any():
-            raise ValueError(
+        _require(
+            (cu_seqlens[0] == 0) & (cu_seqlens[-1] == T) & (n >= 0).all(),
+            lambda: ValueError(
                 f"{op}: cu_seqlens must rise from 0 to the {T} tokens, got {cu_seqlens.tolist()}"
+            ),
+            f"{op}: cu_seqlens must rise from 0 to the number of tokens",
+        )
+        if max_seqlen is not None:
+            _require(
+                (n.long() <= max_seqlen).all(),  # which int32 may not hold
+                lambda: ValueError(f"{op}: max_seqlen must be at least {n.max().item()}, got {max_seqlen}"),
+                f"{op}: max_seqlen must be at least the length of the longest sequence",
             )
-        if max_seqlen is not None and (n.long() > max_seqlen).any():  # which int32 may not hold
-            raise ValueError(f"{op}: max_seqlen must be at least {n.max().item()}, got {max_seqlen}")
     t = torch.arange(T, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     return torch.bucketize(t, cu_seqlens[1:].contiguous(), right=True)
 
@@ -56,11 +72,14 @@ def legal_ids(op: str, name: str, ids: Tensor, size: int) -> tuple[Tensor, Tenso
     bad = (ids < 0) | (ids >= size)
     if ids.device.type != "cpu":
         return ids.masked_fill(bad, 0), bad
-    if bad.any():
-        raise IndexError(
+    _require(
+        ~bad.any(),
+        lambda: IndexError(
             f"{op}: {name} must be in [0, {size}), got {ids[bad][0].item()} at {bad.nonzero()[0].tolist()}; "
             "electra_fast.check_batch finds such ids before training"
-        )
+        ),
+        f"{op}: {name} must be rows of its table",
+    )
     return ids, None
 
 

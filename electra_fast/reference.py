@@ -103,7 +103,7 @@ def mask_tokens(
     else:
         start, n = cu_seqlens[:-1].long(), cu_seqlens.long().diff()
         sequence = sequence_of("mask_tokens", cu_seqlens, T, max_seqlen)
-        base = (P * start >> 32) + torch.arange(len(start), device=device)
+        base = (P * start >> 32) + torch.arange(start.shape[0], device=device)
 
     # The k candidates with the smallest words of their sequence; a stable sort puts lower t first in a tie.
     w0, w1, _, _ = philox(rng, torch.zeros_like(t), t, MASKING)
@@ -219,7 +219,7 @@ def attention(
     """dropout(softmax(scale * q k^T)) v over the visible keys; a query that sees no key gives 0."""
     q, k, v = autocast(q, k, v)
     if cu_seqlens is not None:  # the same on padded sequences, taken apart again
-        t, key_mask, b, l = padding("attention", cu_seqlens, max_seqlen, len(q))
+        t, key_mask, b, l = padding("attention", cu_seqlens, max_seqlen, q.shape[0])
         o = padded_attention(q[t], k[t], v[t], key_mask, causal, scale, dropout, rng, stream, t)
         return o[b, l]
     return padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from electra_fast import reference
+from electra_fast.ops import _flops
 from electra_fast.ops._register import SlowPathWarning
 from electra_fast.ops.add_norm import add_norm
 from electra_fast.ops.attention import attention
@@ -45,5 +46,6 @@ FUSED = Ops(
     rtd_loss,
 )
 REFERENCE = Ops(*(getattr(reference, name) for name in Ops._fields))
+_flops.install()
 
 __all__ = ["FUSED", "REFERENCE", "Ops", "SlowPathWarning", *Ops._fields]

@@ -3,6 +3,8 @@
 One message style: "<op>: <argument> must <rule>, got <value>", and the remedy where there is one.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -64,11 +66,18 @@ def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(x if x is None else x.contiguous() for x in tensors)
 
 
-def dropout(op: str, p: float, x: Tensor | None, like: Tensor) -> None:
+def dropout(op: str, p: float, x: Tensor | None, stream: int, like: Tensor) -> None:
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout must be in [0, 1), got {p}")
+    if not 0 <= stream < 2**32:  # a counter word of the generator, so that no two numbers are one stream
+        raise ValueError(f"{op}: stream must be in [0, 2^32), got {stream}")
     if p > 0:
         rng(op, x, like)
+
+
+def eps(op: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{op}: eps must be at least 0 and finite, got {value}")
 
 
 def packed(
@@ -87,5 +96,5 @@ def packed(
         raise ValueError(f"{op}: a packed batch must have one token axis, got shape {list(tokens.shape)}")
     if key_mask is not None:
         raise ValueError(f"{op}: key_mask must be None in a packed batch, which has no padding, got a tensor")
-    if not isinstance(max_seqlen, int) or isinstance(max_seqlen, bool):
+    if not isinstance(max_seqlen, (int, torch.SymInt)) or isinstance(max_seqlen, bool):
         raise TypeError(f"{op}: max_seqlen must be an int in a packed batch, got {type(max_seqlen).__name__}")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from electra_fast.ops._transforms import refuse_transforms
+
 OLDEST_GPU = (8, 0)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if importlib.util.find_spec("electra_fast._C") is None:
@@ -172,6 +174,7 @@ def public(fwd: torch._ops.OpOverload, bwd: torch._ops.OpOverload | None = None)
         def over(kernels: Kernels) -> Callable:
             @functools.wraps(function)
             def op(*args, **kwargs):
+                refuse_transforms(function.__name__, args, kwargs)
                 return function(kernels, *args, **kwargs)
 
             op.__signature__ = signature

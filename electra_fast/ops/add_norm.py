@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import distinct, once_differentiable
 from electra_fast.philox import drop
 from electra_fast.reference import wide
 
@@ -51,14 +51,14 @@ def _fake_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
 
 _fwd = operator(
     "add_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, float dropout, "
-    "Tensor? rng, int stream) -> (Tensor, Tensor, Tensor)",
+    "Tensor? rng, SymInt stream) -> (Tensor, Tensor, Tensor)",
     default=_default_fwd,
     fake=_fake_fwd,
     triton="add_norm:add_norm_fwd",
 )
 _bwd = operator(
     "add_norm_bwd(Tensor dy, Tensor x, Tensor? residual, Tensor weight, Tensor mean, Tensor rstd, "
-    "float dropout, Tensor? rng, int stream) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float dropout, Tensor? rng, SymInt stream) -> (Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
     fake=_fake_bwd,
     triton="add_norm:add_norm_bwd",
@@ -75,7 +75,7 @@ class _AddNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -123,6 +123,8 @@ def add_norm(
     check.optional(OP, "residual", residual, (x.dtype,), x.shape, x)
     check.tensor(OP, "weight", weight, (torch.float32, x.dtype), x.shape[-1:], x)
     check.tensor(OP, "bias", bias, (weight.dtype,), x.shape[-1:], x)
-    check.dropout(OP, dropout, rng, x)
+    check.eps(OP, eps)
+    check.dropout(OP, dropout, rng, stream, x)
     x, residual, weight, bias, rng = check.contiguous(x, residual, weight, bias, rng)
+    x, residual = distinct(x, residual)
     return _AddNorm.apply(kernels, x, residual, weight, bias, eps, dropout, rng, stream)

@@ -1,19 +1,21 @@
 """Bidirectional attention over padded or packed sequences."""
 
+import math
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import distinct, once_differentiable
 from electra_fast.philox import drop
 from electra_fast.reference import attention_rows, attention_scores, default_scale, wide
 
 # What follows q, k, v in every operator of this family.
 SITE = (
-    "Tensor? key_mask, Tensor? cu_seqlens, int max_seqlen, bool causal, float scale, float dropout, "
-    "Tensor? rng, int stream"
+    "Tensor? key_mask, Tensor? cu_seqlens, SymInt max_seqlen, bool causal, float scale, float dropout, "
+    "Tensor? rng, SymInt stream"
 )
 
 
@@ -84,7 +86,7 @@ class _Attention(torch.autograd.Function):
         return o
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("attention")
     def backward(ctx, do):
         if do is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -94,8 +96,8 @@ class _Attention(torch.autograd.Function):
         return None, *gradients, None, None, None, None, None, None, None, None
 
 
-def check_site(op, q, token_axes, key_mask, cu_seqlens, max_seqlen, dropout, rng):
-    """Refuse what does not fit the tokens of q, whose first `token_axes` axes they are; return max_seqlen."""
+def check_site(op, q, token_axes, key_mask, cu_seqlens, max_seqlen, scale, dropout, rng, stream):
+    """Refuse what does not fit the tokens of q, its axes but the last `token_axes`; return max_seqlen."""
     tokens = q.shape[: q.dim() - token_axes]
     if cu_seqlens is not None:
         check.packed(op, q, cu_seqlens, key_mask, max_seqlen, token_axes + 1)
@@ -106,7 +108,9 @@ def check_site(op, q, token_axes, key_mask, cu_seqlens, max_seqlen, dropout, rng
             )
         check.optional(op, "key_mask", key_mask, check.BOOL, tokens, q)
         max_seqlen = tokens[1]
-    check.dropout(op, dropout, rng, q)
+    check.dropout(op, dropout, rng, stream, q)
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"{op}: scale must be finite, got {scale}")
     return max_seqlen
 
 
@@ -151,8 +155,9 @@ def attention(
     check.tensor("attention", "q", q, check.FLOATS)
     check.tensor("attention", "k", k, (q.dtype,), q.shape, q)
     check.tensor("attention", "v", v, (q.dtype,), q.shape, q)
-    max_seqlen = check_site("attention", q, 2, key_mask, cu_seqlens, max_seqlen, dropout, rng)
-    q, k, v = reference.autocast(q, k, v)
+    site = (key_mask, cu_seqlens, max_seqlen, scale, dropout, rng, stream)
+    max_seqlen = check_site("attention", q, 2, *site)
+    q, k, v = distinct(*reference.autocast(q, k, v))
     key_mask, cu_seqlens, rng = check.contiguous(key_mask, cu_seqlens, rng)
     scale = default_scale(q) if scale is None else scale
     return _Attention.apply(

@@ -6,11 +6,11 @@ by side.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.ops.attention import SITE, check_site, default_bwd, default_fwd, fake_fwd
 
 _fwd = operator(
@@ -37,7 +37,7 @@ class _AttentionQKV(torch.autograd.Function):
         return o
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("attention_qkv")
     def backward(ctx, do):
         if do is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -77,7 +77,8 @@ def attention_qkv(
     check.tensor("attention_qkv", "qkv", qkv, check.FLOATS)
     if qkv.dim() < 4 or qkv.shape[-3] != 3:
         raise ValueError(f"attention_qkv: qkv must have shape [*, 3, H, D], got {list(qkv.shape)}")
-    max_seqlen = check_site("attention_qkv", qkv, 3, key_mask, cu_seqlens, max_seqlen, dropout, rng)
+    site = (key_mask, cu_seqlens, max_seqlen, scale, dropout, rng, stream)
+    max_seqlen = check_site("attention_qkv", qkv, 3, *site)
     (qkv,) = reference.autocast(qkv)
     key_mask, cu_seqlens, rng = check.contiguous(key_mask, cu_seqlens, rng)
     scale = reference.default_scale(qkv) if scale is None else scale

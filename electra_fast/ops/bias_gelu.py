@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.reference import wide
 
 OP = "bias_gelu"
@@ -40,7 +40,7 @@ class _BiasGELU(torch.autograd.Function):
         return kernels.fwd(x, bias)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -62,9 +62,9 @@ def bias_gelu(kernels: Kernels, x: Tensor, bias: Tensor) -> Tensor:
         TypeError, ValueError: an argument breaks these rules, with its name.
 
     Note:
-        Implementations differ where x + bias is infinite. Compiled from csrc/, gelu is 0 at -inf and inf at inf,
-        and its gradient 0 and 1. The reference and Triton give what `F.gelu` gives: NaN at -inf, and for both
-        gradients.
+        Implementations differ where x + bias is infinite. Compiled from csrc/, gelu is 0 at -inf and inf at
+        inf, and its gradient 0 and 1. The reference and Triton give what `F.gelu` gives: NaN at -inf, and for
+        both gradients.
     """
     check.tensor(OP, "x", x, check.FLOATS)
     check.tensor(OP, "bias", bias, (torch.float32, x.dtype), x.shape[-1:], x)

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.philox import drop
 from electra_fast.reference import Embedded
 
@@ -74,7 +74,7 @@ def _fake_bwd(dy, ids, types, places, word, position, type, weight, *rest):
 
 _fwd = operator(
     "embed_fwd(Tensor ids, Tensor? type_ids, Tensor? position_ids, Tensor word, Tensor position, "
-    "Tensor type, Tensor weight, Tensor bias, float eps, float dropout, Tensor? rng, int stream, "
+    "Tensor type, Tensor weight, Tensor bias, float eps, float dropout, Tensor? rng, SymInt stream, "
     "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     default=_default_fwd,
     fake=_fake_fwd,
@@ -83,7 +83,7 @@ _fwd = operator(
 # `dword`, a gradient that the table has from elsewhere, is added to what this lookup gives it.
 _bwd = operator(
     "embed_bwd(Tensor dy, Tensor ids, Tensor? type_ids, Tensor? position_ids, Tensor word, Tensor position, "
-    "Tensor type, Tensor weight, Tensor mean, Tensor rstd, float dropout, Tensor? rng, int stream, "
+    "Tensor type, Tensor weight, Tensor mean, Tensor rstd, float dropout, Tensor? rng, SymInt stream, "
     "Tensor? dword, bool want_word) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     default=_default_bwd,
     fake=_fake_bwd,
@@ -104,7 +104,7 @@ class _Embed(torch.autograd.Function):
         return y, looked_up[3]
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy, dword):
         if dy is None:
             return *[None] * 5, dword, *[None] * 9
@@ -174,7 +174,8 @@ def embed(
     check.tensor(OP, "type", type, (word.dtype,), (None, E), ids)
     check.tensor(OP, "norm_weight", norm_weight, (torch.float32, word.dtype), (E,), ids)
     check.tensor(OP, "norm_bias", norm_bias, (norm_weight.dtype,), (E,), ids)
-    check.dropout(OP, dropout, rng, ids)
+    check.eps(OP, eps)
+    check.dropout(OP, dropout, rng, stream, ids)
     if cu_seqlens is not None:
         check.packed(OP, ids, cu_seqlens, None, ids.numel())
         position_ids = reference.places(ids, cu_seqlens) if position_ids is None else position_ids
@@ -182,8 +183,9 @@ def embed(
         raise ValueError(
             f"embed: ids must have at most {position.shape[0]} positions a sequence, got {ids.shape[-1]}"
         )
-    if padding_idx is not None and not 0 <= padding_idx < len(word):
-        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {len(word)}), got {padding_idx}")
+    V = word.shape[0]
+    if padding_idx is not None and not 0 <= padding_idx < V:
+        raise ValueError(f"embed: padding_idx must be a row of word, in [0, {V}), got {padding_idx}")
     (like,) = reference.autocast(word[:0])
     args = check.contiguous(ids, type_ids, position_ids, word, position, type, norm_weight, norm_bias)
     args += (eps, dropout, *check.contiguous(rng), stream, like.dtype)

@@ -8,11 +8,11 @@ rounded by then, in every backward; copies that are cast where the weights chang
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 
 OP = "linear"
 
@@ -36,7 +36,7 @@ def _fake_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias):
 _fwd = operator(
     "linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     default=lambda x, weight, bias: F.linear(x, weight, bias),
-    fake=lambda x, weight, bias: x.new_empty((*x.shape[:-1], len(weight))),
+    fake=lambda x, weight, bias: x.new_empty((*x.shape[:-1], weight.shape[0])),
 )
 _bwd = operator(
     "linear_bwd(Tensor dy, Tensor x, Tensor weight, ScalarType dtype, bool want_dx, bool want_dweight, "
@@ -56,7 +56,7 @@ class _Linear(torch.autograd.Function):
         return kernels.fwd(x, low_weight, bias if low_bias is None else low_bias)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dy):
         if dy is None:
             return (None,) * 6

@@ -35,7 +35,7 @@ def _fake(ids, candidates, rng, key_mask, cu_seqlens, max_seqlen, mask_id, mask_
 
 _mask_tokens = operator(
     "mask_tokens(Tensor ids, Tensor candidates, Tensor rng, Tensor? key_mask, Tensor? cu_seqlens, "
-    "int max_seqlen, int mask_id, int mask_rate, int keep_rate) -> (Tensor, Tensor, Tensor, Tensor)",
+    "SymInt max_seqlen, int mask_id, int mask_rate, int keep_rate) -> (Tensor, Tensor, Tensor, Tensor)",
     default=_default,
     fake=_fake,
     triton="mask_tokens:mask_tokens",

@@ -4,11 +4,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.reference import MLMHead, wide
 
 OP = "mlm_head"
@@ -41,7 +41,7 @@ def _default_bwd(x, table, bias, targets, weights, rng, temperature, disallow_co
 
 def _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    loss, lse = x.new_empty((), dtype=wide), x.new_empty(len(x), dtype=wide)
+    loss, lse = x.new_empty((), dtype=wide), x.new_empty(x.shape[:1], dtype=wide)
     return loss, torch.empty_like(targets), x.new_empty((), dtype=torch.float32), lse
 
 
@@ -89,7 +89,7 @@ class _MLMHead(torch.autograd.Function):
         return *head, table
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dloss, *rest):
         *_, more = rest
         if dloss is None:

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._transforms import once_differentiable
 from electra_fast.reference import RTDLoss
 
 OP = "rtd_loss"
@@ -49,7 +49,7 @@ class _RTDLoss(torch.autograd.Function):
         return loss, counts
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(OP)
     def backward(ctx, dloss, _):
         return None, ctx.kernels.bwd(dloss, *ctx.saved_tensors), None, None
 

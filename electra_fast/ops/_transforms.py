@@ -1,0 +1,76 @@
+"""How the ops meet PyTorch's transformations: what they do not serve is refused by name, with the remedy."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _refusal(op: str, what: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{op}: {what} is not implemented; plain PyTorch serves it: electra_fast.reference.{op}, a model "
+        "built with `ops=REFERENCE`, or a patched model after `undo()`"
+    )
+
+
+def once_differentiable(op: str) -> Callable:
+    """Wrap the `backward` of an op so that a second derivative raises NotImplementedError.
+
+    PyTorch's decorator of this name wraps a gradient only if the gradient that came in requires one itself.
+    Otherwise the result is a constant, and a penalty on it would have no effect, in silence.
+    """
+
+    def decorate(backward: Callable) -> Callable:
+        @functools.wraps(backward)
+        def wrapper(ctx, *args):
+            with torch.no_grad():
+                gradients = backward(ctx, *args)
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return gradients
+            aliases = (g if g is None else g.detach().requires_grad_() for g in gradients)
+            return _Gradient.apply(op, *aliases)
+
+        return wrapper
+
+    return decorate
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradients of an op where the caller keeps their graph (`create_graph=True`)."""
+
+    @staticmethod
+    def forward(ctx, op, *gradients):
+        ctx.op = op
+        return gradients
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise _refusal(ctx.op, "the second derivative (`create_graph=True`)")
+
+
+def refuse_transforms(op: str, args: tuple, kwargs: dict) -> None:
+    """Refuse a call under vmap, or with tensors that carry a tangent: a kernel would drop these in silence.
+
+    Raises:
+        NotImplementedError: `torch.func.vmap`, `grad`, `vjp`, `jvp` or the like is active, or an argument is
+            a dual tensor of forward-mode differentiation.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise _refusal(op, "torch.func (vmap, grad, vjp, jvp, …)")
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None
+        for x in (*args, *kwargs.values())
+        if isinstance(x, Tensor)
+    ):
+        raise _refusal(op, "forward-mode differentiation")
+
+
+def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the tensors, each object once: torch.compile takes no autograd.Function of one tensor twice."""
+    seen: list[Tensor] = []
+    for x in tensors:
+        twice = x is not None and any(x is other for other in seen)
+        seen.append(x.view_as(x) if twice else x)
+    return tuple(seen)

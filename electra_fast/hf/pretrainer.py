@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from electra_fast import ops, reference
 from electra_fast.hf import halves
+from electra_fast.hf.fused import more_than
 from electra_fast.hf.heads import MaskedLM
 from electra_fast.hf.inputs import read_batch, refuse
 from electra_fast.hf.patching import mixin_of
@@ -209,8 +210,8 @@ def _head(generator: PreTrainedModel) -> tuple[nn.Module, nn.Linear] | None:
     if mixin is None or not issubclass(mixin, MaskedLM):
         return None
     decoder = generator.get_submodule(mixin.decoder)
-    # An adapter around the projection computes something else.
-    return (generator.get_submodule(mixin.transform), decoder) if type(decoder) is nn.Linear else None
+    # An adapter around the projection computes something else, and no op reads quantised weights.
+    return None if more_than(decoder, nn.Linear) else (generator.get_submodule(mixin.transform), decoder)
 
 
 def _twins(module: nn.Module) -> dict[str, str]:

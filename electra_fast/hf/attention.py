@@ -88,8 +88,8 @@ def attention(
             _refuse("attention_mask", "be None beside cu_seq_lens_q", list(attention_mask.shape))
         key_mask = key_mask_of(attention_mask, query.shape[0], query.shape[2])
         if key_mask is None:
-            got = f"{attention_mask.dtype} {list(attention_mask.shape)}"
-            _refuse("attention_mask", "be [B, L], or bool [B, 1, 1, L]", got)
+            got = f"{list(attention_mask.shape)}, {str(attention_mask.dtype).removeprefix('torch.')}"
+            _refuse("attention_mask", "be [B, L] or bool [B, 1, 1, L]", got)
     if options.get("output_attentions") or getattr(module.config, "output_attentions", False):
         _refuse("output_attentions", "be False, the weights are never stored", True)
     for name in UNSERVED:

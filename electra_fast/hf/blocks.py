@@ -64,9 +64,8 @@ class Embeddings(Fused):
         **__,
     ) -> Tensor:  # [B, L, E]
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
-        with torch.autocast(
-            input_ids.device.type, enabled=False
-        ):  # the tables' dtype, as LayerNorm's would be
+        # The tables' dtype, as LayerNorm's would be.
+        with torch.autocast(input_ids.device.type, enabled=False):
             return ops.embed(
                 input_ids,
                 None if token_type_ids is None else token_type_ids.expand_as(input_ids),
@@ -97,7 +96,7 @@ class Attention(Fused):
 
     def unserved_options(self, cache, options: dict) -> str | None:
         if cache is not None:
-            return "a cache is given"
+            return "cache is given"
         if self.config.output_attentions:
             return "the config asks for output_attentions"
         given = (k for k, x in options.items() if k not in SERVED and x is not None and x is not False)

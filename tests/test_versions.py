@@ -18,6 +18,11 @@ def test_the_pinned_version_is_in_the_table(package):
     assert list(TESTED[package]) == sorted(TESTED[package], key=versions._release)
 
 
+def test_the_readme_names_the_tested_transformers():
+    first, last = (TESTED["transformers"][i].rsplit(".", 1)[0] for i in (0, -1))
+    assert f"tested from {first} to {last}" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("package", ["torch", "triton"])
 def test_the_oldest_version_is_the_oldest_that_is_installed(package):
     (oldest,) = set(re.findall(rf"\b{package}>=([\d.]+)", (ROOT / "pyproject.toml").read_text()))

@@ -1,21 +1,23 @@
 """`python -m electra_fast doctor`: whether this installation computes what it should, here.
 
-What serves each op is held against the reference, by the error budget that the tests apply; a short timing
-follows, and a block to paste into a bug report.
+What serves each op is held against the reference, by the error budget that the tests apply; patched models of
+the installed transformers are held against unpatched ones. A short timing follows, and a block to paste into
+a bug report.
 """
 
+import functools
 import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from electra_fast import installation, ops, testing
+from electra_fast import installation, ops, testing, versions
 from electra_fast.ops import _register
 
 SECONDS = 0.3  # that an op is timed for
@@ -29,11 +31,11 @@ VARIABLES += ("OMP_WAIT_POLICY", "LD_PRELOAD")
 class Verdict(NamedTuple):
     op: str
     by: str  # what ran
-    words: str  # "right" or "wrong: …"
+    words: str  # "right", "right: …" or "wrong: …"
 
     @property
     def wrong(self) -> bool:
-        return self.words != "right"
+        return self.words.startswith("wrong")
 
 
 def verdicts(names: tuple[str, ...] = testing.OPS) -> Iterator[Verdict]:
@@ -49,13 +51,34 @@ def verdicts(names: tuple[str, ...] = testing.OPS) -> Iterator[Verdict]:
 
 
 def _judge(op: str, function: Callable, device: str) -> str:
+    return _words(lambda: testing.check_op(op, function, seed=0, device=device, dtypes=DTYPES))
+
+
+def _words(check: Callable[[], str | None]) -> str:
+    """Run a check that raises an error if something is wrong, and may return a remark."""
     try:
-        testing.check_op(op, function, seed=0, device=device, dtypes=DTYPES)
+        remark = check()
     except Exception as error:  # whatever it is, the report says so
         lines = str(error).strip().splitlines() or [""]
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
         return f"wrong: {kind}{lines[-1]}"
-    return "right"
+    return f"right: {remark}" if remark else "right"
+
+
+def transformers_verdicts() -> Iterator[Verdict]:
+    """Try `hf.patch`, `hf.ElectraPretrainer` and torch.export on the installed transformers."""
+    version = versions.installed("transformers")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    by = f"transformers {version}"
+    try:
+        from electra_fast.hf.trial import TRIALS
+    except Exception as error:  # transformers' own errors of import have many types
+        yield Verdict("import", by, f"wrong: {type(error).__name__}: {error}")
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.export and transformers, about themselves
+        for name, trial in TRIALS.items():
+            yield Verdict(name, by, _words(functools.partial(trial, device)))
 
 
 def timings(names: tuple[str, ...] = testing.OPS) -> Iterator[tuple[str, float, float]]:
@@ -124,11 +147,13 @@ def environment() -> dict[str, str]:
     facts |= {"system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability()}
     facts |= {"threads": str(torch.get_num_threads()), "cuda": str(torch.version.cuda)}
     for package in ("transformers", "numpy"):
-        try:
-            facts[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            facts[package] = "not installed"
+        facts[package] = versions.installed(package) or "not installed"
     return facts | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+def _print(verdict: Verdict) -> Verdict:
+    print(f"  {verdict.op:<15} {verdict.by:<27} {verdict.words}", flush=True)
+    return verdict
 
 
 def examine(names: tuple[str, ...] = testing.OPS) -> int:
@@ -136,14 +161,21 @@ def examine(names: tuple[str, ...] = testing.OPS) -> int:
     if not __debug__:
         raise ValueError("doctor: python must run without -O, got it; the checks are assertions")
     print(installation.report())
+    print(f"\nInstalled, and in brackets what the tests run with:\n{versions.report()}")
     device = "the GPU" if torch.cuda.is_available() else "the CPU"
     print(f"\nOn {device}, against the reference, values and gradients:")
     found = []
     for verdict in verdicts(names):
-        found.append(verdict)
-        print(f"  {verdict.op:<15} {verdict.by:<27} {verdict.words}", flush=True)
+        found.append(_print(verdict))
     if device == "the CPU":
         print("  Triton's kernels need a GPU; `make test` runs them in its interpreter.")
+    print("\nModels of transformers, patched and not, values and gradients:")
+    if not versions.installed("transformers"):
+        print("  transformers is not installed; pip install transformers, if you want it patched")
+    elif versions.standing("transformers", versions.installed("transformers")) == "older than tested":
+        print(f"  transformers must be {versions.TESTED['transformers'][0]} or newer to be patched")
+    else:
+        found += map(_print, transformers_verdicts())
     wrong = [verdict for verdict in found if verdict.wrong]
     if not wrong:
         print(

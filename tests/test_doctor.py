@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from electra_fast import doctor, ops, testing
+from electra_fast import doctor, ops, testing, versions
 from electra_fast.ops import _register
 
 SOME = ("replace_tokens", "rtd_loss", "bias_gelu")
@@ -15,7 +15,7 @@ SOME = ("replace_tokens", "rtd_loss", "bias_gelu")
 def test_a_healthy_installation(capsys):
     assert doctor.examine(SOME) == 0
     said = capsys.readouterr().out
-    assert "everything that can run here is right" in said and said.count("  right\n") == 3
+    assert "everything that can run here is right" in said and said.count("  right\n") == 3 + 4
     assert f"torch: {torch.__version__}" in said and "rtd_loss" in said.split("in ms")[1]
 
 
@@ -28,11 +28,56 @@ def test_a_healthy_installation(capsys):
 )
 def test_a_wrong_kernel_is_named_and_the_others_are_examined(kernel, words, monkeypatch, capsys):
     monkeypatch.setattr(ops, "bias_gelu", kernel)
+    monkeypatch.setattr(doctor, "transformers_verdicts", lambda: iter(()))  # which call the kernel too
     found = {v.op: v for v in doctor.verdicts(SOME)}
     assert words in found["bias_gelu"].words and found["rtd_loss"].words == "right"
     assert doctor.examine(("bias_gelu",)) == 1
     said = capsys.readouterr().out
     assert "1 wrong" in said and words in said.split("```")[1]
+
+
+@pytest.fixture
+def hf():
+    pytest.importorskip("transformers")
+    from electra_fast import hf
+
+    return hf
+
+
+def test_a_wrong_patch_is_named_and_the_rest_is_tried(hf, monkeypatch, capsys):
+    fused = hf.blocks.Embeddings.fused
+
+    def no_such_argument(self, *args, **kwargs):
+        raise TypeError("fused() got an unexpected keyword argument 'cache_length'")
+
+    monkeypatch.setattr(hf.blocks.Embeddings, "fused", no_such_argument)
+    assert doctor.examine(("rtd_loss",)) == 1
+    said = capsys.readouterr().out
+    assert (
+        "4 wrong" in said and said.count("wrong: TypeError: fused() got an unexpected keyword") == 8
+    )  # twice each
+    monkeypatch.setattr(
+        hf.blocks.Embeddings, "fused", lambda self, *args, **kwargs: fused(self, *args, **kwargs) * 2
+    )
+    found = {v.op: v.words for v in doctor.transformers_verdicts()}
+    assert len(found) == 4 and all(" beside a norm of " in words for words in found.values())
+
+
+def test_a_block_that_is_not_known_is_right_and_named(hf, monkeypatch):
+    monkeypatch.setattr(hf.blocks.BiasGELU, "forwards", ("states",))
+    said = {v.op: v for v in doctor.transformers_verdicts()}["patch ELECTRA"]
+    assert not said.wrong and said.words.startswith("right: ElectraIntermediate runs unfused, transformers ")
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "transformers is not installed; pip install"), ("4.57.6", "transformers must be 5.0.0 or newer")],
+)
+def test_without_transformers_the_doctor_goes_on(version, message, monkeypatch, capsys):
+    real = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda name: version if name == "transformers" else real(name))
+    assert doctor.examine(("rtd_loss",)) == 0
+    assert message in capsys.readouterr().out
 
 
 def test_what_was_not_built_is_said(monkeypatch, capsys):

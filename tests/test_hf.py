@@ -117,7 +117,9 @@ def test_a_decoder_is_causal():
 def test_a_structured_mask_is_refused():
     ours, _ = pair()
     ids = batch(20, 7)["input_ids"]
-    with pytest.raises(NotImplementedError, match=r"electra_fast.hf: attention_mask must be \[B, L\], got"):
+    with pytest.raises(
+        NotImplementedError, match=r"electra_fast.hf: attention_mask must be \[B, L\] or bool \[B"
+    ):
         ours(ids, attention_mask=torch.ones(2, 1, 20, 20, dtype=torch.bool))
     with pytest.raises(NotImplementedError, match="mask_function must be bidirectional or causal"):
         electra_fast.hf.mask(mask_function=lambda b, h, q, k: q == k)

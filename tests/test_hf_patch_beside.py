@@ -8,6 +8,7 @@ from small_patched import B, L, batch, build, outcome
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 
 from electra_fast import hf
 
@@ -123,6 +124,78 @@ def test_lora_in_place_of_any_linear_layer():
     rows = {row.block: (row.fused, row.of, row.why_not) for row in patched.rows()}
     assert rows["ElectraIntermediate"] == (0, 2, "dense is peft.tuners.lora.layer.Linear")
     assert rows["ElectraSelfOutput"] == rows["ElectraSelfAttention"] == (2, 2, "")
+
+
+class Quantised(torch.Tensor):
+    """A stand-in for torchao's tensors, which no operator of this package reads."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if "electra_fast" in str(function):
+            raise NotImplementedError(f"Quantised dispatch: {function}")
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs or {})
+
+
+def quantise(linear):
+    linear.weight = nn.Parameter(linear.weight.detach().mul(8).round().div(8).as_subclass(Quantised), False)
+
+
+class Quantiser(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight):
+        return weight.mul(8).round().div(8)
+
+
+class OwnLinear(nn.Linear):
+    """A stand-in for bitsandbytes' linear layers, which exchange the class."""
+
+    def forward(self, x):
+        return super().forward(x).mul(2)
+
+
+WAYS = {
+    "tensor": (quantise, "dense.weight is test_hf_patch_beside.Quantised"),
+    "class": (lambda m: setattr(m, "__class__", OwnLinear), "dense is test_hf_patch_beside.OwnLinear"),
+    "parametrisation": (
+        lambda m: nn.utils.parametrize.register_parametrization(m, "weight", Quantiser()),
+        "dense is torch.nn.utils.parametrize.ParametrizedLinear",
+    ),
+    "pruning": (lambda m: prune.l1_unstructured(m, "weight", 0.5), "dense has hooks"),
+    "no bias": (lambda m: setattr(m, "bias", None), "dense has no bias"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_weights_that_no_op_reads(way, patch_first):
+    change, message = WAYS[way]
+    theirs, inputs = build("ElectraForMaskedLM", tie_word_embeddings=False), batch("ElectraForMaskedLM")
+    ours = copy.deepcopy(theirs)
+    patched = hf.patch(ours) if patch_first else None
+    for model in (ours, theirs):
+        change(model.electra.encoder.layer[0].intermediate.dense)
+        change(model.generator_lm_head)
+    patched = patched or hf.patch(ours)
+    (a, da), (b, db) = outcome(ours, inputs), outcome(theirs, inputs)
+    torch.testing.assert_close(a["loss"], b["loss"], rtol=1e-5, atol=0)
+    assert da.keys() == db.keys() and a.keys() == b.keys()
+    rows = {row.block: (row.fused, row.of, row.why_not) for row in patched.rows()}
+    assert rows["ElectraIntermediate"] == (1, 2, message)
+    assert rows["ElectraForMaskedLM"] == (0, 1, message.replace("dense", "generator_lm_head"))
+
+
+def test_torchao():
+    quantization = pytest.importorskip("torchao.quantization")
+    theirs, inputs = build("ElectraForSequenceClassification"), batch("ElectraForSequenceClassification")
+    ours = copy.deepcopy(theirs)
+    patched = hf.patch(ours)
+    for model in (ours, theirs):
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    torch.testing.assert_close(ours(**inputs).loss, theirs(**inputs).loss, rtol=1e-5, atol=0)
+    rows = {row.block: row.why_not for row in patched.rows()}
+    assert rows["ElectraIntermediate"].startswith("dense.weight is torchao.")
 
 
 @compiles

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from electra_fast import ops
-from electra_fast.hf.attention import attention
+from electra_fast.hf.attention import attention, key_mask_of
 from electra_fast.hf.fused import Fused
 from electra_fast.modules import draw_rng
 
@@ -28,6 +28,10 @@ class Embeddings(Fused):
     """Word, position and type tables, LayerNorm and dropout, of ids; vectors in their place are as before."""
 
     option, runs = "embeddings", "embed"
+    forwards = tuple(
+        f"input_ids, token_type_ids, position_ids, inputs_embeds, {length}"
+        for length in ("past_key_values_length", "cache_length")  # the latter from transformers 5.24 on
+    )
     parts = (
         ("word_embeddings", nn.Embedding),
         ("position_embeddings", nn.Embedding),
@@ -42,20 +46,26 @@ class Embeddings(Fused):
             return "word_embeddings has max_norm, sparse or scale_grad_by_freq"
         return super().hindrance()
 
+    def unserved(
+        self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, *n, **length
+    ):
+        if input_ids is None or inputs_embeds is not None:
+            return "inputs_embeds are given"
+        lengths = (*n, *length.values())
+        cached = position_ids is None and any(not isinstance(x, int) or x != 0 for x in lengths)
+        return "positions begin after a cache" if cached else None
+
     def fused(
         self,
         input_ids: Tensor | None = None,  # [B, L]
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,  # [B, L] or [1, L]
-        inputs_embeds: Tensor | None = None,
-        **cache,  # cache_length, before transformers 5.24 past_key_values_length
+        *_,
+        **__,
     ) -> Tensor:  # [B, L, E]
-        if input_ids is None:
-            return self.unfused.forward(self, None, token_type_ids, position_ids, inputs_embeds, **cache)
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
-        with torch.autocast(
-            input_ids.device.type, enabled=False
-        ):  # the tables' dtype, as LayerNorm's would be
+        # The tables' dtype, as LayerNorm's would be.
+        with torch.autocast(input_ids.device.type, enabled=False):
             return ops.embed(
                 input_ids,
                 None if token_type_ids is None else token_type_ids.expand_as(input_ids),
@@ -68,6 +78,13 @@ class Embeddings(Fused):
             )
 
 
+# Arguments that change nothing in an encoder's attention, and those of packed sequences, which are served.
+# Any other one that is neither None nor False runs the class's own forward pass.
+SERVED = ("position_ids", "encoder_hidden_states", "encoder_attention_mask", "output_hidden_states")
+SERVED += ("cache_position", "use_cache", "return_dict", "num_items_in_batch")
+SERVED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+
 class Attention(Fused):
     """Attention of all heads, unless the config asks for the eager form, which alone returns the weights."""
 
@@ -77,26 +94,41 @@ class Attention(Fused):
         eager = self.config._attn_implementation == "eager"
         return 'the config asks for "eager", which returns the weights' if eager else None
 
+    def unserved_options(self, cache, options: dict) -> str | None:
+        if cache is not None:
+            return "cache is given"
+        if self.config.output_attentions:
+            return "the config asks for output_attentions"
+        given = (k for k, x in options.items() if k not in SERVED and x is not None and x is not False)
+        return next((f"{name} is given" for name in given), None)
+
 
 class SelfAttention(Attention):
+    forwards = (
+        "hidden_states, attention_mask, past_key_values, cache_position, **kwargs",  # transformers 5.0
+        "hidden_states, attention_mask, past_key_values, **kwargs",
+        "hidden_states, attention_mask, cache, **kwargs",  # from 5.24 on
+    )
+    reads = ("config", "num_attention_heads", "attention_head_size", "query", "key", "value", "dropout")
+    reads += ("scaling",)
+
+    def unserved(self, hidden_states, attention_mask=None, cache=None, *_, **options):
+        if why := self.unserved_options(cache, options):
+            return why
+        if attention_mask is None or key_mask_of(attention_mask, *hidden_states.shape[:2]) is not None:
+            return None
+        return f"attention_mask is {_kind(attention_mask)}"
+
     def fused(
         self,
         hidden_states: Tensor,  # [B, L, W]
         attention_mask: Tensor | None = None,  # [B, 1, 1, L], True = real
+        *_,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        if kwargs.get("output_attentions") or self.config.output_attentions:
-            return self.unfused.forward(self, hidden_states, attention_mask, **kwargs)
         heads = (self.num_attention_heads, self.attention_head_size)
         layers = (self.query, self.key, self.value)
         q, k, v = (layer(hidden_states).unflatten(-1, heads).transpose(1, 2) for layer in layers)
-        if attention_mask is not None:
-            if attention_mask.shape[1:3] != (1, 1):
-                raise NotImplementedError(
-                    f"electra_fast.hf: attention_mask must be [B, L], got {list(attention_mask.shape)}; "
-                    "patch(model, attention=False) leaves it to transformers"
-                )
-            attention_mask = attention_mask[:, 0, 0]
         p = self.dropout.p if self.training else 0.0
         context, _ = attention(self, q, k, v, attention_mask, self.scaling, p, **kwargs)
         return context.flatten(-2), None
@@ -108,6 +140,44 @@ class Encoder(Attention):
     A mask with four axes goes to every layer unchanged.
     """
 
+    forwards = tuple(
+        "input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, encoder_hidden_states, "
+        f"encoder_attention_mask, {rest}, **kwargs"
+        for rest in (
+            "past_key_values, use_cache, cache_position",
+            "past_key_values, use_cache",
+            "cache, use_cache",
+        )
+    )
+    reads = ("config", "encoder.layer")
+
+    def hindrance(self):
+        """Only `SelfAttention` is known to read a mask of this form."""
+        fused = all(isinstance(layer.attention.self, SelfAttention) for layer in self.encoder.layer)
+        return super().hindrance() if fused else "a layer's attention is not fused"
+
+    def unserved(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        cache=None,
+        *_,
+        **options,
+    ):
+        if why := self.unserved_options(cache, options):
+            return why
+        ids = inputs_embeds if input_ids is None else input_ids
+        if ids is None or not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+            return None
+        if attention_mask.shape != ids.shape[:2]:
+            return f"attention_mask is {_kind(attention_mask)} for {list(ids.shape[:2])} tokens"
+        return None
+
     def fused(
         self,
         input_ids: Tensor | None = None,
@@ -115,19 +185,33 @@ class Encoder(Attention):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        *rest,
         **kwargs,
     ):
-        if attention_mask is not None and attention_mask.dim() == 2:
+        ids = inputs_embeds if input_ids is None else input_ids
+        if attention_mask is None:
+            # Where an exporter cannot see that nothing is hidden, transformers makes a mask of [B, 1, L, L].
+            if torch.compiler.is_exporting() and kwargs.get("cu_seq_lens_q") is None:
+                attention_mask = ids.new_ones((ids.shape[0], 1, 1, ids.shape[1]), dtype=torch.bool)
+        elif isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             attention_mask = attention_mask.bool()[:, None, None]
         tokens = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        return self.unfused.forward(self, *tokens, **kwargs)
+        return self.unfused.forward(self, *tokens, *rest, **kwargs)
+
+
+def _kind(mask: object) -> str:
+    if not isinstance(mask, Tensor):
+        return type(mask).__name__
+    return f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
 
 
 class AddNorm(Fused):
     """The end of both halves of a layer: LayerNorm(residual + dropout(dense(x)))."""
 
     option, runs = "norm", "add_norm"
+    forwards = ("hidden_states, input_tensor",)
     parts = (("LayerNorm", nn.LayerNorm), ("dropout", nn.Dropout))
+    reads = ("dense",)
 
     def fused(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:  # [B, L, W] each
         x = self.dense(hidden_states)
@@ -147,6 +231,7 @@ class BiasGELU(Fused):
     """The first half of the feed-forward network: gelu(dense(x))."""
 
     option, runs = "feed_forward", "linear, bias_gelu"
+    forwards = ("hidden_states",)
     parts = (("dense", nn.Linear), ("intermediate_act_fn", GELUActivation))
 
     def fused(self, hidden_states: Tensor) -> Tensor:  # [B, L, W] -> [B, L, F]

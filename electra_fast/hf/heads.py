@@ -10,6 +10,8 @@ from electra_fast import ops
 from electra_fast.hf.blocks import dense_gelu
 from electra_fast.hf.fused import Fused
 
+# How the forward pass of every model begins.
+INPUTS = "input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds"
 IGNORED = -100  # the label of a token that counts in no loss, as in `F.cross_entropy`
 
 
@@ -35,10 +37,12 @@ class Transform(Fused):
 
 
 class ElectraTransform(Transform):
+    forwards = ("generator_hidden_states",)
     parts = (("dense", nn.Linear), ("activation", GELUActivation), ("LayerNorm", nn.LayerNorm))
 
 
 class BertTransform(Transform):
+    forwards = ("hidden_states",)
     parts = (("dense", nn.Linear), ("transform_act_fn", GELUActivation), ("LayerNorm", nn.LayerNorm))
 
 
@@ -87,20 +91,38 @@ class MaskedLM(Fused):
 
 
 class ElectraMaskedLM(MaskedLM):
+    forwards = (f"{INPUTS}, labels, **kwargs",)
     transform, decoder = "generator_predictions", "generator_lm_head"
-    parts = ((decoder, nn.Linear),)
+    parts, reads = ((decoder, nn.Linear),), (transform, "base_model")
 
 
 class BertMaskedLM(MaskedLM):
+    forwards = (f"{INPUTS}, encoder_hidden_states, encoder_attention_mask, labels, **kwargs",)
     transform, decoder = "cls.predictions.transform", "cls.predictions.decoder"
-    parts = ((decoder, nn.Linear),)
+    parts, reads = ((decoder, nn.Linear),), (transform, "base_model")
+
+    def fused(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,  # an encoder reads neither
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return super().fused(*inputs, labels, **kwargs)
 
 
 class Scores(Fused):
     """The discriminator's head: dense_prediction(gelu(dense(x)))."""
 
     option, runs = "rtd_loss", "linear, bias_gelu"
-    parts = (("dense", nn.Linear), ("activation", GELUActivation))
+    forwards = ("discriminator_hidden_states",)
+    parts, reads = (("dense", nn.Linear), ("activation", GELUActivation)), ("dense_prediction",)
 
     def fused(self, discriminator_hidden_states: Tensor) -> Tensor:  # [B, L, W] -> [B, L]
         return self.dense_prediction(dense_gelu(discriminator_hidden_states, self.dense)).squeeze(-1)
@@ -114,6 +136,7 @@ class RTDLoss(Fused):
     """
 
     option, runs = "rtd_loss", "rtd_loss"
+    forwards = (f"{INPUTS}, labels, **kwargs",)
 
     @can_return_tuple
     def fused(
@@ -131,15 +154,18 @@ class RTDLoss(Fused):
         if labels is None:
             return self.unfused.forward(self, **inputs, **kwargs)
         _check_labels(labels, inputs)
-        if attention_mask is not None and attention_mask.dim() != 2:
+        real = attention_mask
+        if real is not None and real.dim() == 4 and real.shape[1:3] == (1, 1) and real.dtype == torch.bool:
+            real = real[:, 0, 0]
+        if real is not None and real.shape != labels.shape:
             raise ValueError(
                 "electra_fast.hf: attention_mask must be [B, L] where labels are given, got "
-                f"{list(attention_mask.shape)}; leave the labels out, and take a loss of the logits"
+                f"{list(real.shape)}; leave the labels out, and take a loss of the logits"
             )
         if labels.is_floating_point():
             return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
 
         out = self.unfused.forward(self, **inputs, **kwargs)
-        weights = None if attention_mask is None else (attention_mask == 1).float()
+        weights = None if real is None else (real == 1).float()
         loss = ops.rtd_loss(out.logits, labels.bool(), weights).loss
         return type(out)(**{**out, "loss": loss})

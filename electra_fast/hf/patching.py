@@ -1,8 +1,10 @@
 """`patch`: fused forward passes in a model that somebody else has built, and back."""
 
 import collections
+from types import ModuleType
 from typing import NamedTuple
 
+import transformers
 from torch import nn
 from transformers.models.bert import modeling_bert as bert
 from transformers.models.electra import modeling_electra as electra
@@ -11,25 +13,36 @@ from electra_fast.hf import blocks, heads
 from electra_fast.hf.fused import Fused, fuse, unfuse
 from electra_fast.ops import _register
 
+# By name: a version of transformers that lacks one of these classes has the others.
+CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
+    electra: {
+        "ElectraEmbeddings": blocks.Embeddings,
+        "ElectraModel": blocks.Encoder,
+        "ElectraSelfAttention": blocks.SelfAttention,
+        "ElectraSelfOutput": blocks.AddNorm,
+        "ElectraOutput": blocks.AddNorm,
+        "ElectraIntermediate": blocks.BiasGELU,
+        "ElectraGeneratorPredictions": heads.ElectraTransform,
+        "ElectraForMaskedLM": heads.ElectraMaskedLM,
+        "ElectraDiscriminatorPredictions": heads.Scores,
+        "ElectraForPreTraining": heads.RTDLoss,
+    },
+    bert: {
+        "BertEmbeddings": blocks.Embeddings,
+        "BertModel": blocks.Encoder,
+        "BertSelfAttention": blocks.SelfAttention,
+        "BertSelfOutput": blocks.AddNorm,
+        "BertOutput": blocks.AddNorm,
+        "BertIntermediate": blocks.BiasGELU,
+        "BertPredictionHeadTransform": heads.BertTransform,
+        "BertForMaskedLM": heads.BertMaskedLM,
+    },
+}
 BLOCKS: dict[type[nn.Module], type[Fused]] = {
-    electra.ElectraEmbeddings: blocks.Embeddings,
-    bert.BertEmbeddings: blocks.Embeddings,
-    electra.ElectraModel: blocks.Encoder,
-    bert.BertModel: blocks.Encoder,
-    electra.ElectraSelfAttention: blocks.SelfAttention,
-    bert.BertSelfAttention: blocks.SelfAttention,
-    electra.ElectraSelfOutput: blocks.AddNorm,
-    bert.BertSelfOutput: blocks.AddNorm,
-    electra.ElectraOutput: blocks.AddNorm,
-    bert.BertOutput: blocks.AddNorm,
-    electra.ElectraIntermediate: blocks.BiasGELU,
-    bert.BertIntermediate: blocks.BiasGELU,
-    electra.ElectraGeneratorPredictions: heads.ElectraTransform,
-    bert.BertPredictionHeadTransform: heads.BertTransform,
-    electra.ElectraForMaskedLM: heads.ElectraMaskedLM,
-    bert.BertForMaskedLM: heads.BertMaskedLM,
-    electra.ElectraDiscriminatorPredictions: heads.Scores,
-    electra.ElectraForPreTraining: heads.RTDLoss,
+    getattr(module, name): mixin
+    for module, classes in CLASSES.items()
+    for name, mixin in classes.items()
+    if hasattr(module, name)
 }
 
 OPTIONS = ("attention", "norm", "feed_forward", "embeddings", "mlm_head", "rtd_loss")
@@ -51,6 +64,11 @@ def patch(
     these exceptions: dropout draws other masks, logits are None where `ElectraForMaskedLM` or
     `BertForMaskedLM` is trained with labels (``model(..., output_logits=True)`` has them), and a loss over
     nothing is 0 instead of NaN. A second call changes nothing.
+
+    Where a kernel does not fit, transformers' own forward pass runs, and the table names the reason: the
+    installed transformers has another class than this was written for; a submodule has an adapter, a hook or
+    quantised weights; a call has a cache, `output_attentions`, or a mask that is not ``[B, L]`` or bool
+    ``[B, 1, 1, L]``.
 
     Args:
         model: any model of transformers 5 with ELECTRA's or BERT's encoder in it, or a module that holds such
@@ -75,7 +93,7 @@ def patch(
     for name, module in model.named_modules():
         _check(name or type(module).__name__, module, wanted)
     for module, mixin in found:
-        if mixin.option in wanted and not isinstance(module, Fused):
+        if mixin.option in wanted and not isinstance(module, Fused) and not mixin.unknown(module):
             fuse(module, mixin)
     return Patched(model)
 
@@ -174,13 +192,10 @@ class Patched:
         """Return the blocks by option and class, and how many of them run fused at this moment."""
         classes = collections.defaultdict(list)
         for module, mixin in _found(self.model):
-            classes[mixin.option, type(module).__name__, mixin.runs].append(_why_not(module))
-        rows = [
-            Row(option, block, why.count(None), len(why), runs, "; ".join(sorted({*why} - {None})))
-            for (option, block, runs), why in classes.items()
-        ]
+            classes[mixin.option, type(module).__name__, mixin.runs].append(module)
+        rows = [_row(*key, modules) for key, modules in classes.items()]
         missing = set(OPTIONS) - {row.option for row in rows}
-        rows += [Row(option, "", 0, 0, "", "the model has none") for option in missing]
+        rows += [Row(option, "", 0, 0, "", _why_none(option)) for option in missing]
         return sorted(rows, key=lambda row: (row.of == 0, OPTIONS.index(row.option)))
 
     def __str__(self) -> str:
@@ -208,5 +223,27 @@ class Patched:
 WHOLE = (blocks.Encoder, heads.ElectraMaskedLM, heads.BertMaskedLM, heads.RTDLoss)
 
 
+def _row(option: str, block: str, runs: str, modules: list[nn.Module]) -> Row:
+    why = [_why_not(module) for module in modules]
+    declined = {f"the last call ran unfused: {m.declined}" for m in modules if getattr(m, "declined", None)}
+    reasons = [*sorted({*why} - {None}), *sorted(declined)]
+    return Row(option, block, why.count(None), len(why), runs, "; ".join(reasons))
+
+
 def _why_not(module: nn.Module) -> str | None:
-    return module.hindrance() if isinstance(module, Fused) else "not asked for"
+    if isinstance(module, Fused):
+        return module.hindrance()
+    unknown = mixin_of(module).unknown(module)
+    return f"transformers {transformers.__version__}: {unknown}" if unknown else "not asked for"
+
+
+def _why_none(option: str) -> str:
+    gone = [
+        name
+        for module, classes in CLASSES.items()
+        for name, mixin in classes.items()
+        if mixin.option == option and not hasattr(module, name)
+    ]
+    return (
+        f"transformers {transformers.__version__} has no {', '.join(gone)}" if gone else "the model has none"
+    )

@@ -19,9 +19,11 @@ from transformers.utils import ModelOutput
 
 from electra_fast import ops, reference
 from electra_fast.hf import halves
+from electra_fast.hf.fused import more_than
 from electra_fast.hf.heads import MaskedLM
 from electra_fast.hf.inputs import read_batch, refuse
 from electra_fast.hf.patching import mixin_of
+from electra_fast.hf.trainer import TrainerMethods
 from electra_fast.modules import draw_rng
 from electra_fast.reference import MaskedTokens, MLMHead
 
@@ -38,7 +40,7 @@ class ElectraPretrainerOutput(ModelOutput):
     rtd_counts: Tensor | None = None  # [4] true positives, false positives, false and true negatives
 
 
-class ElectraPretrainer(nn.Module):
+class ElectraPretrainer(TrainerMethods, nn.Module):
     """A masked language model and a model with one logit a token, trained together as ELECTRA.
 
     The discriminator is given the generator's embedding: word, position and type tables and their LayerNorm.
@@ -158,14 +160,6 @@ class ElectraPretrainer(nn.Module):
             rtd_counts=rtd.counts,
         )
 
-    def activation_checkpointing_enable(self, **options) -> None:
-        """Compute both encoders' activations again in the backward pass; Trainer calls this."""
-        for half in (self.generator, self.discriminator):
-            enable = getattr(half, "activation_checkpointing_enable", None)
-            (enable or half.gradient_checkpointing_enable)(**options)
-
-    gradient_checkpointing_enable = activation_checkpointing_enable  # as older versions of transformers say
-
     def _check_guess(self, ids: Tensor) -> None:
         """Refuse a first batch that is not of the vocabulary whose special ids were assumed."""
         if self.special.first is None:
@@ -209,8 +203,8 @@ def _head(generator: PreTrainedModel) -> tuple[nn.Module, nn.Linear] | None:
     if mixin is None or not issubclass(mixin, MaskedLM):
         return None
     decoder = generator.get_submodule(mixin.decoder)
-    # An adapter around the projection computes something else.
-    return (generator.get_submodule(mixin.transform), decoder) if type(decoder) is nn.Linear else None
+    # An adapter around the projection computes something else, and no op reads quantised weights.
+    return None if more_than(decoder, nn.Linear) else (generator.get_submodule(mixin.transform), decoder)
 
 
 def _twins(module: nn.Module) -> dict[str, str]:

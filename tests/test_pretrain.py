@@ -306,7 +306,7 @@ def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
 
 def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
     first = small(corpus, tmp_path, steps=1)
-    with pytest.raises(OSError, match="in which nobody trains"):
+    with pytest.raises(OSError, match="is locked by another training process"):
         small(corpus, tmp_path, steps=1)
     first.close()
     small(corpus, tmp_path, steps=1)

@@ -70,9 +70,9 @@ NUMBERS = {
 @pytest.mark.parametrize("option, value", [(o, v) for o, values in NUMBERS.items() for v in values])
 def test_a_number_out_of_range_is_refused_by_its_option(new, tmp_path, capsys, option, value):
     said = refused(capsys, *new, "--out", tmp_path / "run", f"--{option}", value)
-    related = {"accumulate": "--steps", "keep": "--out"}.get(
+    related = {"seq": "--batch-tokens", "accumulate": "--steps", "keep": "--out"}.get(
         option, f"--{option}"
-    )  # steps x accumulate, disk
+    )  # what the value makes wrong
     assert f"pretrain: --{option} must" in said or f"pretrain: {related} must" in said, said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -109,7 +109,7 @@ def test_every_numeric_option_is_in_the_table():
         (["--set", "dropout=0", "--set", "rtd_weight=0", "dropout=0.1"], "--set must give dropout once"),
         (["--set", "dropout"], "--set must have a value of type float, got 'dropout'"),
         (["--set", "dropout=nan"], "dropout must be in"),
-        (["--set", "generator_hidden=99999999999"], "generator_hidden must be less than 2"),
+        (["--set", "type_vocab=99999999999"], "type_vocab must be less than 2"),
         (["--vocab", "no/vocab.txt"], "--vocab must be on this machine, got no/vocab.txt"),
         (["--vocab", "google/electra-small"], "`hf download google/electra-small --local-dir electra-small`"),
         (["--vocab", "²"], "--vocab must be on this machine, got ²"),

@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import trainings
 
-from electra_fast import data, initial
+from electra_fast import data, feed, initial, snapshot
 from electra_fast.__main__ import main
 from electra_fast.model import Discriminator, Electra
 from electra_fast.ops import FUSED, REFERENCE
@@ -83,7 +84,7 @@ def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undistu
         end_equal(undisturbed, out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
     recipe, out = trainings.recipe(corpus, save_every=1000), tmp_path / "run"
     assert trainings.finish(recipe, out, signal_at=(number, 10, 1)) == 128 + number
@@ -96,6 +97,42 @@ def test_a_second_signal_ends_at_once(undisturbed, tmp_path):
     assert trainings.finish(recipe, out, signal_at=(signal.SIGTERM, 10, 2)) == -signal.SIGTERM
     assert max(out.glob("checkpoints/step-*")).name == "step-000000009"
     end_equal(undisturbed, out)
+
+
+def test_a_batch_that_is_never_made_leaves_the_first_signal_in_force(undisturbed, corpus, tmp_path):
+    recipe, out = trainings.recipe(corpus, save_every=1000), tmp_path / "run"
+    assert trainings.finish(recipe, out, hang_at=10) == 128 + signal.SIGTERM
+    assert max(out.glob("checkpoints/step-*")).name == "step-000000010"
+    end_equal(undisturbed, out)
+
+
+@pytest.mark.parametrize("where", ["feed", "held"])
+def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monkeypatch, where):
+    released = threading.Event()
+    training = small(corpus, tmp_path, steps=6, eval_every=4)
+    stuck, make = getattr(training, where), getattr(training, where)._make
+    last = {"feed": 3, "held": 1}[where]
+    monkeypatch.setattr(stuck, "_make", lambda index: make(index) if index < last else released.wait(60))
+    monkeypatch.setattr(feed, "PATIENCE", 0.2)
+    monkeypatch.setattr(feed, "POLL", 0.05)
+    step = {"feed": 3, "held": 4}[where]
+    with pytest.raises(
+        feed.NoBatch, match=rf"batch {last} must be made within 0.2 seconds.*saved at step {step}; --resume"
+    ):
+        training.run()
+    released.set()
+    assert max(tmp_path.glob("checkpoints/step-*")).name == f"step-00000000{step}"
+
+
+def test_what_a_batch_raises_is_raised_by_the_run(corpus, tmp_path, monkeypatch):
+    training = small(corpus, tmp_path, steps=6)
+
+    def fails(index):
+        raise MemoryError("no room for a batch")
+
+    monkeypatch.setattr(training.feed, "_make", fails)
+    with pytest.raises(MemoryError, match="no room for a batch"):
+        training.run()
 
 
 class Broken(Electra):
@@ -304,6 +341,41 @@ def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
     small(tmp_path / "short.txt", tmp_path / "other", held_out=(str(corpus),), steps=1).run()
 
 
+def test_a_resumed_run_keeps_its_precision(corpus, tmp_path, capsys):
+    """A CPU would begin in float32. What decided is stored, and a run that goes on says so."""
+    small(corpus, tmp_path, steps=2, precision="bf16").run()
+    assert "goes on in" not in capsys.readouterr().out
+    resumed = small(corpus, tmp_path, steps=3)
+    assert resumed.autocast
+    resumed.run()
+    assert "goes on in bf16, as it was begun; a new run on cpu is in float32" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--precision must stay 'bf16'"):
+        small(corpus, tmp_path, steps=3, precision="float32")
+
+
+def test_the_precision_that_a_device_decides_is_stored(corpus, tmp_path):
+    small(corpus, tmp_path, steps=2).close()
+    file = tmp_path / "config.json"
+    kept = json.loads(file.read_text())
+    assert kept["precision"] == "float32"
+    file.write_text(json.dumps(kept | {"precision": None}))  # as older versions wrote it
+    with pytest.warns(UserWarning, match="does not hold the precision, so the run goes on in float32"):
+        small(corpus, tmp_path, steps=2).close()
+    file.write_text(json.dumps(kept | {"precision": None}))
+    assert small(corpus, tmp_path, steps=2, precision="bf16").autocast
+
+
+def test_second_moments_that_are_negative_are_refused(corpus, tmp_path):
+    small(corpus, tmp_path, steps=1).run()
+    found = snapshot.load(tmp_path / "checkpoints")
+    for name, x in found.tensors["optimizer"].items():
+        if name.startswith("exp_avg_sq"):
+            x.fill_(-1.0)
+    snapshot.save(tmp_path / "checkpoints", 1, found.tensors, found.facts)
+    with pytest.raises(ValueError, match=r"optimizer: exp_avg_sq\..* must not be negative, got -1"):
+        small(corpus, tmp_path, steps=2)
+
+
 def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
     first = small(corpus, tmp_path, steps=1)
     with pytest.raises(OSError, match="is locked by another training process"):
@@ -334,9 +406,97 @@ def test_a_save_that_fails_costs_a_warning_and_several_the_run(corpus, tmp_path,
     monkeypatch.setattr(training, "_write", write)
     with pytest.raises(OSError, match="No space left"):
         training.run()
-    assert "step 3: no checkpoint" in capsys.readouterr().out
+    assert "step 3: not all was saved, [Errno 28] No space left" in capsys.readouterr().out
     assert training.step == 8
     assert max(tmp_path.glob("checkpoints/step-*")).name == "step-000000005"
+
+
+def test_halves_that_cannot_be_written_cost_a_warning_and_several_the_run(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    training = small(corpus, tmp_path, steps=12, save_every=1)
+    save, failing = data.save_tokenizer, {3, 6, 7, 8}
+
+    def full(tokenizer, folder):
+        if training.step in failing:
+            raise Exception("No space left on device (os error 28)")  # tokenizers has no other
+        save(tokenizer, folder)
+
+    monkeypatch.setattr(data, "save_tokenizer", full)
+    with pytest.raises(OSError, match="discriminator must be written, got: No space left"):
+        training.run()
+    assert "step 3: not all was saved, pretrain: " in (said := capsys.readouterr().out)
+    assert "the checkpoint itself is whole" in said
+    assert max(tmp_path.glob("checkpoints/step-*")).name == "step-000000008"
+
+
+def test_halves_that_a_killed_save_lacks_are_written_at_the_end(corpus, tmp_path):
+    small(corpus, tmp_path, steps=2).run()
+    shutil.rmtree(tmp_path / "discriminator")
+    small(corpus, tmp_path, steps=2).run()
+    Discriminator.from_pretrained(tmp_path / "discriminator")
+
+
+def test_a_folder_that_is_removed_during_a_run_is_made_again(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    training = small(corpus, out, steps=4, save_every=3)
+    step = training._one_step
+
+    def removing(take):
+        step(take)
+        if training.step == 2:
+            shutil.rmtree(out)
+
+    monkeypatch.setattr(training, "_one_step", removing)
+    save = training._save
+
+    def locked(journal):
+        save(journal)
+        with pytest.raises(OSError, match="is locked by another training process"):
+            small(corpus, out, steps=4)
+
+    monkeypatch.setattr(training, "_save", locked)
+    training.run()
+    resumed = small(corpus, out, steps=5)
+    assert resumed.step == 4
+    resumed.run()
+    Discriminator.from_pretrained(out / "discriminator")
+
+
+class Constant(Electra):
+    """Its discriminator answers alike for every token."""
+
+    def __init__(self, config, ops):
+        super().__init__(config, ops)
+        self.discriminator.head.score.weight.data.zero_()
+        self.discriminator.head.score.weight.requires_grad_(False)
+
+    def parameters(self, recurse=True):
+        return (p for _, p in self.named_parameters())
+
+    def named_parameters(self, *args, **kwargs):
+        return ((n, p) for n, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_discriminator_that_answers_alike_is_reported(corpus, tmp_path, capsys, precision):
+    options = {"steps": 9, "warmup": 2, "eval_every": 3, "log_every": 3, "precision": precision}
+    metrics = small(corpus, tmp_path, make_model=Constant, **options).run()
+    said = [line for line in capsys.readouterr().out.splitlines() if "discriminator collapsed" in line]
+    assert len(said) == 1 and said[0].startswith("step 3: has the discriminator collapsed?")
+    assert "0.00000" in said[0] and "lower --lr" in said[0]
+    assert metrics["logit_std"] < 1e-6 and metrics["auc"] == 0.5
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["logit_std"] < 1e-6 for line in lines if line["kind"] != "begin"] == [True] * 6
+
+
+def test_a_discriminator_that_learns_is_not(corpus, tmp_path, capsys):
+    training = small(corpus, tmp_path, steps=20, lr=5e-3, eval_every=5, log_every=5)
+    metrics = training.run()
+    assert "collapsed" not in capsys.readouterr().out and metrics["logit_std"] > 0.1
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    spreads = {line["step"]: line["logit_std"] for line in lines if line["kind"] == "train"}
+    assert spreads.keys() == {5, 10, 15, 20} and all(0 < spread < 10 for spread in spreads.values())
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_run(corpus, tmp_path):

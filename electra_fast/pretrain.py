@@ -162,7 +162,7 @@ class Pretraining:
                     f"pretrain: --data must be the text that {self.out} was begun with, got another"
                 )
             tokenizer = self.folder.tokenizer_hash()
-            if found.facts.get("tokenizer", tokenizer) != tokenizer:  # version 0.1.0 does not write it
+            if found.facts.get("tokenizer", tokenizer) != tokenizer:  # older checkpoints do not name it
                 rule = f"{self.folder.tokenizer} must be the tokenizer that the run was begun with"
                 remedy = f"restore it, or start another run with --init {self.out}"
                 raise ValueError(f"pretrain: {rule}, got another; {remedy}")

@@ -113,7 +113,7 @@ def read(place: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | No
         manifest = local.json_object("snapshot", place / MANIFEST)
         if manifest["format"] != FORMAT:
             raise Damaged(f"{place / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}")
-        seal = manifest.pop("sha256", None)  # the manifests of version 0.1.0 have none
+        seal = manifest.pop("sha256", None)  # older manifests have none
         if seal is not None and seal != _seal(manifest):
             raise Damaged(f"{place / MANIFEST} is not what was written: its SHA-256 is another")
         if manifest.keys() != {"format", "step", "facts", "files"}:  # one flipped bit renames the checksum

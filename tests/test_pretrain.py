@@ -111,7 +111,7 @@ def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monke
     released = threading.Event()
     training = small(corpus, tmp_path, steps=6, eval_every=4)
     stuck, make = getattr(training, where), getattr(training, where)._make
-    last = {"feed": 3, "held": 1}[where]
+    last = {"feed": 3, "held": 0}[where]
     monkeypatch.setattr(stuck, "_make", lambda index: make(index) if index < last else released.wait(60))
     monkeypatch.setattr(feed, "PATIENCE", 0.2)
     monkeypatch.setattr(feed, "POLL", 0.05)

@@ -1,7 +1,7 @@
 """No preset that a CPU can train ends in a discriminator that answers alike for every token.
 
-Five minutes per test on one free core, so only `make test-all` runs them. `small` and larger are not covered: a
-million steps of 16,384 tokens would take a CPU months.
+Five minutes per test on one free core, so only `make test-all` runs them. `small` and larger are not covered:
+a million steps of 16,384 tokens would take a CPU months.
 """
 
 import json

@@ -31,6 +31,12 @@ def recipe(corpus, **changes) -> Recipe:
     return Recipe(**options | changes)
 
 
+def small(corpus, out, **changes) -> Pretraining:
+    """Return a small run in this process, on the CPU."""
+    options = {name: changes.pop(name) for name in ("ops", "make_model") if name in changes}
+    return Pretraining(recipe(corpus, **changes), out, device="cpu", **options)
+
+
 def train(
     recipe: Recipe,
     out,

@@ -62,7 +62,7 @@ class Ledger:
 
         if values.device.type == "cpu":
             return lambda wait: parse(values)
-        copy = torch.empty(values.shape, pin_memory=True)
+        copy = torch.empty(values.shape, device="cpu", pin_memory=True)
         copy.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()

@@ -15,11 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = {"info": _info, "doctor": _doctor, "pretrain": _pretrain}[options.pop("command")]
     try:
         command(**options)
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # what a user can mend: in a sentence, without a traceback
+    except (ValueError, OSError, ImportError) as error:  # what a user can mend, without a traceback
         sys.exit(f"error: {error}")
 
 
@@ -47,18 +43,23 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
-    from electra_fast.pretrain import Pretraining
+    from electra_fast import local
+    from electra_fast.pretrain import NotFinite, Pretraining
     from electra_fast.recipe import Recipe
 
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     folder = Path(out or resume)
     begun = (folder / "config.json").exists()
     if resume and not begun:
+        local.existing("pretrain: --resume", folder)
         raise ValueError(f"pretrain: --resume must be the folder of a run, got {folder}; --out begins one")
     if out and begun:
         raise ValueError(f"pretrain: --out must be a new folder, got {folder}; --resume goes on with its run")
     recipe = Recipe.load(folder / "config.json").changed(**given) if resume else Recipe(**given)
-    Pretraining(recipe, folder, device=device, graph=not no_graph).run()
+    try:
+        Pretraining(recipe, folder, device=device, graph=not no_graph).run()
+    except NotFinite as error:
+        raise ValueError(error) from error
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ checkpoints go back and forth unchanged. Two hooks translate; query, key and val
 inside and three outside.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from electra_fast import local
 from electra_fast.config import ElectraConfig
 from electra_fast.ops import FUSED, Ops
 from electra_fast.vocabulary import resize
@@ -27,6 +31,7 @@ TABLES = (
 DIFFERENCE = "encoder.embedding.difference."  # to another embedding's tables: no name of Hugging Face's
 TIED_TABLE = "generator_lm_head.weight"  # the same table, listed again by the generator
 OLD_BUFFER = "electra.embeddings.position_ids"  # in files of transformers before 4.31: arange(512)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Replaced one after the other in the name of a parameter; {} becomes query, key and value.
 ENCODER_NAMES = {
@@ -141,7 +146,12 @@ class PretrainedHalf(nn.Module):
         self.tower = tower
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors; transformers reads them, as this class does."""
+        """Write config.json and model.safetensors; transformers reads them, as this class does.
+
+        Raises:
+            OSError: the files cannot be written; those that were there before are unchanged.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -155,33 +165,84 @@ class PretrainedHalf(nn.Module):
         tensors |= zip(TABLES, tables, strict=True)
         # Under another name first: a full disk or a kill leaves the old checkpoint as it was.
         unfinished = {name: folder / f"{name}.part" for name in ("config.json", "model.safetensors")}
-        unfinished["config.json"].write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, unfinished["model.safetensors"], metadata={"format": "pt"})
-        for name, file in unfinished.items():
-            file.replace(folder / name)
+        try:
+            unfinished["config.json"].write_text(json.dumps(config, indent=2) + "\n")
+            save_file(tensors, unfinished["model.safetensors"], metadata={"format": "pt"})
+            for name, file in unfinished.items():
+                file.replace(folder / name)
+        except BaseException as error:
+            for file in unfinished.values():
+                with contextlib.suppress(OSError):
+                    file.unlink()
+            if isinstance(error, OSError | SafetensorError):
+                raise OSError(f"save_pretrained: {folder} must be written whole, got: {error}") from error
+            raise
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, ops: Ops = FUSED) -> Self:
-        """Read a Hugging Face folder; the model comes in eval mode, in the dtype of the file.
+        """Read a Hugging Face folder; the model comes in eval mode.
+
+        Its dtype is that of the file; if the file has several, the one to which PyTorch promotes them.
 
         Raises:
-            FileNotFoundError: the folder has no config.json or no model.safetensors.
-            ValueError: config.json describes a model that this package does not have.
+            FileNotFoundError: there is no such folder, or it has no config.json or no model.safetensors.
+            ValueError: config.json describes a model that this package does not have, or that has another
+                number of layers than the file; or the file is damaged or holds NaN, infinity or integers.
             RuntimeError: a tensor is missing, unknown or of another shape; all are listed.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        if not (folder / "model.safetensors").is_file():
+        folder = local.existing("from_pretrained: folder", folder)
+        file, config_file = folder / "model.safetensors", folder / "config.json"
+        if not file.is_file():
             raise FileNotFoundError(
                 f"from_pretrained: {folder} must hold model.safetensors; save an older checkpoint "
                 "again with transformers, or load_state_dict(torch.load(file, weights_only=True))"
             )
-        config = config_from_hugging_face(json.loads((folder / "config.json").read_text()))
-        with torch.device("meta"):  # no random weights: every one of them must come from the file
-            model = cls(config, ops)
-        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+        described = local.json_object("from_pretrained", config_file)
+        try:
+            config = config_from_hugging_face(described)
+        except ValueError as error:
+            raise ValueError(f"{error}; in {config_file}") from None
+        tensors = _read(file)
+        # A model is built layer by layer: without this check a wrong number in a small file costs hours.
+        if (layers := _layers(tensors)) != config.layers:
+            rule = f"num_hidden_layers in {config_file} must be {layers}, the layers in {file.name}"
+            raise ValueError(f"from_pretrained: {rule}, got {config.layers}")
+        try:
+            with torch.device("meta"):  # without random weights: each of them must come from the file
+                model = cls(config, ops)
+            model.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            raise RuntimeError(f"from_pretrained: {file} must fit {config_file.name}, got: {error}") from None
         return model.eval()
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file in one floating-point dtype.
+
+    Raises:
+        ValueError: the file is damaged, or a tensor in it is not finite or not of a floating-point dtype.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, LookupError) as error:  # LookupError: a dtype that PyTorch does not have
+        raise ValueError(f"from_pretrained: {file} must be a whole safetensors file, got: {error}") from None
+    tensors.pop(OLD_BUFFER, None)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"from_pretrained: {file} must hold {DTYPES}, got {name} of {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"from_pretrained: {file} must hold finite weights, got NaN or inf in {name}")
+    dtypes = {tensor.dtype for tensor in tensors.values()} or {torch.float32}
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def _layers(names: Iterable[str]) -> int:
+    prefix = ENCODER_NAMES["encoder.layers."]
+    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
 
 
 def _names_to_hugging_face(

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 SHARING = ("none", "embeddings", "gdes", "all")
 
@@ -107,6 +108,11 @@ class ElectraConfig:
             value = getattr(self, field)
             is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
             self._require(field, is_size, "be a positive integer")
+            self._require(field, value < 2**31, "be less than 2^31")
+        for field in dataclasses.fields(self):  # a file may hold anything, and no text compares with a number
+            kind = {int: Integral, float: Real}.get(type(field.default), object)
+            rule = f"be of type {type(field.default).__name__}"
+            self._require(field.name, isinstance(getattr(self, field.name), kind), rule)
 
         for hidden, heads in (("hidden", "heads"), ("generator_hidden", "generator_heads")):
             H = getattr(self, heads)

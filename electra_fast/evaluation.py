@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from electra_fast.model import Electra
 
@@ -23,21 +24,25 @@ def evaluate(model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: Fal
 
     Of the masked tokens: ``mlm_loss`` in nats, ``mlm_accuracy``. Of the real tokens: ``rtd_loss``;
     ``replaced``, the share of them that the generator changed; ``precision`` and ``recall`` of a
-    discriminator that says replaced where its logit is positive (NaN where it never does); ``auc``, and
-    ``auc_low`` and ``auc_high``, between which it lies with 95 % confidence. ``stop`` is asked after each
-    batch.
+    discriminator that says replaced where its logit is positive (NaN where it never does); ``logit_std``, the
+    standard deviation of its logits, 0 if it answers alike for every token; ``auc``, and ``auc_low`` and
+    ``auc_high``, between which it lies with 95 % confidence. Under autocast too the logits are float32's.
+    ``stop`` is asked after each batch.
     """
     was_training = model.training
     model.eval()
-    totals, areas = 0, []
-    with torch.no_grad(), _recorded(model) as seen:
+    totals, areas, spread = 0, [], 0
+    with torch.no_grad(), recorded(model) as seen, _float32_logits(model):
         for index, batch in enumerate(batches):
             rng = torch.tensor([SEED, index], device=batch["ids"].device)
             out = model(**batch, rng=rng)
             counts = out.rtd_counts.double()
             sums = [out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss * counts.sum()]
             totals = totals + torch.cat([torch.stack(sums).double(), counts])
-            areas += [area_under_curve(*seen.pop()) for _ in seen[:]]
+            for logits, replaced, weights in seen:
+                areas.append(area_under_curve(logits, replaced, weights))
+                spread = spread + moments(logits, weights)
+            seen.clear()
             if stop():
                 break
     model.train(was_training)
@@ -51,10 +56,30 @@ def evaluate(model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: Fal
         "replaced": _ratio(tp + fn, tokens),
         "precision": _ratio(tp, tp + fp),
         "recall": _ratio(tp, tp + fn),
+        "logit_std": standard_deviation(spread).item() if areas else math.nan,
         "auc": auc,
         "auc_low": low,
         "auc_high": high,
     }
+
+
+def moments(logits: Tensor, weights: Tensor | None) -> Tensor:
+    """Return float64 ``[3]``: the number, sum and sum of squares of the logits; padding does not count.
+
+    Made on the device, and added up over batches: the host waits for nothing.
+    """
+    x = logits.detach().double()
+    if weights is None:
+        return torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()])
+    real = weights > 0
+    x = torch.where(real, x, 0.0)  # padding may hold anything
+    return torch.stack([real.sum(dtype=torch.float64), x.sum(), x.square().sum()])
+
+
+def standard_deviation(moments: Tensor) -> Tensor:
+    """Return the standard deviation that `moments` give, float64 scalar."""
+    n, total, squares = moments.unbind()
+    return (squares / n - (total / n).square()).clamp(min=0).sqrt()
 
 
 def area_under_curve(logits: Tensor, replaced: Tensor, weights: Tensor | None) -> Tensor:
@@ -97,8 +122,8 @@ def unigram_loss(train: Tensor, held_out: Tensor, vocab_size: int) -> float:
 
 
 @contextlib.contextmanager
-def _recorded(model: Electra) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
-    """Keep the arguments of each `rtd_loss`: the logits that forward's result has no room for."""
+def recorded(model: Electra) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
+    """Keep the arguments of each `rtd_loss`: the logits, which forward's result does not hold."""
     ops, seen = model.ops, []
 
     def rtd_loss(logits, replaced, weights=None):
@@ -110,6 +135,30 @@ def _recorded(model: Electra) -> Iterator[list[tuple[Tensor, Tensor, Tensor | No
         yield seen
     finally:
         model.ops = ops
+
+
+@contextlib.contextmanager
+def _float32_logits(model: Electra) -> Iterator[None]:
+    """Have the discriminator's last product computed in float32 under autocast too.
+
+    In bfloat16 more than nine tenths of the logits tie with others, and an AUC is made of their order.
+    """
+
+    def exact(score: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        if logits.dtype not in (torch.bfloat16, torch.float16):
+            return logits
+        with torch.autocast(logits.device.type, enabled=False):
+            return linear(inputs[0].float(), score.weight.float(), score.bias.float())
+
+    discriminator = getattr(model, "discriminator", None)  # a masked language model has none
+    if discriminator is None:
+        yield
+        return
+    hook = discriminator.head.score.register_forward_hook(exact)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _ratio(a: float, b: float) -> float:

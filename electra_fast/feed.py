@@ -5,8 +5,11 @@ of padding, one or two of them, to its number of tokens, and with empty ones to 
 """
 
 import contextlib
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from typing import Any
 
 import torch
@@ -16,6 +19,12 @@ from torch.nn.functional import pad
 from electra_fast.data import Batches, Packed
 
 Batch = dict[str, Any]  # keyword arguments of Electra.forward
+PATIENCE = 600.0  # seconds to wait for one batch: it takes milliseconds, unless the disk of the text hangs
+POLL = 0.5  # seconds between two looks at whether the run was asked to stop
+
+
+class NoBatch(TimeoutError):
+    """A batch was not made in time, or the run was asked to stop while it waited for one."""
 
 
 class Feed:
@@ -29,21 +38,42 @@ class Feed:
         return self._send(self._make(index))
 
     @contextlib.contextmanager
-    def ahead(self) -> Iterator[Callable[[int], tuple[Batch, int]]]:
+    def ahead(self, stop: Callable[[], Any] = lambda: False) -> Iterator[Callable[[int], tuple[Batch, int]]]:
         """Yield index -> (batch, real tokens in it); a thread makes index + 1 meanwhile.
 
-        One thread suffices: it makes 20 million tokens a second, and what it raises comes up in the caller.
+        One thread suffices: it makes 20 million tokens a second, and what it raises is raised in the caller.
+        A call raises `NoBatch` after `PATIENCE` seconds, or once ``stop()`` is true while it waits. The
+        thread is a daemon, so that one that hangs does not keep the process from ending.
         """
-        with ThreadPoolExecutor(1) as pool:
-            waiting: dict[int, Future[Batch]] = {}
+        jobs: queue.SimpleQueue[tuple[int, futures.Future[Batch]] | None] = queue.SimpleQueue()
+        waiting: dict[int, futures.Future[Batch]] = {}
 
-            def take(index: int) -> tuple[Batch, int]:
-                batch = (waiting.pop(index, None) or pool.submit(self._make, index)).result()
-                waiting[index + 1] = pool.submit(self._make, index + 1)
-                tokens = int((batch["ids"] != self.batches.pad_id).sum())
-                return self._send(batch), tokens
+        def work() -> None:
+            while (job := jobs.get()) is not None:
+                index, future = job
+                try:
+                    future.set_result(self._make(index))
+                except BaseException as error:  # for the thread that waits
+                    future.set_exception(error)
 
+        def ask(index: int) -> futures.Future[Batch]:
+            future: futures.Future[Batch] = futures.Future()
+            jobs.put((index, future))
+            return future
+
+        def take(index: int) -> tuple[Batch, int]:
+            future = waiting.pop(index, None) or ask(index)
+            _wait(future, index, stop)
+            batch = future.result()
+            waiting[index + 1] = ask(index + 1)
+            tokens = int((batch["ids"] != self.batches.pad_id).sum())
+            return self._send(batch), tokens
+
+        threading.Thread(target=work, name="electra_fast batches", daemon=True).start()
+        try:
             yield take
+        finally:
+            jobs.put(None)
 
     def _make(self, index: int) -> Batch:
         batch = filled(self.batches, index) if self.packed else self.batches.padded(index)
@@ -64,6 +94,18 @@ class Feed:
             if isinstance(x, Tensor):
                 x.record_stream(computing)
         return sent
+
+
+def _wait(future: futures.Future[Batch], index: int, stop: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not futures.wait([future], timeout=POLL).done:
+        if stop():
+            raise NoBatch(f"pretrain: the run was asked to stop while it waited for batch {index}")
+        if time.monotonic() > end:
+            raise NoBatch(
+                f"pretrain: batch {index} must be made within {PATIENCE:g} seconds, got none; the disk that "
+                "holds the tokens (XDG_CACHE_HOME, else ~/.cache) may not answer"
+            )
 
 
 def filled(batches: Batches, index: int) -> Packed:

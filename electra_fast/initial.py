@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from electra_fast import local
 from electra_fast.checkpoint import TABLES, PretrainedHalf
 from electra_fast.config import ElectraConfig
 from electra_fast.model import Discriminator, Electra, Generator
@@ -68,14 +69,18 @@ def read(folders: Iterable[str]) -> Weights:
     """Read the halves that are in some folders.
 
     Raises:
-        ValueError: a folder has neither half.
+        FileNotFoundError: a folder does not exist.
+        ValueError: a folder has neither half, or one that cannot be read; or two have the same half.
     """
     weights = Weights()
-    for folder in map(Path, folders):
+    for folder in folders:
+        folder = local.existing("pretrain: --init", folder)
         inner = [folder / name for name in ("discriminator", "generator")]
         for place in [p for p in inner if p.exists()] or [folder]:
             half = _half(place)
             field = "generator" if isinstance(half, Generator) else "discriminator"
+            if getattr(weights, field) is not None:
+                raise ValueError(f"pretrain: --init must name one {field}, got a second one in {place}")
             weights = weights._replace(**{field: half})
             if any((place / name).exists() for name in ("tokenizer.json", "vocab.txt")):
                 weights = weights._replace(tokenizer=place)
@@ -83,17 +88,27 @@ def read(folders: Iterable[str]) -> Weights:
 
 
 def _half(folder: Path) -> PretrainedHalf:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    if not (folder / "model.safetensors").exists():
+    file = folder / "model.safetensors"
+    if not file.is_file():
         raise ValueError(
             f"pretrain: --init must be Hugging Face folders with model.safetensors, got {folder}"
         )
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        heads = {name.split(".")[0] for name in file.keys()}
+    try:
+        with safe_open(file, "pt") as opened:
+            heads = {name.split(".")[0] for name in opened.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"pretrain: --init must have whole files, got {file}: {error}") from None
     for cls, head in ((Generator, "generator_predictions"), (Discriminator, "discriminator_predictions")):
         if head in heads:
-            return cls.from_pretrained(folder)
+            try:
+                return cls.from_pretrained(folder)
+            except RuntimeError as error:  # a list of tensors over several lines
+                listed = " ".join(str(error).split())
+                raise ValueError(
+                    f"pretrain: --init must fit its config.json, got {folder}: {listed}"
+                ) from None
     raise ValueError(
         f"pretrain: --init must be ElectraForPreTraining or ElectraForMaskedLM, got {folder} with "
         f"{', '.join(sorted(heads))}"

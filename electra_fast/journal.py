@@ -1,9 +1,12 @@
 """What a run says while it trains: lines in log.jsonl, TensorBoard where it is installed, a bar."""
 
+import contextlib
 import json
 import math
+import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +18,85 @@ SHOWN = (
     "precision",
     "recall",
     "replaced",
+    "logit_std",
     "auc",
 )
 
 
 class Journal:
-    """Takes records: a name, a step, numbers. What cannot be written is told once; training goes on."""
+    """Takes records: a name, a step, numbers.
+
+    A file or a terminal that cannot be written costs one warning; training goes on.
+    """
 
     def __init__(self, folder: Path, step: int, steps: int):
         from tqdm import tqdm
 
-        self.bar = tqdm(total=steps, initial=step, unit=" steps", dynamic_ncols=True)
+        options = {"total": steps, "initial": step, "unit": " steps", "dynamic_ncols": True}
+        try:
+            self.bar = tqdm(**options)
+        except OSError:  # no terminal any more
+            self.bar = tqdm(**options, disable=True)
         self.file = folder / "log.jsonl"
         self.start = time.monotonic()
         self.shown: dict[str, float] = {}
-        self.told = False
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.board = None
-        else:
+        self.warned = False
+        self.board = None
+        with self._warning():
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
             self.board = SummaryWriter(folder / "tensorboard", purge_step=step)
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         seconds = round(time.monotonic() - self.start, 3)
         record = {"kind": kind, "step": step, "seconds": seconds, **numbers}
-        try:
-            with self.file.open("a") as file:
-                file.write(json.dumps({k: _plain(v) for k, v in record.items()}) + "\n")
+        with self._warning():
+            _append(self.file, json.dumps({k: _plain(v) for k, v in record.items()}))
             if self.board is not None:
                 for name, value in numbers.items():
                     if isinstance(value, int | float):
                         self.board.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:
-            if not self.told:
-                warnings.warn(
-                    f"pretrain: {self.file} cannot be written, {error}; going on without", stacklevel=2
-                )
-            self.told = True
         self.shown |= {k: v for k, v in numbers.items() if k in SHOWN and isinstance(v, int | float)}
-        self.bar.set_postfix({k: f"{v:.4g}" for k, v in self.shown.items()}, refresh=False)
-        self.bar.update(step - self.bar.n)
+        with contextlib.suppress(OSError):  # the terminal was closed, or the reader of a pipe has ended
+            self.bar.set_postfix({k: f"{v:.4g}" for k, v in self.shown.items()}, refresh=False)
+            self.bar.update(step - self.bar.n)
 
     def say(self, text: str) -> None:
-        self.bar.write(text)
+        with contextlib.suppress(OSError):
+            self.bar.write(text)
+
+    def warn(self, step: int, warning: str | None) -> None:
+        if warning is not None:
+            self.say(f"step {step}: {warning}")
 
     def close(self) -> None:
-        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.bar.close()
         if self.board is not None:
-            self.board.close()
+            with self._warning():
+                self.board.close()
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self.warned:
+                warnings.warn(
+                    f"pretrain: {self.file} cannot be written, {error}; going on without", stacklevel=4
+                )
+            self.warned = True
+
+
+def _append(file: Path, line: str) -> None:
+    """Write a line of its own, also after one that a full disk or a kill cut off in the middle."""
+    with file.open("ab+") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else f"\n{line}"
+        stream.write(f"{line}\n".encode())
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What each step of pre-training measured: a row a step, on the device, read without stopping it."""
+"""What each step of pre-training measured: one row per step, on the device, read without stopping it."""
 
 import math
 from collections.abc import Callable
@@ -47,24 +47,30 @@ class Ledger:
         """Set the row whose number is in `place`, int64 ``[1]``."""
         self.rows.index_copy_(0, place, torch.cat([x.reshape(-1).float() for x in values])[None])
 
-    def read(self, count: int) -> Callable[[bool], list[Row] | None]:
-        """Begin to copy the first `count` rows to the host.
+    def read(self, count: int, *scalars: Tensor) -> Callable[[bool], tuple[list[Row], list[float]] | None]:
+        """Start an asynchronous copy of the first `count` rows, and of some scalars, to the host.
 
-        Called, the result returns them, or None while they are not there; called with True it waits.
+        Called, the result returns both, or None while they have not arrived; called with True it waits.
         """
-        rows = self.rows[:count]
-        if rows.device.type == "cpu":
-            copy = rows.clone()
-            return lambda wait: [Row(*row) for row in copy.tolist()]
-        copy = torch.empty(rows.shape, pin_memory=True)
-        copy.copy_(rows, non_blocking=True)
+        width = len(Row._fields)
+        values = torch.cat([self.rows[:count].flatten(), *(x.reshape(1).float() for x in scalars)])
+
+        def parse(copy: Tensor) -> tuple[list[Row], list[float]]:
+            numbers = copy.tolist()
+            rows = [Row(*numbers[i : i + width]) for i in range(0, count * width, width)]
+            return rows, numbers[count * width :]
+
+        if values.device.type == "cpu":
+            return lambda wait: parse(values)
+        copy = torch.empty(values.shape, device="cpu", pin_memory=True)
+        copy.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
 
-        def result(wait: bool) -> list[Row] | None:
+        def result(wait: bool) -> tuple[list[Row], list[float]] | None:
             if wait:
                 arrived.synchronize()
-            return [Row(*row) for row in copy.tolist()] if arrived.query() else None
+            return parse(copy) if arrived.query() else None
 
         return result
 

@@ -73,6 +73,17 @@ def state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     return {f"{key}.{name}": x for name, p in named for key, x in optimizer.state[p].items()}
 
 
+def check(tensors: dict[str, Tensor]) -> None:
+    """Refuse an optimizer's state in which a second moment is negative: its root would be NaN.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, x in tensors.items():
+        if name.startswith("exp_avg_sq.") and (x < 0).any():
+            raise ValueError(f"optimizer: {name} must not be negative, got {x.min().item()}")
+
+
 @dataclass
 class Skipped:
     """Counts the steps that were skipped."""

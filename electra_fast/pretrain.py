@@ -13,36 +13,33 @@ functions of (seed, micro-batch). So a run that was killed and resumed ends in t
 as one that was not; on the same machine and with as many threads.
 """
 
-import collections
 import contextlib
-import json
+import dataclasses
 import os
-import shutil
 import signal
 import time
-import weakref
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from electra_fast import data, initial, optimizer, snapshot
+from electra_fast import data, initial, interruption, local, optimizer, snapshot
+from electra_fast.divergence import PATIENCE, NotFinite, no_finite_gradient, not_finite
 from electra_fast.evaluation import evaluate, unigram_loss
-from electra_fast.feed import Feed
+from electra_fast.feed import Feed, NoBatch
 from electra_fast.journal import Journal
-from electra_fast.ledger import Ledger, Row, means, total
+from electra_fast.ledger import Ledger
+from electra_fast.log_window import LogWindow
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
 from electra_fast.recipe import Recipe
+from electra_fast.run_folder import RunFolder
 from electra_fast.step import Step, cuda_graph
 
-PATIENCE = 5  # steps in a row whose gradient is not finite, after which a run ends
-FAILED_SAVES = 3  # checkpoints in a row that could not be written, likewise
-HELD_OUT = 20  # every so manieth document is held out where no other text is named
-
-
-class NotFinite(RuntimeError):
-    """The gradient was not finite several times in a row; the message says how to see it again."""
+FAILED_SAVES = 3  # consecutive checkpoints that could not be written, after which a run ends
+HELD_OUT = 20  # every 20th document, unless --held-out names other text
+FACTS = {"text": str, "skipped": int}  # what a checkpoint must say of its run
 
 
 class Pretraining:
@@ -58,6 +55,7 @@ class Pretraining:
 
     Raises:
         ValueError: the recipe or the data cannot be used, or are not those of the run in `out`.
+            The device cannot be used, or the process is one of several.
         OSError: `out` cannot be written, is too full, or another process trains there.
     """
 
@@ -71,14 +69,20 @@ class Pretraining:
         device: str | torch.device | None = None,
         graph: bool = True,
     ):
-        self.out = Path(out)
+        if (world := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
+            rule = "WORLD_SIZE must be 1, because pretrain trains in one process only"
+            raise ValueError(f"pretrain: {rule}, got {world}; start it without torchrun")
+        self.out, self.device = Path(out), local.device("pretrain: --device", device)
         begun = self.out / "config.json"
         recipe = Recipe.load(begun).changed(**recipe.given()) if begun.exists() else recipe.resolved()
-        self.recipe = recipe
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.autocast = (recipe.precision or ("bf16" if self.device.type == "cuda" else "float32")) == "bf16"
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._unlock = weakref.finalize(self, os.close, snapshot.lock(self.out))
+        self.usual_precision = "bf16" if self.device.type == "cuda" else "float32"
+        if begun.exists() and recipe.precision is None:
+            without = f"pretrain: {begun} does not hold the precision, so the run goes on in"
+            warnings.warn(f"{without} {self.usual_precision}; --precision names another", stacklevel=2)
+        precision = recipe.precision or self.usual_precision
+        self.recipe = recipe = dataclasses.replace(recipe, precision=precision)
+        self.autocast = recipe.precision == "bf16"
+        self.folder = RunFolder(self.out)
 
         weights = initial.read(recipe.init)
         self.tokenizer = self._tokenizer(weights)
@@ -100,10 +104,7 @@ class Pretraining:
         )
         self.step, self.skipped = 0, optimizer.Skipped()
         self.ledger = Ledger(recipe.log_every, self.device)
-        self._asked, self._told = collections.deque(), False
-        self._failed_saves, self.stopping = 0, None
-        self.checkpoints = self.out / "checkpoints"
-        self._window()
+        self._said_eager, self._failed_saves, self.stopping = False, 0, None
         self._begin()
         self.take_step = Step(
             self.model,
@@ -115,16 +116,16 @@ class Pretraining:
         )
 
     def _tokenizer(self, weights: initial.Weights):
-        kept, vocab = self.out / "tokenizer", self.recipe.vocab
+        kept, vocab = self.folder.tokenizer, self.recipe.vocab
         if kept.exists():
             return data.load_tokenizer(kept)
         if vocab is None:
             vocab = weights.tokenizer
         if vocab is None:
             raise ValueError("pretrain: --vocab must be given, as the folders of --init have no vocabulary")
-        if str(vocab).isdigit():
+        if str(vocab).isdecimal():
             return data.train_tokenizer(data.documents(self.recipe.data or None), int(vocab))
-        return data.load_tokenizer(vocab, special_ids=None)
+        return data.load_tokenizer(local.existing("pretrain: --vocab", vocab), special_ids=None)
 
     def _texts(self) -> tuple[data.Encoded, data.Encoded]:
         text = data.tokenize(data.documents(self.recipe.data or None), self.tokenizer)
@@ -151,14 +152,21 @@ class Pretraining:
         return Feed(batches, recipe.packed, self.device)
 
     def _begin(self) -> None:
-        """Take up the newest checkpoint, or write the first one: which shows that the disk takes it."""
+        """Load the newest checkpoint, or write the first one now, so that an unwritable disk fails early."""
         self._saved = None
-        if any(self.checkpoints.glob("step-*")):
-            found = snapshot.load(self.checkpoints)
+        self._window()
+        if any(self.folder.checkpoints.glob("step-*")):
+            found = snapshot.load(self.folder.checkpoints, ("model", "optimizer"), FACTS)
             if found.facts["text"] != self.train_text.text:
                 raise ValueError(
                     f"pretrain: --data must be the text that {self.out} was begun with, got another"
                 )
+            tokenizer = self.folder.tokenizer_hash()
+            if found.facts.get("tokenizer", tokenizer) != tokenizer:  # older checkpoints do not name it
+                rule = f"{self.folder.tokenizer} must be the tokenizer that the run was begun with"
+                remedy = f"restore it, or start another run with --init {self.out}"
+                raise ValueError(f"pretrain: {rule}, got another; {remedy}")
+            optimizer.check(found.tensors["optimizer"])
             snapshot.restore("model", dict(self.model.named_parameters()), found.tensors["model"])
             mine = optimizer.state(self.model, self.optimizer)
             snapshot.restore("optimizer", mine, found.tensors["optimizer"])
@@ -169,136 +177,118 @@ class Pretraining:
                 raise ValueError(
                     f"pretrain: --steps must be {self.step} or more, those taken, got {self.recipe.steps}"
                 )
-            self.recipe.save(self.out / "config.json")
+            self.recipe.save(self.folder.config)
             return
-        numbers = sum(p.numel() for p in self.model.parameters())
-        needed, free = 4 * numbers * (3 * (self.recipe.keep + 1) + 2), shutil.disk_usage(self.out).free
-        if needed > free:
-            got = f"{needed / 1e9:.1f} GB free for {self.recipe.keep + 1} checkpoints, got {free / 1e9:.1f}"
-            raise OSError(f"pretrain: --out must have {got}; lower --keep")
-        self.recipe.save(self.out / "config.json")
-        if not (self.out / "tokenizer").exists():
-            data.save_tokenizer(self.tokenizer, self.out / "tokenizer.part")
-            (self.out / "tokenizer.part").rename(self.out / "tokenizer")
+        self.folder.require_space(sum(p.numel() for p in self.model.parameters()), self.recipe.keep)
+        self.folder.describe(self.recipe, self.tokenizer)
         self._write()
+
+    def _window(self) -> None:
+        recipe = self.recipe
+        self.window = LogWindow(self.ledger, self.step, self.skipped, recipe.accumulate, recipe.warmup)
 
     def close(self) -> None:
         """Let others train in the folder; the end of `run`, of this object and of the process do so too."""
-        self._unlock()
+        self.folder.close()
 
     def run(self) -> dict[str, float]:
         """Train to the last step; return the last evaluation's metrics.
 
         Raises:
-            NotFinite: see there.
-            SystemExit: SIGTERM, SIGINT or SIGUSR1 came, and the state is saved; 128 + the signal's number.
+            NotFinite: the gradient several times in a row, or the last evaluation's loss.
+            NoBatch: the thread that makes the batches hangs; the state is saved.
+            SystemExit: SIGTERM, SIGINT, SIGUSR1 or SIGHUP came, and the state is saved; 128 + the signal's
+                number.
         """
-        recipe, metrics = self.recipe, {}
-        journal = Journal(self.out, self.step, recipe.steps)
+        journal, metrics, late = Journal(self.out, self.step, self.recipe.steps), {}, None
         try:
-            with self._signals(), self._stream(), self.feed.ahead() as take:
-                self._introduce(journal)
-                self._since = time.monotonic()
-                while self.step < recipe.steps and not self.stopping:
-                    self._one_step(take)
-                    last = self.step == recipe.steps
-                    if self.step % recipe.log_every == 0 or last:
-                        self._ask()
-                    self._report(journal, wait=last)
-                    if self.step % recipe.eval_every == 0 and not last:
-                        self._held_out(journal)
-                    if self.step % recipe.save_every == 0 and not last:
-                        self._save(journal)
+            with (
+                interruption.noted(self._stop),
+                self._stream(),
+                self.feed.ahead(lambda: self.stopping) as take,
+            ):
+                try:
+                    metrics = self._train(journal, take)
+                except NoBatch as error:
+                    late = error
                 if self.step != self._saved:
                     self._write()
-                if not self.stopping:
-                    metrics = self._held_out(journal)
+                saved = f"{self.out} is saved at step {self.step}; --resume goes on"
                 if self.stopping:
-                    name = signal.Signals(self.stopping).name
-                    journal.say(f"{name}: {self.out} is saved at step {self.step}; --resume goes on")
+                    journal.say(f"{signal.Signals(self.stopping).name}: {saved}")
                     raise SystemExit(128 + self.stopping)
+                if late is not None:
+                    raise NoBatch(f"{late}; {saved}") from late
                 journal.say(self._summary(metrics))
+                if not_finite(metrics):
+                    raise NotFinite(
+                        f"pretrain: {self._summary(metrics)}: the loss must be finite; lower --lr"
+                    )
         finally:
             journal.close()
             self.close()
         return metrics
+
+    def _train(self, journal: Journal, take) -> dict[str, float]:
+        recipe = self.recipe
+        self._introduce(journal)
+        self.window.since = time.monotonic()
+        while self.step < recipe.steps and not self.stopping:
+            self._one_step(take)
+            last = self.step == recipe.steps
+            if self.step % recipe.log_every == 0 or last:
+                self.window.close(self.take_step.logit_std())
+            self._report(journal, wait=last)
+            if self.step % recipe.eval_every == 0 and not last:
+                self._held_out(journal)
+            if self.step % recipe.save_every == 0 and not last:
+                self._save(journal)
+        if self.step != self._saved:
+            self._write()
+        elif not self.stopping:  # a run that was killed in its last save may lack the halves
+            self.folder.export(self.model, self.tokenizer)
+        return {} if self.stopping else self._held_out(journal)
 
     def _one_step(self, take) -> None:
         recipe = self.recipe
         first = self.step * recipe.accumulate
         micros = range(first, first + recipe.accumulate)
         batches, tokens = zip(*map(take, micros), strict=True)
-        rngs = torch.tensor([[recipe.seed, micro] for micro in micros])
+        rngs = torch.tensor([[recipe.seed, micro] for micro in micros], device="cpu")
         rate = optimizer.learning_rate(self.step, peak=recipe.lr, warmup=recipe.warmup, total=recipe.steps)
-        self.take_step(batches, rngs, rate, self.step - self._from)
+        self.take_step(batches, rngs, rate, self.window.steps)
+        self.window.add(sum(tokens), rate)
         self.step += 1
-        self._tokens, self._rate = self._tokens + sum(tokens), rate
-
-    def _window(self) -> None:
-        """Begin the next line of the log, and the ledger anew."""
-        self._from, self._tokens = self.step, 0
-
-    def _ask(self) -> None:
-        """End a line of the log: begin to read the ledger, which the device will come to in its time."""
-        rows = self.ledger.read(self.step - self._from)
-        self._asked.append((self._from, self.step, self._tokens, self._rate, rows))
-        self._window()
 
     def _report(self, journal: Journal, wait: bool) -> None:
-        """Write the lines whose numbers have arrived; with `wait`, all that were asked for."""
-        if self.take_step.why_eager and not self._told:
+        """Write the lines of the log whose metrics have arrived; with `wait`, all.
+
+        Raises:
+            NotFinite: several steps in a row were skipped.
+        """
+        if self.take_step.why_eager and not self._said_eager:
             journal.say(f"step {self.step}: not a CUDA graph, {self.take_step.why_eager}")
-            self._told = True
-        while self._asked and (rows := self._asked[0][-1](wait)) is not None:
-            self._line(journal, *self._asked.popleft()[:-1], rows)
-
-    def _line(
-        self, journal: Journal, first: int, last: int, tokens: int, rate: float, rows: list[Row]
-    ) -> None:
-        for step, row in enumerate(rows, first):
-            self.skipped.add(step, row.skipped > 0)
-        sums, now = total(rows), time.monotonic()
-        facts = {
-            "learning_rate": rate,
-            "skipped": self.skipped.steps,
-            "tokens": tokens,
-            "tokens_per_second": tokens / (now - self._since),
-        }
-        journal.write("train", last, means(sums, len(rows), len(rows) * self.recipe.accumulate) | facts)
-        self._since = now
-        if sums.collapsed:
-            journal.say(
-                f"step {last}: has the generator collapsed? Of {sums.masked:.0f} masked tokens it knows "
-                f"{sums.mlm_correct:.0f} and replaces {sums.replaced:.0f}"
-            )
+            self._said_eager = True
+        self.window.write(journal, wait)
         if self.skipped.longest >= PATIENCE:
-            self._give_up(self.skipped.first)
-
-    def _give_up(self, where: int) -> None:
-        n, last = self.recipe.accumulate, snapshot.load(self.checkpoints)
-        record = {"step": where, "seed": self.recipe.seed, "micro_batches": [where * n, where * n + n - 1]}
-        record |= {"checkpoint": str(last.folder)}
-        (self.out / "not_finite.json").write_text(json.dumps(record, indent=1) + "\n")
-        raise NotFinite(
-            f"pretrain: the gradient was not finite {PATIENCE} times in a row, first at step {where}; "
-            f"the weights are those before it, the last checkpoint is of step {last.step}. To see it again: "
-            f"--resume {self.out}, or feed[{where * n}] with rng ({self.recipe.seed}, {where * n}); "
-            "not_finite.json has the numbers"
-        )
+            raise no_finite_gradient(self.out, self.skipped.first, self.recipe.seed, self.recipe.accumulate)
 
     def evaluate(self) -> dict[str, float]:
         """Return `evaluation.evaluate` on the held-out text."""
         number = min(self.recipe.eval_batches, max(1, self.held.batches.num_batches))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            batches = (self.held[index] for index in range(number))
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        with autocast, self.held.ahead(lambda: self.stopping) as take:
+            batches = (take(index)[0] for index in range(number))
             return evaluate(self.model, batches, stop=lambda: self.stopping)
 
     def _held_out(self, journal: Journal) -> dict[str, float]:
         self._report(journal, wait=True)
-        with self._aside():
+        with self.window.aside():
             metrics = self.evaluate()
         if not self.stopping:
             journal.write("held_out", self.step, metrics)
+            warning = self.window.collapse.discriminator(self.step, metrics["logit_std"])
+            journal.warn(self.step, warning)
         return metrics
 
     def _introduce(self, journal: Journal) -> None:
@@ -320,6 +310,9 @@ class Pretraining:
                 **facts
             )
         )
+        if self.step > 0 and self.recipe.precision != self.usual_precision:
+            usual = f"a new run on {self.device} is in {self.usual_precision}"
+            journal.say(f"{self.out} goes on in {self.recipe.precision}, as it was begun; {usual}")
 
     def _summary(self, metrics: dict[str, float]) -> str:
         words = "step {step}, on held-out text: MLM loss {mlm_loss:.3f}, accuracy {mlm_accuracy:.3f}; "
@@ -337,55 +330,35 @@ class Pretraining:
             yield
             torch.cuda.synchronize(self.device)
 
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
-        """What is done meanwhile does not count in tokens a second."""
-        began = time.monotonic()
-        yield
-        self._since += time.monotonic() - began
-
     def _save(self, journal: Journal) -> None:
         """Write a checkpoint; one that fails costs a warning, several in a row the run."""
         try:
-            with self._aside():
+            with self.window.aside():
                 self._write()
             self._failed_saves = 0
         except OSError as error:
             self._failed_saves += 1
             if self._failed_saves == FAILED_SAVES:
                 raise
-            journal.say(f"step {self.step}: no checkpoint, {error}; the one before stands")
+            stands = "the one before stands" if self._saved != self.step else "the checkpoint itself is whole"
+            journal.say(f"step {self.step}: not all was saved, {error}; {stands}")
 
     def _write(self) -> None:
+        """Write a checkpoint and the halves.
+
+        Raises:
+            OSError: something cannot be written.
+        """
+        self.folder.restore(self.recipe, self.tokenizer)
         tensors = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": optimizer.state(self.model, self.optimizer),
         }
-        reads = [*(asked[-1] for asked in self._asked), self.ledger.read(self.step - self._from)]
-        unread = sum(row.skipped > 0 for read in reads for row in read(True))
-        facts = {"text": self.train_text.text, "skipped": self.skipped.steps + unread}
-        snapshot.save(self.checkpoints, self.step, tensors, facts, self.recipe.keep)
+        facts = {"text": self.train_text.text, "skipped": self.window.skipped_steps()}
+        facts |= {"tokenizer": self.folder.tokenizer_hash()}
+        snapshot.save(self.folder.checkpoints, self.step, tensors, facts, self.recipe.keep)
         self._saved = self.step
-        for name in ("discriminator", "generator"):
-            if (half := getattr(self.model, name, None)) is not None:
-                half.save_pretrained(self.out / name)
-                data.save_tokenizer(self.tokenizer, self.out / name)
+        self.folder.export(self.model, self.tokenizer)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note the first signal that asks to end; the second ends at once."""
-
-        def note(number, frame):
-            self.stopping = number
-            signal.signal(number, signal.SIG_DFL)
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        try:
-            before = {n: signal.signal(n, note) for n in numbers}
-        except ValueError:  # not in the main thread: the signals are somebody else's
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        self.stopping = number

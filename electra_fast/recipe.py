@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from electra_fast import local
 from electra_fast.config import ElectraConfig
 
 # The paper's (Clark et al. 2020, appendix A). tiny is for minutes on a CPU: the norm of its gradient falls
-# from 40 to 1 in 200 steps; with 0.999 Adam takes 1000 to forget what clipping made of the first (DESIGN).
+# from 40 to 1 in 200 steps; with 0.999 Adam takes 1000 to forget what clipping made of the first. At twice
+# the rate the discriminator collapses within 1250 steps, in float32 as in bf16 (DESIGN).
 PAPER = {
-    "tiny": {"seq": 128, "batch_tokens": 1024, "steps": 2000, "lr": 2e-3, "beta2": 0.98, "vocab": "4096"},
+    "tiny": {"seq": 128, "batch_tokens": 1024, "steps": 2000, "lr": 1e-3, "beta2": 0.98, "vocab": "4096"},
     "small": {"seq": 128, "batch_tokens": 128 * 128, "steps": 1_000_000, "lr": 5e-4},
     "base": {"seq": 512, "batch_tokens": 256 * 512, "steps": 766_000, "lr": 2e-4},
     "large": {"seq": 512, "batch_tokens": 2048 * 512, "steps": 400_000, "lr": 2e-4},
@@ -20,15 +23,19 @@ PAPER = {
 COMMON = {"vocab": "30522", "beta2": 0.999}
 # What a run that goes on may change: where it is heading, not where it came from.
 AFTERWARDS = {"steps", "lr", "clip", "data", "held_out", "save_every", "eval_every", "log_every", "keep"}
+MOST_LOGGED = 100_000  # steps per line of the log: the device keeps a row of numbers for each
 
 
 def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+    return field(default=None, metadata={"help": help, "default": default})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run; what is None is the preset's (`resolved`)."""
+    """Everything that decides a run. A field that is not given is None until `resolved` fills it in.
+
+    So a value that was given is known from one that was not, even where it equals the default.
+    """
 
     preset: str = _option("small", f"sizes of the model: {', '.join(PAPER)}")
     set: tuple[str, ...] = _option((), "FIELD=VALUE of ElectraConfig that differ from the preset: dropout=0")
@@ -63,9 +70,9 @@ class Recipe:
     keep: int = _option(3, "checkpoints that stay")
 
     def __post_init__(self) -> None:
-        for name in ("data", "held_out", "init"):  # a run may go on from another folder
-            paths = tuple(str(Path(path).resolve()) for path in getattr(self, name))
-            object.__setattr__(self, name, paths)
+        for name in ("data", "held_out", "init"):  # a run may be resumed in another current folder
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(str(Path(path).resolve()) for path in given))
 
     def resolved(self) -> Self:
         """Return the recipe with the preset's values where it has none, checked.
@@ -73,15 +80,19 @@ class Recipe:
         Raises:
             ValueError: names the option.
         """
-        self._require("preset", self.preset in PAPER, f"be one of {', '.join(PAPER)}")
-        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        recipe = dataclasses.replace(self, **(COMMON | PAPER[self.preset] | given))
+        defaults = {f.name: f.metadata["default"] for f in dataclasses.fields(self)}
+        recipe = dataclasses.replace(self, **(defaults | self.given()))
+        recipe._require("preset", recipe.preset in PAPER, f"be one of {', '.join(PAPER)}")
+        values = defaults | COMMON | PAPER[recipe.preset] | self.given()
+        recipe = dataclasses.replace(recipe, **values)
         if self.init and self.vocab is None:  # theirs
             recipe = dataclasses.replace(recipe, vocab=None)
         if recipe.warmup is None:
             recipe = dataclasses.replace(recipe, warmup=min(10_000, recipe.steps // 10))
-        for name in ("steps", "accumulate", "save_every", "eval_every", "eval_batches", "log_every", "keep"):
+        positive = ("steps", "accumulate", "save_every", "eval_every", "eval_batches", "log_every", "keep")
+        for name in ("seq", "batch_tokens", *positive):
             recipe._require(name, getattr(recipe, name) >= 1, "be 1 or more")
+        recipe._require("log_every", recipe.log_every <= MOST_LOGGED, f"be {MOST_LOGGED} or less")
         for name in ("lr", "clip"):
             recipe._require(name, 0 < getattr(recipe, name) < float("inf"), "be positive and finite")
         recipe._require("warmup", 0 <= recipe.warmup <= recipe.steps, f"be in [0, {recipe.steps}], the steps")
@@ -89,6 +100,10 @@ class Recipe:
         recipe._require("beta2", 0 < recipe.beta2 < 1, "be in (0, 1)")
         recipe._require("seed", 0 <= recipe.seed < 2**62, "be in [0, 2^62)")
         recipe._require("precision", recipe.precision in (None, "bf16", "float32"), "be bf16 or float32")
+        least = 5 if recipe.pairs else 3
+        recipe._require(
+            "seq", recipe.seq >= least, f"be {least} or more, of which the special tokens take some"
+        )
         least = recipe.seq * (2 if recipe.packed else 1)
         recipe._require(
             "batch_tokens", recipe.batch_tokens >= least, f"be {least} or more for seq {recipe.seq}"
@@ -109,6 +124,7 @@ class Recipe:
         changes: dict[str, Any] = {}
         for assignment in self.set:
             name, _, value = assignment.partition("=")
+            self._require("set", name not in changes, f"give {name} once", value=self.set)
             self._require(
                 "set", name in types, f"be FIELD=VALUE with one of {', '.join(types)}", value=assignment
             )
@@ -131,18 +147,29 @@ class Recipe:
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        fields = json.loads(file.read_text())
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: it is no regular file.
+            ValueError: it has a field that is unknown or of another type.
+        """
+        fields = local.json_object("pretrain", file)
         unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(
                 f"pretrain: {file} must have a recipe's fields, got {', '.join(sorted(unknown))}"
             )
+        hints = typing.get_type_hints(cls)
+        for name, value in fields.items():
+            if value is not None and not _is(value, hints[name]):
+                type_ = getattr(hints[name], "__name__", hints[name])
+                raise ValueError(f"pretrain: {name} in {file} must be of type {type_}, got {value!r}")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
     def given(self) -> dict[str, Any]:
-        """Return the fields that are not as they come."""
-        fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        return {name: value for name, value, default in fields if value != default}
+        """Return the fields that were given."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def changed(self, **given: Any) -> Self:
         """Return the recipe of a run that goes on; `given` may change what does not alter its past.
@@ -151,9 +178,10 @@ class Recipe:
             ValueError: names an option that would.
         """
         for name, value in given.items():
-            rule = f"stay {getattr(self, name)!r} in a run that is resumed"
+            mine = getattr(self, name)
+            rule = f"stay {mine!r} in a run that is resumed"
             remedy = "start another with --init and the folder of this one"
-            self._require(name, name in AFTERWARDS or value == getattr(self, name), rule, remedy, value)
+            self._require(name, name in AFTERWARDS or mine in (None, value), rule, remedy, value)
         return dataclasses.replace(self, **given).resolved()
 
     def _require(self, name: str, satisfied: bool, rule: str, remedy: str = "", value: Any = None) -> None:
@@ -163,8 +191,17 @@ class Recipe:
             raise ValueError(f"{message}; {remedy}" if remedy else message)
 
 
+def _is(value: Any, hint: Any) -> bool:
+    """Return whether a value of JSON has the type of a field."""
+    if hint == tuple[str, ...]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds += (int,) if float in kinds else ()
+    return isinstance(value, kinds) and (isinstance(value, bool) == (bool in kinds))
+
+
 def add_options(parser) -> None:
-    """Add an option a field; one that is not given is not in the namespace."""
+    """Add one option per field; the namespace has those that are given, and no others."""
     import argparse
 
     hints = typing.get_type_hints(Recipe)
@@ -173,7 +210,8 @@ def add_options(parser) -> None:
         if hints[f.name] is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[f.name] == tuple[str, ...]:
-            options |= {"nargs": "+", "metavar": "FIELD=VALUE" if f.name == "set" else "PATH"}
+            options |= {"nargs": "+", "action": "extend"}  # `--set a=1 --set b=2` is `--set a=1 b=2`
+            options["metavar"] = "FIELD=VALUE" if f.name == "set" else "PATH"
         else:
             kinds = (int, float, str)
             options |= {

@@ -2,13 +2,15 @@
 
     <folder>/step-000000300/model.safetensors       each group of tensors in a file
                             optimizer.safetensors
-                            manifest.json           step, facts, and of each file its size and SHA-256
+                            manifest.json           step, facts, size and SHA-256 of each file, and
+                                                    its own SHA-256
 
 A snapshot is written beside its place, every file and the folder flushed to the disk, and then renamed: a
 kill leaves the one before. safetensors checks its header and not the numbers behind it, where a flipped bit
 would go unseen; hence the hashes.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,11 +18,14 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from electra_fast import local
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -45,11 +50,13 @@ def save(
     Raises:
         OSError: the disk is full, say; what was there before is as it was.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in [*folder.glob(".step-*"), *folder.glob(".gone-*")]:  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
     place, unfinished = folder / f"step-{step:09d}", folder / f".step-{step:09d}"
-    _remove(unfinished)
     try:
         unfinished.mkdir()
         files = {}
@@ -59,6 +66,7 @@ def save(
             _flush(file)
             files[file.name] = _measure(file)
         manifest = {"format": FORMAT, "step": step, "facts": facts, "files": files}
+        manifest["sha256"] = _seal(manifest)
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         _flush(unfinished / MANIFEST)
         _flush(unfinished)
@@ -66,8 +74,8 @@ def save(
         unfinished.rename(place)
         _flush(folder)
     except BaseException as error:
-        _remove(unfinished)
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
             raise OSError(f"snapshot: {place} must be written whole, got {error}") from error
         raise
     for old in _steps(folder)[keep:]:
@@ -75,22 +83,26 @@ def save(
     return place
 
 
-def load(folder: Path) -> Snapshot:
+def load(folder: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | None = None) -> Snapshot:
     """Return the newest whole snapshot; a damaged one is named in a warning and passed over.
+
+    Args:
+        groups: the groups of tensors that a snapshot must have.
+        facts: the facts that it must have, with their types.
 
     Raises:
         FileNotFoundError: there is no whole one.
     """
     for place in _steps(folder):
         try:
-            return read(place)
+            return read(place, groups, facts)
         except Damaged as error:
             warnings.warn(f"snapshot: {error}; taking the one before", stacklevel=2)
     raise FileNotFoundError(f"snapshot: {folder} must hold a whole snapshot, got none")
 
 
-def read(place: Path) -> Snapshot:
-    """Verify and load one snapshot.
+def read(place: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | None = None) -> Snapshot:
+    """Verify and load one snapshot; arguments as of `load`.
 
     Raises:
         Damaged: names the file and what is wrong with it.
@@ -98,9 +110,21 @@ def read(place: Path) -> Snapshot:
     from safetensors.torch import load_file
 
     try:
-        manifest = json.loads((place / MANIFEST).read_text())
+        manifest = local.json_object("snapshot", place / MANIFEST)
         if manifest["format"] != FORMAT:
             raise Damaged(f"{place / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}")
+        seal = manifest.pop("sha256", None)  # older manifests have none
+        if seal is not None and seal != _seal(manifest):
+            raise Damaged(f"{place / MANIFEST} is not what was written: its SHA-256 is another")
+        if manifest.keys() != {"format", "step", "facts", "files"}:  # one flipped bit renames the checksum
+            raise Damaged(f"{place / MANIFEST} must have four fields, got {', '.join(manifest)}")
+        step, found_facts = manifest["step"], manifest["facts"]
+        if type(step) is not int or place.name != f"step-{step:09d}":
+            raise Damaged(f"{place / MANIFEST} must be of the step in the folder's name, got step {step!r}")
+        for name, type_ in (facts or {}).items():
+            if type(found_facts[name]) is not type_:
+                got = f"{name} of type {type(found_facts[name]).__name__}"
+                raise Damaged(f"{place / MANIFEST} must have {name} of type {type_.__name__}, got {got}")
         tensors = {}
         for name, wanted in manifest["files"].items():
             if not re.fullmatch(r"\w+\.safetensors", name):
@@ -108,7 +132,9 @@ def read(place: Path) -> Snapshot:
             if (found := _measure(place / name)) != wanted:
                 raise Damaged(f"{place / name} is not what was written: {found}, the manifest has {wanted}")
             tensors[Path(name).stem] = load_file(place / name)
-        return Snapshot(place, manifest["step"], manifest["facts"], tensors)
+        if missing := set(groups) - tensors.keys():
+            raise Damaged(f"{place / MANIFEST} must name the files of {', '.join(groups)}, got no {missing}")
+        return Snapshot(place, step, found_facts, tensors)
     except Damaged:
         raise
     except Exception as error:  # of the file system, of JSON, of safetensors; each with its own class
@@ -142,7 +168,13 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-" + "[0-9]" * 9), reverse=True)
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _measure(file: Path) -> dict[str, Any]:
+    if not file.is_file():  # to open a named pipe would wait without end
+        raise FileNotFoundError(f"{file} must be a regular file")
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
@@ -151,6 +183,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some network file systems can flush files and no folders
     finally:
         os.close(descriptor)
 
@@ -165,11 +200,32 @@ def _remove(place: Path) -> None:
 
 
 def lock(folder: Path) -> int:
-    """Return the descriptor of a file that stays locked until it is closed."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    """Return the descriptor of a file that stays locked until it is closed.
+
+    A file system may have no locks, as some network file systems: then a warning says so, and nothing keeps
+    a second process from training in the folder.
+
+    Raises:
+        OSError: another process holds the lock, or the file cannot be made.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise OSError(f"pretrain: --out must be a folder in which nobody trains, got {folder}") from None
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise OSError(f"pretrain: --out is locked by another training process, got {folder}") from None
+        warnings.warn(
+            f"pretrain: {folder} cannot be locked: its file system answers {error.strerror!r} to flock. "
+            "Training goes on; make sure that no other process trains in this folder",
+            stacklevel=2,
+        )
     return descriptor
+
+
+def holds(descriptor: int, folder: Path) -> bool:
+    """Return whether `lock`'s descriptor is still the lock of `folder`, which may have been removed."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder / ".lock"))
+    except FileNotFoundError:
+        return False

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from electra_fast import optimizer
 from electra_fast.dense import Copies
+from electra_fast.evaluation import moments, recorded, standard_deviation
 from electra_fast.feed import Batch
 from electra_fast.ledger import Ledger
 
@@ -94,6 +95,7 @@ class Step:
         self.copies = Copies(model, dtype) if dtype is not None else None
         self.why_eager: str | None = None
         self._taken, self._replay = 0, None
+        self._logits: tuple[Tensor, Tensor | None] | None = None  # of the last micro-batch, and their weights
 
     def __call__(self, batches: list[Batch], rngs: Tensor, rate: float, place: int) -> None:
         """Take a step.
@@ -105,11 +107,12 @@ class Step:
             place: the row of the ledger.
         """
         device = self.ledger.rows.device
-        rounded = torch.tensor(rate)  # to float32, as a captured AdamW reads it: so all steps have one rate
+        # To float32, as a captured AdamW reads it: so all steps have one rate.
+        rounded = torch.tensor(rate, device="cpu")
         inputs = {
             "rngs": _sent(rngs, device),
             "rate": _sent(rounded, device) if self.capture else rounded.item(),
-            "place": _sent(torch.tensor([place]), device),
+            "place": _sent(torch.tensor([place], device="cpu"), device),
         }
         self._taken += 1
         if self.capture is not None and self._taken > WARM_UP:
@@ -120,6 +123,7 @@ class Step:
                     for name, x in mine.items():
                         if isinstance(x, Tensor):
                             x.copy_(given[name])
+                self._logits = self._captured  # an eager step in between has set others
                 self._replay()
                 return
             self.why_eager = self.why_eager or (
@@ -133,6 +137,7 @@ class Step:
         body = functools.partial(self._body, self._batches, **self._inputs)
         try:
             self._replay = self.capture(body)
+            self._captured = self._logits
         except RuntimeError as error:
             self.capture = None
             self.optim.zero_grad(set_to_none=True)
@@ -141,15 +146,28 @@ class Step:
     def _body(self, batches: list[Batch], rngs: Tensor, rate: float | Tensor, place: Tensor) -> None:
         sums = 0
         for batch, rng in zip(batches, rngs, strict=True):
-            with torch.autocast(rngs.device.type, self.dtype, enabled=self.dtype is not None):
+            autocast = torch.autocast(rngs.device.type, self.dtype, enabled=self.dtype is not None)
+            with autocast, recorded(self.model) as seen:
                 out = self.model(**batch, rng=rng)
             (out.loss / len(batches)).backward()
             numbers = (out.loss, out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss)
             sums = sums + torch.cat([torch.stack(numbers).detach(), out.rtd_counts])
+        self._logits = (seen[-1][0].detach(), seen[-1][2]) if seen else None
         norm, skipped = optimizer.step(self.optim, rate, self.clip)
         if self.copies is not None:
             self.copies.refresh()
         self.ledger.write(place, [sums, norm, skipped])
+
+    def logit_std(self) -> Tensor:
+        """Return the standard deviation of the discriminator's logits in the step's last micro-batch.
+
+        A float64 scalar on the device, NaN without a discriminator. It is computed here and not in the step,
+        which would launch ten more kernels each time: the log asks for it once per line. A captured step
+        writes its logits to the same memory in each replay.
+        """
+        if self._logits is None:
+            return self.ledger.rows.new_full((), torch.nan)
+        return standard_deviation(moments(*self._logits))
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,8 @@
 """Each half is Hugging Face's by names, shapes, logits and folders."""
 
+import errno
 import json
+import re
 
 import pytest
 import torch
@@ -131,3 +133,46 @@ def test_a_config_this_package_has_no_model_for_is_refused(change, message, tmp_
 def test_a_folder_without_safetensors_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must hold model\.safetensors"):
         Discriminator.from_pretrained(tmp_path)
+
+
+def test_a_name_of_the_hub_says_how_to_download_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "`hf download google/electra-small-discriminator --local-dir electra-small-discriminator`"
+    with pytest.raises(FileNotFoundError, match=re.escape(command)):
+        Discriminator.from_pretrained("google/electra-small-discriminator")
+
+
+@pytest.mark.parametrize("dtypes, wanted", [((16, 32), torch.float32), (("b16", 16), torch.float32)])
+def test_several_dtypes_become_the_one_that_holds_them(tmp_path, dtypes, wanted):
+    from safetensors.torch import load_file, save_file
+
+    names = {16: torch.float16, 32: torch.float32, "b16": torch.bfloat16}
+    ours = Discriminator(CONFIG)
+    ours.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    mixed = {n: t.to(names[dtypes[i % 2]]) for i, (n, t) in enumerate(tensors.items())}
+    save_file(mixed, tmp_path / "model.safetensors")
+    loaded = Discriminator.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {wanted}
+    assert_all_equal(loaded.state_dict().values(), [mixed[n].to(wanted) for n in loaded.state_dict()])
+
+
+@pytest.mark.parametrize("failing", ["write_text", "replace", "save_file"])
+def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path, monkeypatch, failing):
+    import safetensors.torch
+
+    ours = Discriminator(CONFIG)
+    ours.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*args, **kwargs):
+        if failing == "save_file":
+            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner = safetensors.torch if failing == "save_file" else type(tmp_path)
+    monkeypatch.setattr(owner, failing, full)
+    with pytest.raises(OSError, match=f"save_pretrained: {tmp_path} must be written whole, got: .*No space"):
+        Discriminator(CONFIG).save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -81,6 +81,39 @@ def test_its_sums_are_over_tokens_not_over_batches(model):
     assert found["precision"] == pytest.approx(tp / (tp + fp)) if tp + fp else math.isnan(found["precision"])
 
 
+def test_the_spread_is_that_of_the_logits(model):
+    logits = []
+    hook = model.discriminator.register_forward_hook(lambda *args: logits.append(args[2]))
+    found = evaluate(model, batches())
+    hook.remove()
+    real = torch.cat([x[batch["key_mask"]] for x, batch in zip(logits, batches(), strict=True)])
+    assert found["logit_std"] == pytest.approx(real.double().std(correction=0).item(), rel=1e-6)
+
+
+def test_under_autocast_an_area_is_that_of_float32_logits(model):
+    """In bfloat16 most of the logits would tie with others."""
+    head, wanted, logits = model.discriminator.head, [], []
+
+    def exact(score, inputs, output):
+        with torch.autocast("cpu", enabled=False):
+            wanted.append(inputs[0].float() @ score.weight[0] + score.bias)
+
+    hooks = [head.score.register_forward_hook(exact)]
+    hooks += [model.discriminator.register_forward_hook(lambda *args: logits.append(args[2]))]
+    with torch.autocast("cpu", torch.bfloat16):
+        evaluate(model, batches())
+        inside = model.eval()(**next(batches()), rng=torch.tensor([0, 0]))
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    evaluated, after = logits[:3], logits[3]
+    for found, expected in zip(evaluated, wanted, strict=False):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert len(found.unique()) > 0.9 * len(found.bfloat16().unique())
+    assert after.dtype == torch.bfloat16 and inside.rtd_loss.isfinite(), "the hook is gone"
+
+
 def test_it_can_be_stopped(model):
     seen = []
     evaluate(model, (seen.append(0) or batch for batch in batches()), stop=lambda: True)

@@ -14,6 +14,7 @@ ORDER = [
     "layout",
     "reference",
     "ops",
+    "local",
     "config",
     "vocabulary",
     "dense",
@@ -27,10 +28,14 @@ ORDER += [
     "snapshot",
     "evaluation",
     "ledger",
+    "divergence",
     "feed",
+    "interruption",
     "journal",
+    "log_window",
     "initial",
     "recipe",
+    "run_folder",
     "step",
 ]
 ORDER += ["pretrain", "hf", "installation", "testing", "accuracy", "doctor", "__main__"]

@@ -109,3 +109,14 @@ def test_the_schedule_is_the_papers():
     wanted = [2.0 * (1 - t / 10) * min(1, t / 4) for t in range(10)]
     assert rate == wanted and rate[0] == 0
     assert optimizer.learning_rate(0, peak=1.0, warmup=0, total=1) == 0
+
+
+def test_a_negative_second_moment_is_refused():
+    model = nn.Linear(3, 2)
+    state = optimizer.state(model, optimizer.adamw(model))
+    optimizer.check(state)
+    state["exp_avg"] = -torch.ones(2)
+    optimizer.check(state)
+    state["exp_avg_sq.bias"] = torch.tensor([1.0, -0.5])
+    with pytest.raises(ValueError, match=r"exp_avg_sq.bias must not be negative, got -0.5"):
+        optimizer.check(state)

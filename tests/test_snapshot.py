@@ -1,7 +1,10 @@
 """A snapshot is whole and what was written, or it is not loaded."""
 
 import errno
+import fcntl
+import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -42,9 +45,20 @@ def flip(file, place=-1, bit=1):
     file.write_bytes(data)
 
 
-def change_manifest(folder, **changes):
+def change_manifest(folder, seal=True, **changes):
+    """Change a manifest and, with `seal`, its checksum too: as if it had been written so."""
     file = folder / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    manifest = json.loads(file.read_text()) | changes
+    manifest = {name: value for name, value in manifest.items() if value is not None and name != "sha256"}
+    if seal:
+        text = json.dumps(manifest, sort_keys=True)
+        manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps(manifest))
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
 
 
 DAMAGES = {
@@ -60,6 +74,21 @@ DAMAGES = {
     "half a manifest": lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text()[:40]),
     "manifest of no object": lambda f: (f / "manifest.json").write_text("[]"),
     "a newer format": lambda f: change_manifest(f, format=2),
+    "another step": lambda f: change_manifest(f, step=1),
+    "a step that is text": lambda f: change_manifest(f, step="2"),
+    "a step that is no integer": lambda f: change_manifest(f, step=2.0),
+    "a negative step": lambda f: change_manifest(f, step=-4),
+    "no step": lambda f: change_manifest(f, step=None),
+    "no facts": lambda f: change_manifest(f, facts=None),
+    "facts of another type": lambda f: change_manifest(f, facts=[]),
+    "another fact": lambda f: change_manifest(f, facts={"other": 1}),
+    "a fact of another type": lambda f: change_manifest(f, facts={"step is": "2"}),
+    "no files": lambda f: change_manifest(f, files=None),
+    "files of another type": lambda f: change_manifest(f, files=[1]),
+    "a file left out": lambda f: change_manifest(f, files={}),
+    "a pipe for the manifest": lambda f: pipe(f / "manifest.json"),
+    "a pipe for a file": lambda f: pipe(f / "model.safetensors"),
+    "one bit of the manifest": lambda f: flip(f / "manifest.json", -80),
     "a path outside": lambda f: change_manifest(f, files={"../x.safetensors": {"bytes": 1, "sha256": ""}}),
 }
 
@@ -67,13 +96,14 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_one_is_named_and_passed_over(tmp_path, damage):
     _, place = saved(tmp_path, 1, 2)
+    wanted = ("model", "optimizer"), {"step is": int}
     DAMAGES[damage](place)
     with pytest.raises(snapshot.Damaged, match="step-000000002"):
-        snapshot.read(place)
+        snapshot.read(place, *wanted)
     with pytest.warns(UserWarning, match="step-000000002.*; taking the one before"):
-        assert snapshot.load(tmp_path).step == 1
+        assert snapshot.load(tmp_path, *wanted).step == 1
     saved(tmp_path, 2)  # in its place, when the run comes there again
-    assert snapshot.load(tmp_path).step == 2
+    assert snapshot.load(tmp_path, *wanted).step == 2
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -85,6 +115,76 @@ def test_every_flipped_bit_is_found(tmp_path):
             snapshot.read(place)
         flip(file, at // 8, 1 << at % 8)
     snapshot.read(place)
+
+
+def test_every_flipped_bit_of_the_manifest_is_found(tmp_path):
+    (place,) = saved(tmp_path, 1)
+    file, generator = place / "manifest.json", torch.Generator().manual_seed(0)
+    written = json.loads(file.read_text())
+    for at in torch.randint(file.stat().st_size * 8, (200,), generator=generator).tolist():
+        flip(file, at // 8, 1 << at % 8)
+        try:
+            same = json.loads(file.read_bytes()) == written  # a space that is now a line break
+        except ValueError:
+            same = False
+        if not same:
+            with pytest.raises(snapshot.Damaged, match="step-000000001"):
+                snapshot.read(place)
+        flip(file, at // 8, 1 << at % 8)
+    snapshot.read(place)
+
+
+def test_a_manifest_of_an_older_version_is_read(tmp_path):
+    (place,) = saved(tmp_path, 1)
+    change_manifest(place, seal=False)
+    assert "sha256" not in json.loads((place / "manifest.json").read_text())
+    assert snapshot.load(tmp_path, ("model", "optimizer"), {"step is": int}).step == 1
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    for name in (".step-000000007", ".gone-step-000000003"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    saved(tmp_path, 8)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000008"]
+
+
+def test_a_lock_is_held_until_it_is_closed(tmp_path):
+    held = snapshot.lock(tmp_path)
+    with pytest.raises(OSError, match="--out is locked by another training process, got "):
+        snapshot.lock(tmp_path)
+    assert snapshot.holds(held, tmp_path)
+    os.close(held)
+    again = snapshot.lock(tmp_path)
+    shutil.rmtree(tmp_path)
+    assert not snapshot.holds(again, tmp_path)
+    tmp_path.mkdir()
+    os.close(snapshot.lock(tmp_path))
+    assert not snapshot.holds(again, tmp_path)
+    os.close(again)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match=f"cannot be locked.*{os.strerror(number)}.*no other process trains"):
+        os.close(snapshot.lock(tmp_path))
+
+
+def test_a_file_system_that_flushes_no_folders_is_used(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    saved(tmp_path, 1)
+    assert snapshot.load(tmp_path).step == 1
 
 
 def test_without_a_whole_one_it_says_so(tmp_path):

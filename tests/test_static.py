@@ -139,6 +139,14 @@ def test_the_command_compares(rows, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
 
 
+@pytest.mark.parametrize("options", [["--arch", "90", "80"], ["--arch", "80", "--arch", "90", "90"]])
+def test_architectures_add_up(rows, monkeypatch, options):
+    asked = []
+    monkeypatch.setattr(command, "compiled", lambda architectures: asked.append(architectures) or rows)
+    assert harness.main(["static", *options]) == 0 and harness.main(["static"]) == 0
+    assert asked == [[80, 90], [*gpus.GPUS]]
+
+
 def test_a_kernel_that_does_not_compile_is_an_error(rows, monkeypatch, capsys):
     def fail(architectures):
         raise RuntimeError("static: ops does not compile for sm_90")

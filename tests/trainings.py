@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -30,10 +31,23 @@ def recipe(corpus, **changes) -> Recipe:
     return Recipe(**options | changes)
 
 
-def train(recipe: Recipe, out, die_at: int | None = None, signal_at: tuple[int, ...] | None = None) -> None:
+def small(corpus, out, **changes) -> Pretraining:
+    """Return a small run in this process, on the CPU."""
+    options = {name: changes.pop(name) for name in ("ops", "make_model") if name in changes}
+    return Pretraining(recipe(corpus, **changes), out, device="cpu", **options)
+
+
+def train(
+    recipe: Recipe,
+    out,
+    die_at: int | None = None,
+    signal_at: tuple[int, ...] | None = None,
+    hang_at: int | None = None,
+) -> None:
     """Run to the end, or be killed at the `die_at`-th call that makes a checkpoint durable.
 
-    `signal_at` = (number, step, times): that signal comes in the middle of that step.
+    `signal_at` = (number, step, times): that signal comes in the middle of that step. `hang_at`: the batch of
+    that number is never made, and SIGTERM comes meanwhile.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar
     torch.set_num_threads(1)
@@ -42,7 +56,16 @@ def train(recipe: Recipe, out, die_at: int | None = None, signal_at: tuple[int, 
     training = Pretraining(recipe, out, device="cpu")
     if signal_at is not None:
         training.model.register_forward_hook(functools.partial(_signal, training, *signal_at))
+    if hang_at is not None:
+        training.feed._make = functools.partial(_hang, training.feed._make, hang_at)
     training.run()
+
+
+def _hang(make, hang_at, index):
+    if index == hang_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+    return make(index)
 
 
 def _signal(training, number, step, times, *_) -> None:

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "--assemble",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="FILE.jsonl",
         help="only make the JSON of earlier commands",
     )

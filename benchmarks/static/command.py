@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         "the code; the bound is of the main loop, or of the code outside of loops.",
         epilog="--compare exits with 1 if a kernel got worse, with 2 if nothing could be compared.",
     )
-    p.add_argument("--arch", type=int, nargs="+", choices=gpus.GPUS, default=[*gpus.GPUS], metavar="SM")
+    p.add_argument("--arch", type=int, nargs="+", action="extend", choices=gpus.GPUS, metavar="SM")
     p.add_argument("--all", action="store_true", help="a line for every variant of a kernel")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     then = p.add_mutually_exclusive_group()
@@ -56,11 +56,12 @@ def compare(rows: list[dict], committed: dict) -> int:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    if options.update and len(options.arch) < len(gpus.GPUS):
+    architectures = [arch for arch in gpus.GPUS if arch in (options.arch or gpus.GPUS)]
+    if options.update and len(architectures) < len(gpus.GPUS):
         raise ValueError("static: --update must be of every architecture, got --arch; leave it out")
     committed = figures.load() if options.compare else None
     try:
-        rows = compiled(options.arch)
+        rows = compiled(architectures)
     except RuntimeError as error:  # a kernel does not compile
         print(error, file=sys.stderr)
         return 1

@@ -1,0 +1,296 @@
+"""Whatever stands on pretrain's command line, or in the files it names, is used or refused in a sentence."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+import trainings
+
+from electra_fast.__main__ import main
+
+pytest.importorskip("tokenizers")
+pytest.importorskip("tqdm")
+pytest_plugins = ["corpus"]
+pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:.*TensorBoard:")]
+
+SMALL = ["--preset", "tiny", "--set", *trainings.SIZES, "--seq", "32", "--batch-tokens", "256"]
+
+
+@pytest.fixture(scope="module")
+def new(corpus):
+    """The arguments of a small run, but for --out."""
+    return ["pretrain", *SMALL, "--data", str(corpus), "--vocab", "300", "--device", "cpu", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(new, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    main([*new, "--out", str(out)])
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def refused(capsys, *arguments) -> str:
+    """Return the sentence with which a command ends; any other exception than its exit fails the test."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    said = code if isinstance(code, str) else capsys.readouterr().err  # argparse prints, and exits with 2
+    assert code not in (0, None) and re.search(r"^(error: |.*pretrain: error: )", said, re.M), said
+    assert "\n\t" not in said
+    return said
+
+
+NUMBERS = {
+    "seq": ["0", "-1", "4", "1000000000000"],
+    "batch-tokens": ["0", "-1", "31"],
+    "accumulate": ["0", "-1", "1000000000000"],
+    "steps": ["0", "-1", "1000000000000"],
+    "lr": ["0", "-1", "nan", "inf", "1e400"],
+    "warmup": ["-1", "3"],
+    "weight-decay": ["-1", "nan", "inf", "1"],
+    "beta2": ["-1", "0", "1", "nan", "inf"],
+    "clip": ["-1", "0", "nan", "inf"],
+    "seed": ["-1", "1000000000000000000000000000000"],
+    "save-every": ["0", "-1"],
+    "eval-every": ["0", "-1"],
+    "eval-batches": ["0", "-1"],
+    "log-every": ["0", "-1", "1000000000000"],
+    "keep": ["0", "-1", "1000000000000"],
+}
+
+
+@pytest.mark.parametrize("option, value", [(o, v) for o, values in NUMBERS.items() for v in values])
+def test_a_number_out_of_range_is_refused_by_its_option(new, tmp_path, capsys, option, value):
+    said = refused(capsys, *new, "--out", tmp_path / "run", f"--{option}", value)
+    related = {"seq": "--batch-tokens", "accumulate": "--steps", "keep": "--out"}.get(
+        option, f"--{option}"
+    )  # what the value makes wrong
+    assert f"pretrain: --{option} must" in said or f"pretrain: {related} must" in said, said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("option", [o for o in NUMBERS if o not in ("lr", "weight-decay", "beta2", "clip")])
+@pytest.mark.parametrize("value", ["nan", "inf", "1.5", "x", ""])
+def test_what_is_no_whole_number_is_refused(new, tmp_path, capsys, option, value):
+    said = refused(capsys, *new, "--out", tmp_path / "run", f"--{option}", value)
+    assert f"argument --{option}: invalid int value: '{value}'" in said
+
+
+def test_every_numeric_option_is_in_the_table():
+    import dataclasses
+    import typing
+
+    from electra_fast.recipe import Recipe
+
+    hints = typing.get_type_hints(Recipe)
+    numeric = {
+        f.name
+        for f in dataclasses.fields(Recipe)
+        if {int, float} & {*typing.get_args(hints[f.name]), hints[f.name]}
+    }
+    assert {name.replace("_", "-") for name in numeric} == set(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--device", "nonsense"], "--device must be cpu, or cuda .* got 'nonsense'"),
+        (["--device", "cuda:99"], "--device must be cpu, or cuda .* got 'cuda:99'"),
+        (["--preset", "huge"], "--preset must be one of tiny, small"),
+        (["--precision", "fp8"], "--precision must be bf16 or float32, got 'fp8'"),
+        (["--set", "dropout=0", "--set", "rtd_weight=0", "dropout=0.1"], "--set must give dropout once"),
+        (["--set", "dropout"], "--set must have a value of type float, got 'dropout'"),
+        (["--set", "dropout=nan"], "dropout must be in"),
+        (["--set", "type_vocab=99999999999"], "type_vocab must be less than 2"),
+        (["--vocab", "no/vocab.txt"], "--vocab must be on this machine, got no/vocab.txt"),
+        (["--vocab", "google/electra-small"], "`hf download google/electra-small --local-dir electra-small`"),
+        (["--vocab", "²"], "--vocab must be on this machine, got ²"),
+        (["--init", "google/electra-small"], "`hf download google/electra-small --local-dir electra-small`"),
+        (["--data", "no.txt"], "no.txt"),
+        (["--held-out", "no.txt"], "no.txt"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_refused(new, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(sentence, refused(capsys, *new, "--out", tmp_path / "run", *arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused(new, tmp_path, capsys):
+    assert "got 'cuda': " in refused(capsys, *new, "--out", tmp_path / "run", "--device", "cuda")
+
+
+def test_the_folder_of_a_run_is_checked(new, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"name-\xff")
+    for arguments, sentence in (
+        (["--out", finished], "--out must be a new folder"),
+        (["--resume", "x/y"], "--resume must be on this machine, got x/y, .*`hf download x/y"),
+        (["--resume", tmp_path], "--resume must be the folder of a run"),
+        (["--out", tmp_path / name], r"--out must be a folder whose name is UTF-8, got '.*name-\\udcff'"),
+    ):
+        assert re.search(sentence, refused(capsys, *new, *arguments))
+    assert not (tmp_path / name).exists()
+
+
+def test_one_process_only(new, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refused(capsys, *new, "--out", tmp_path / "run")
+    assert "WORLD_SIZE must be 1, because pretrain trains in one process only, got 2" in said
+    assert not (tmp_path / "run").exists()
+
+
+def config(**changes):
+    def change(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def text(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def pipe(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def weights(change):
+    from safetensors.torch import load_file, save_file
+
+    def changed(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return changed
+
+
+QUERY = "electra.encoder.layer.0.attention.self.query.weight"
+SCORE = "discriminator_predictions.dense_prediction.bias"
+HALVES = {
+    "cut file": (
+        lambda f: os.truncate(f / "model.safetensors", 2000),
+        r"model\.safetensors.*(whole|invalid)",
+    ),
+    "empty file": (text("model.safetensors", ""), "model.safetensors"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "with model.safetensors"),
+    "pipe for weights": (pipe("model.safetensors"), "with model.safetensors"),
+    "list": (text("config.json", "[]"), "config.json must hold a JSON object, got list"),
+    "null": (text("config.json", "null"), "config.json must hold a JSON object, got NoneType"),
+    "half": (text("config.json", "{"), "config.json must hold JSON, got: Expecting property name"),
+    "deep": (text("config.json", "[" * 100_000), "config.json must hold JSON, got: maximum recursion"),
+    "pipe": (pipe("config.json"), "config.json must be a regular file"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json must be a regular file"),
+    "many layers": (
+        config(num_hidden_layers=10**6),
+        "num_hidden_layers in .*config.json must be 1, .* 1000000",
+    ),
+    "more layers": (config(num_hidden_layers=10**9), "num_hidden_layers in .*config.json must be 1, "),
+    "huge": (config(hidden_size=10**30), r"hidden must be less than 2\^31, got 10*; in .*config.json"),
+    "large": (config(hidden_size=2**30, intermediate_size=2**30), "must fit config.json"),
+    "text for eps": (config(layer_norm_eps="x"), "eps must be of type float, got 'x'; in .*config.json"),
+    "text for size": (
+        config(hidden_size="x"),
+        "hidden must be a positive integer, got 'x'; in .*config.json",
+    ),
+    "text for id": (config(mask_token_id="x"), "mask_id must be of type int, got 'x'; in .*config.json"),
+    "list for rate": (config(hidden_dropout_prob=[0.1]), "hidden_dropout_prob|attention_probs_dropout_prob"),
+    "other model": (
+        config(model_type="bert"),
+        "model_type in config.json must be 'electra'.*; in .*config.json",
+    ),
+    "other sizes": (config(vocab_size=1000), "must fit config.json.*size mismatch"),
+    "missing": (weights(lambda t: t.pop(QUERY)), f"must fit config.json.*Missing.*{QUERY}"),
+    "unknown": (weights(lambda t: t.update(x=torch.ones(1))), 'must fit config.json.*Unexpected.*"x"'),
+    "NaN": (weights(lambda t: t[QUERY][0].fill_(torch.nan)), f"finite weights, got NaN or inf in {QUERY}"),
+    "inf": (weights(lambda t: t[SCORE].fill_(torch.inf)), f"finite weights, got NaN or inf in {SCORE}"),
+    "integers": (weights(lambda t: t.update({QUERY: t[QUERY].long()})), f"got {QUERY} of torch.int64"),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_a_half_that_cannot_be_read_is_refused_by_its_file(new, run, tmp_path, capsys, case):
+    change, sentence = HALVES[case]
+    change(run / "discriminator")
+    said = refused(capsys, *new, "--out", tmp_path / "new", "--init", run / "discriminator")
+    assert re.search(sentence, said) and str(run / "discriminator") in said
+
+
+def test_init_takes_one_of_each_half(new, run, tmp_path, capsys):
+    half = run / "discriminator"
+    said = refused(capsys, *new, "--out", tmp_path / "new", "--init", half, "--init", half)
+    assert "--init must name one discriminator, got a second one in" in said
+
+
+RUNS = {
+    "half": (text("config.json", '{"steps": '), "config.json must hold JSON"),
+    "null": (text("config.json", "null"), "config.json must hold a JSON object"),
+    "pipe": (pipe("config.json"), "config.json must be a regular file"),
+    "unknown field": (config(colour=1), "config.json must have a recipe's fields, got colour"),
+    "text for a number": (config(steps="2"), "steps in .*config.json must be of type .*int.*, got '2'"),
+    "truth for a number": (config(accumulate=True), "accumulate in .*config.json must be of type int"),
+    "text for a list": (config(data="text.txt"), "data in .*config.json must be of type tuple"),
+    "numbers in a list": (config(set=[1]), "set in .*config.json must be of type tuple"),
+    "number for truth": (config(packed=0), "packed in .*config.json must be of type bool"),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_config_of_a_run_that_cannot_be_read_is_refused_by_its_file(run, capsys, case):
+    change, sentence = RUNS[case]
+    change(run)
+    assert re.search(sentence, refused(capsys, "pretrain", "--resume", run, "--device", "cpu"))
+
+
+def test_another_tokenizer_is_refused(run, capsys):
+    file = run / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"the"', '"thx"'))
+    said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu")
+    assert "tokenizer must be the tokenizer that the run was begun with, got another" in said
+
+
+def test_what_is_given_to_a_resumed_run_is_kept_even_if_it_is_a_default(new, tmp_path):
+    first = {"clip": 0.5, "save_every": 2, "log_every": 2, "keep": 1, "steps": 2}
+    then = {"clip": 1.0, "save_every": 1000, "log_every": 10, "keep": 3, "steps": 4}
+
+    def options(values):
+        return [
+            text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))
+        ]
+
+    main([*new, *options(first), "--out", str(tmp_path)])
+    main(["pretrain", "--resume", str(tmp_path), *options(then), "--device", "cpu"])
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert {name: kept[name] for name in then} == then
+    main(["pretrain", "--resume", str(tmp_path), "--steps", "5", "--device", "cpu"])
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert {name: kept[name] for name in then} == then | {"steps": 5}
+
+
+def test_an_option_that_takes_several_values_adds_them_up(new, corpus, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(["the model reads a text"] * 40))
+    more = ["--data", str(other), "--held-out", str(corpus), "--held-out", str(other)]
+    main([*new, *more, "--set", "dropout=0", "--set", "rtd_weight=0", "--out", str(tmp_path / "run")])
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["set"] == [*trainings.SIZES, "dropout=0", "rtd_weight=0"]
+    assert kept["data"] == kept["held_out"] == [str(corpus), str(other)]
+
+
+def test_a_run_that_ends_without_a_finite_loss_fails(new, tmp_path, capsys):
+    said = refused(capsys, *new, "--out", tmp_path, "--lr", "1e30", "--steps", "4", "--warmup", "0")
+    assert re.search("step 4, on held-out text: .*nan.*: the loss must be finite; lower --lr", said)

@@ -41,7 +41,7 @@ class Ledger:
     """The rows of the steps since it was last begun anew."""
 
     def __init__(self, rows: int, device: torch.device):
-        self.rows = torch.zeros(rows, len(Row._fields), device=device)
+        self.rows = torch.zeros(rows, len(Row._fields), dtype=torch.float32, device=device)
 
     def write(self, place: Tensor, values: list[Tensor]) -> None:
         """Set the row whose number is in `place`, int64 ``[1]``."""
@@ -56,7 +56,7 @@ class Ledger:
         if rows.device.type == "cpu":
             copy = rows.clone()
             return lambda wait: [Row(*row) for row in copy.tolist()]
-        copy = torch.empty(rows.shape, pin_memory=True)
+        copy = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
         copy.copy_(rows, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()

@@ -228,7 +228,7 @@ class Pretraining:
         first = self.step * recipe.accumulate
         micros = range(first, first + recipe.accumulate)
         batches, tokens = zip(*map(take, micros), strict=True)
-        rngs = torch.tensor([[recipe.seed, micro] for micro in micros])
+        rngs = torch.tensor([[recipe.seed, micro] for micro in micros], device="cpu")
         rate = optimizer.learning_rate(self.step, peak=recipe.lr, warmup=recipe.warmup, total=recipe.steps)
         self.take_step(batches, rngs, rate, self.step - self._from)
         self.step += 1

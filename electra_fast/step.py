@@ -105,11 +105,12 @@ class Step:
             place: the row of the ledger.
         """
         device = self.ledger.rows.device
-        rounded = torch.tensor(rate)  # to float32, as a captured AdamW reads it: so all steps have one rate
+        # In float32, as a captured AdamW reads it: so all steps have one rate.
+        rounded = torch.tensor(rate, dtype=torch.float32, device="cpu")
         inputs = {
             "rngs": _sent(rngs, device),
             "rate": _sent(rounded, device) if self.capture else rounded.item(),
-            "place": _sent(torch.tensor([place]), device),
+            "place": _sent(torch.tensor([place], device="cpu"), device),
         }
         self._taken += 1
         if self.capture is not None and self._taken > WARM_UP:

@@ -156,7 +156,7 @@ DAMAGES = {
     "header size": (lambda content: b"\xff" * 8 + content[8:], "damaged, "),
     "magic": (lambda content: b"PK\3\4" * 1000, "damaged, "),
     "zeros": (lambda content: bytes(len(content)), "damaged, "),
-    "first id": (flip(2048), "SHA-256"),
+    "first id": (flip(data.cache.HEADER), "SHA-256"),
     "some id": (flip(20_000), "SHA-256"),
     "last offset": (flip(-1), "SHA-256"),
     "dtype": (rewritten(lambda header: header["ids"].update(dtype="I16")), "SHA-256"),
@@ -165,9 +165,9 @@ DAMAGES = {
     "vocabulary": (rewritten(lambda header: header["__metadata__"].update(vocab="0" * 64)), "SHA-256"),
     "no checksum": (rewritten(lambda header: header["__metadata__"].pop("sha256")), "SHA-256"),
     "a name": (rewritten(lambda header: header.update(other=header.pop("lines"))), "SHA-256"),
-    "newer": (
-        rewritten(lambda header: header["__metadata__"].update(format="electra_fast tokens 2")),
-        "must have the format 'electra_fast tokens 1', got 'electra_fast tokens 2'",
+    "older": (
+        rewritten(lambda header: header["__metadata__"].update(format="electra_fast tokens 1")),
+        "must have the format 'electra_fast tokens 2', got 'electra_fast tokens 1'",
     ),
     "a stranger's": (
         rewritten(lambda header: header.pop("__metadata__")),

@@ -95,10 +95,18 @@ def test_training_refuses_what_it_cannot_use(tokenizer):
     assert data.train_tokenizer(["a b"], vocab_size=108).get_vocab_size() == 108
 
 
-def test_the_thousand_commonest_characters_are_kept(tokenizer):
-    common, rare = "".join(map(chr, range(0x4E00, 0x4E00 + 1000))), chr(0x6000)
-    trained = data.train_tokenizer([common * 2, rare], vocab_size=30522)
-    assert trained.encode(common[-1]).ids != [100] and trained.encode(rare).ids == [100]
+def test_the_alphabet_covers_the_text_and_a_thousand_characters_at_least():
+    chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 3500)))
+    trained = data.train_tokenizer([chinese * 2], vocab_size=30522)
+    assert encode([chinese], trained).unknown.unknown == 0  # cut at a thousand it was 2500 of 3500
+    # What is under 0.01 % of a text goes, but never one of the thousand most frequent characters.
+    rare = chr(0x6000)
+    for common, kept in ((chinese[:1000], False), (chinese[:999], True)):
+        trained = data.train_tokenizer([common * 20, rare], vocab_size=30522)
+        assert trained.encode(common[-1]).ids != [100] and (trained.encode(rare).ids != [100]) == kept
+    # Characters never fill more than half of the vocabulary, where that has room for a thousand.
+    trained = data.train_tokenizer([chinese * 2], vocab_size=6000)
+    assert sum(len(piece) == 1 for piece in pieces(trained)) == 1500
 
 
 def test_without_the_tokenizers_package_the_remedy_is_named(monkeypatch):

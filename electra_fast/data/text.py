@@ -19,7 +19,7 @@ from electra_fast.data.lines import lines
 from electra_fast.data.manual import python_manual
 from electra_fast.data.streams import Leaf, leaves, wanted
 
-DOCUMENT = 256 << 20  # characters of a document in plain text, which is held in memory
+DOCUMENT = 256 << 20  # bytes of a document in plain text, which is held in memory line by line
 TABLES = {
     "json lines": records.json_lines,
     "json array": records.json_array,
@@ -149,14 +149,14 @@ def _documents(leaf: Leaf, text_column: str | None, blanks: bool) -> Iterator[st
 
 def _split(name: str, lines: Iterable[str], blanks: bool = True) -> Iterator[str]:
     """Yield the documents that blank lines separate; or, without `blanks`, all lines as one."""
-    document, characters = [], 0
+    document, size = [], 0
     for line in itertools.chain(lines, [None]):
         if line and not line.isspace():
             document.append(line)
-            characters += len(line)
-            if characters > DOCUMENT:
+            size += len(line) + 56  # of a string in Python
+            if size > DOCUMENT:
                 remedy = "separate its documents with blank lines"
                 raise ValueError(f"{name}: a document of more than {DOCUMENT >> 20} MB; {remedy}")
         elif document and (blanks or line is None):
             yield "\n".join(document).strip()
-            document, characters = [], 0
+            document, size = [], 0

@@ -1,5 +1,6 @@
 """How much of a corpus the vocabulary does not know: the share of [UNK], and the words behind it."""
 
+import itertools
 from collections import Counter
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def _shown(word: str) -> str:
     return word if len(word) <= SHOWN else f"{word[: SHOWN - 1]}…"
 
 
-def require_known(unknown: Unknown, tokenizer, what: str = "the text") -> None:
+def require_known(unknown: Unknown, tokenizer, option: str) -> None:
     """Refuse a corpus of which more than LIMIT is [UNK].
 
     Raises:
@@ -79,36 +80,34 @@ def require_known(unknown: Unknown, tokenizer, what: str = "the text") -> None:
     """
     if unknown.share > LIMIT:
         remedy = f"use {' or '.join(_remedies(unknown, tokenizer))}, or --allow-unknown"
-        raise ValueError(f"--vocab must know {what}, at least {1 - LIMIT:.0%} of it, got {unknown}; {remedy}")
+        rule = f"must know {1 - LIMIT:.0%} or more of the text of {option}"
+        raise ValueError(f"pretrain: --vocab {rule}, got {unknown}; {remedy}")
 
 
 def _remedies(unknown: Unknown, tokenizer) -> list[str]:
-    """Return what makes the most frequent unknown words known, or all that may be tried."""
+    """Return the options that make the most frequent unknown words known, or else what may help."""
     from tokenizers import Tokenizer
     from tokenizers.normalizers import BertNormalizer
 
     normalizer = tokenizer.normalizer
     if not isinstance(normalizer, BertNormalizer):
         return ["another vocabulary"]
-    lower = normalizer.lowercase
-    strip = lower if normalizer.strip_accents is None else normalizer.strip_accents
-    options = {
-        "--cased" if lower else "--lowercase": (not lower, normalizer.strip_accents),
-        "--keep-accents" if strip else "--strip-accents": (lower, not strip),
-    }
     known, other = [], Tokenizer.from_str(tokenizer.to_str())
-    for option, (lowercase, strip_accents) in options.items():
+    for lowercase, strip in itertools.product((True, False), (None, True, False)):
+        options = [("--cased", "--lowercase")[lowercase]] * (lowercase != normalizer.lowercase)
+        options += [("--keep-accents", "--strip-accents")[bool(strip)]] * (strip is not None)
         other.normalizer = BertNormalizer(
             lowercase=lowercase,
-            strip_accents=strip_accents,
+            strip_accents=normalizer.strip_accents if strip is None else strip,
             clean_text=normalizer.clean_text,
             handle_chinese_chars=normalizer.handle_chinese_chars,
         )
         if unknown.words and all("[UNK]" not in other.encode(word).tokens for word, _ in unknown.words):
-            known.append(option)
-    if known:
-        return known
+            known.append(options)
+    if known:  # the options that are necessary
+        return [" ".join(options) for options in known if not any(set(o) < set(options) for o in known)]
+    remedies = ["another vocabulary"]
     longest = tokenizer.model.max_input_chars_per_word
     if any(len(word) >= min(longest, SHOWN) for word, _ in unknown.words):
-        options[f"--max-word-chars (words of more than {longest} characters are [UNK])"] = None
-    return [*options, "another vocabulary"]
+        remedies.append(f"--max-word-chars (words of more than {longest} characters are [UNK])")
+    return remedies

@@ -1,6 +1,7 @@
 """WordPiece: the ids that Hugging Face gives, wherever the vocabulary comes from."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -190,6 +191,111 @@ def test_a_json_with_a_broken_part_is_refused_by_name(tmp_path, tokenizer):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
         load_tokenizer(tmp_path / "empty")
+
+
+def faulty(change):
+    """A tokenizer.json of a good one, changed."""
+    ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5}
+    model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    model |= {"max_input_chars_per_word": 100, "vocab": ids}
+    state = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "model": model}
+    change(state)
+    return json.dumps(state)
+
+
+TOKEN = {"id": 6, "content": "b", "special": False, "single_word": False}
+TOKEN |= {"lstrip": False, "rstrip": False, "normalized": True}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda state: state["model"]["vocab"].update(b=10**9),
+            "ids must be below 1038 for 7 pieces, got 10{9}",
+        ),
+        (
+            lambda state: state.update(added_tokens=[TOKEN | {"id": 10**9}]),
+            "ids must be below 1038 for 7 pieces, got 10{9}",
+        ),
+        (
+            lambda state: state["model"]["vocab"].update(b=-1),
+            "model.vocab must give each piece an id, 0 or more",
+        ),
+        (lambda state: state["model"]["vocab"].update(b="6"), "model.vocab must give each piece an id"),
+        (lambda state: state["model"]["vocab"].update(b=True), "model.vocab must give each piece an id"),
+        (lambda state: state["model"]["vocab"].update(b=2.0), "model.vocab must give each piece an id"),
+        (
+            lambda state: state["model"]["vocab"].update(b=5),
+            "model.vocab must give each piece an id of its own",
+        ),
+        (lambda state: state["model"].update(vocab=["a"]), "model.vocab must give each piece an id"),
+        (lambda state: state["model"].pop("vocab"), "model.vocab must give each piece an id"),
+        (lambda state: state["model"].update(unk_token=3), "not a tokenizer: "),
+        (lambda state: state["model"].update(max_input_chars_per_word=-1), "not a tokenizer: "),
+        (lambda state: state.update(model=[]), "must hold a WordPiece model, got None"),
+        (lambda state: state.update(model="WordPiece"), "must hold a WordPiece model, got None"),
+        (
+            lambda state: state.update(added_tokens={}, x=1) or state.update(added_tokens=7),
+            "added_tokens must",
+        ),
+        (
+            lambda state: state.update(added_tokens=[7]),
+            "added_tokens must be objects with id, content and special",
+        ),
+        (
+            lambda state: state.update(added_tokens=[{"id": 6}]),
+            "added_tokens must be objects with id, content",
+        ),
+        (lambda state: state.update(added_tokens=[TOKEN | {"content": []}]), "tokenizer"),
+        (lambda state: state.update(normalizer=[]), "not a tokenizer: "),
+    ],
+)
+def test_a_tokenizer_json_of_other_types_is_refused_by_name(tmp_path, change, message):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(faulty(lambda state: None))
+    assert load_tokenizer(file).get_vocab_size() == 6
+    file.write_text(faulty(lambda state: state.update(added_tokens=[TOKEN])))
+    assert load_tokenizer(file).get_vocab_size() == 7
+    file.write_text(faulty(change))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
+        load_tokenizer(file)
+
+
+def test_deep_json_and_other_settings_are_refused_by_name(tmp_path):
+    for depth in (500, 100_000):
+        text = faulty(lambda state: state.update(normalizer="HERE"))
+        (tmp_path / "tokenizer.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
+        with pytest.raises(ValueError, match=r"tokenizer\.json: not "):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
+    for value, message in (
+        ("3", "do_lower_case must be true, false or null, got 3"),
+        ("[" * 10**5, "deeply"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": %s}' % value)
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json: .*{message}"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
+def test_a_fifo_is_no_vocabulary(tmp_path, name):
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: must be a regular file, got a FIFO"):
+        load_tokenizer(tmp_path)
+
+
+def test_another_limit_of_a_word_is_kept(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*vocab_lines(), "##a"]))
+    tokenizer = load_tokenizer(tmp_path / "vocab.txt", max_word_chars=300)
+    save_tokenizer(tokenizer, tmp_path / "model")
+    (tmp_path / "model/config.json").write_text('{"model_type": "electra"}')
+    assert load_tokenizer(tmp_path / "model").encode("a" * 300).ids == [104] + [105] * 299
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs("a" * 300)["input_ids"] == [101, 104, *[105] * 299, 102]
 
 
 def test_the_hash_is_the_same_in_another_process(tmp_path, tokenizer):

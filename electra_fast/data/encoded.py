@@ -98,7 +98,7 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
 def _pieces(line: str) -> Iterator[tuple[str, bool]]:
     """Yield a line in pieces of at most LONGEST characters, and whether it ends there.
 
-    They end before a space, where words end anyway; a word as long as a piece is [UNK] in any part.
+    They end before a space, where words end anyway; a longer word is cut, of which WordPiece knows nothing.
     """
     begin = 0
     while len(line) - begin > LONGEST:

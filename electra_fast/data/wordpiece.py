@@ -102,8 +102,9 @@ def _from_json(path: Path):
     if kind != "WordPiece":
         raise ValueError(f"{path}: must hold a WordPiece model, got {kind}")
     tokens = added if isinstance(added, list) else [None]
-    if not all(isinstance(token, dict) and {"id", "content", "special"} <= token.keys() for token in tokens):
-        raise ValueError(f"{path}: added_tokens must be objects with id, content and special")
+    types = {"id": int, "content": str, "special": bool}
+    if not all(isinstance(t, dict) and all(type(t.get(k)) is types[k] for k in types) for t in tokens):
+        raise ValueError(f"{path}: added_tokens must be objects with an id, a content and special")
     _require_ids(path, model.get("vocab"), [token["id"] for token in tokens])
     _require_special(path, model["vocab"])
     # As added tokens the special pieces would be found in a text. The model's own entries stay.

@@ -207,48 +207,40 @@ TOKEN = {"id": 6, "content": "b", "special": False, "single_word": False}
 TOKEN |= {"lstrip": False, "rstrip": False, "normalized": True}
 
 
+def vocab(**pieces):
+    return lambda state: state["model"]["vocab"].update(pieces)
+
+
+def top(**changes):
+    return lambda state: state.update(changes)
+
+
+def model(**changes):
+    return lambda state: state["model"].update(changes)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        (
-            lambda state: state["model"]["vocab"].update(b=10**9),
-            "ids must be below 1038 for 7 pieces, got 10{9}",
-        ),
-        (
-            lambda state: state.update(added_tokens=[TOKEN | {"id": 10**9}]),
-            "ids must be below 1038 for 7 pieces, got 10{9}",
-        ),
-        (
-            lambda state: state["model"]["vocab"].update(b=-1),
-            "model.vocab must give each piece an id, 0 or more",
-        ),
-        (lambda state: state["model"]["vocab"].update(b="6"), "model.vocab must give each piece an id"),
-        (lambda state: state["model"]["vocab"].update(b=True), "model.vocab must give each piece an id"),
-        (lambda state: state["model"]["vocab"].update(b=2.0), "model.vocab must give each piece an id"),
-        (
-            lambda state: state["model"]["vocab"].update(b=5),
-            "model.vocab must give each piece an id of its own",
-        ),
-        (lambda state: state["model"].update(vocab=["a"]), "model.vocab must give each piece an id"),
-        (lambda state: state["model"].pop("vocab"), "model.vocab must give each piece an id"),
-        (lambda state: state["model"].update(unk_token=3), "not a tokenizer: "),
-        (lambda state: state["model"].update(max_input_chars_per_word=-1), "not a tokenizer: "),
-        (lambda state: state.update(model=[]), "must hold a WordPiece model, got None"),
-        (lambda state: state.update(model="WordPiece"), "must hold a WordPiece model, got None"),
-        (
-            lambda state: state.update(added_tokens={}, x=1) or state.update(added_tokens=7),
-            "added_tokens must",
-        ),
-        (
-            lambda state: state.update(added_tokens=[7]),
-            "added_tokens must be objects with id, content and special",
-        ),
-        (
-            lambda state: state.update(added_tokens=[{"id": 6}]),
-            "added_tokens must be objects with id, content",
-        ),
-        (lambda state: state.update(added_tokens=[TOKEN | {"content": []}]), "tokenizer"),
-        (lambda state: state.update(normalizer=[]), "not a tokenizer: "),
+        (vocab(b=10**9), "ids must be below 1038 for 7 pieces, got 10{9}"),
+        (top(added_tokens=[TOKEN | {"id": 10**9}]), "ids must be below 1038 for 7 pieces, got 10{9}"),
+        (vocab(b=-1), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b="6"), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b=True), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b=2.0), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b=5), "model.vocab must give each piece an id of its own"),
+        (model(vocab=["a"]), "model.vocab must give each piece an id, 0 or more"),
+        (model(vocab=None), "model.vocab must give each piece an id, 0 or more"),
+        (model(unk_token=3), "not a tokenizer: "),
+        (model(max_input_chars_per_word=-1), "not a tokenizer: "),
+        (top(model=[]), "must hold a WordPiece model, got None"),
+        (top(model="WordPiece"), "must hold a WordPiece model, got None"),
+        (top(added_tokens=7), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens={"x": 1}), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens=[7]), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens=[{"id": 6}]), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens=[TOKEN | {"content": []}]), "added_tokens must be objects with an id, a content"),
+        (top(normalizer=[]), "not a tokenizer: "),
     ],
 )
 def test_a_tokenizer_json_of_other_types_is_refused_by_name(tmp_path, change, message):
@@ -270,11 +262,8 @@ def test_deep_json_and_other_settings_are_refused_by_name(tmp_path):
             load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
-    for value, message in (
-        ("3", "do_lower_case must be true, false or null, got 3"),
-        ("[" * 10**5, "deeply"),
-    ):
-        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": %s}' % value)
+    for value, message in (("3", "do_lower_case must be true, false or null, got 3"), ("[" * 10**5, "deep")):
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": ' + value + "}")
         with pytest.raises(ValueError, match=rf"tokenizer_config\.json: .*{message}"):
             load_tokenizer(tmp_path)
 

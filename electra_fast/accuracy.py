@@ -147,7 +147,8 @@ def _observe(model: nn.Module, batch: Mapping, dtype: torch.dtype | None) -> dic
     loss = getattr(out, "loss", None)
     if loss is None:
         first = out if isinstance(out, Tensor) else out[0]
-        weights = torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(first.shape, generator=generator, dtype=torch.float32, device="cpu")
         if mask is not None and first.shape[:2] == mask.shape:
             weights = weights * mask.cpu().view(*mask.shape, *[1] * (first.dim() - 2))
         loss = (first.double() * weights.to(first.device)).sum()

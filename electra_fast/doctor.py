@@ -119,10 +119,10 @@ def _arguments(device: str) -> dict[str, dict]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
     def x(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).mul_(0.5).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=device).mul_(0.5).to(dtype)
 
     ids = torch.randint(1000, V, (B, L), generator=generator, device=device)
-    rng, weights = torch.tensor([0, 1], device=device), torch.ones(M, device=device)
+    rng, weights = torch.tensor([0, 1], device=device), torch.ones(M, dtype=torch.float32, device=device)
     slots = torch.arange(M, device=device) * 6
     norm = {"weight": x(W), "bias": x(W), "eps": 1e-12}
     tables = {"word": x(V, E), "position": x(512, E), "type": x(2, E), "norm_weight": x(E), "norm_bias": x(E)}

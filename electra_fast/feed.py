@@ -121,6 +121,6 @@ def filled(batches: Batches, index: int) -> Packed:
     )
     usual = 2 * tokens * batches.num_sequences // batches.num_tokens + 3
     bounds += [tokens] * (usual + 1 - len(bounds))
-    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device="cpu")
     types = None if batch.type_ids is None else pad(batch.type_ids, (0, tokens - real))
     return Packed(pad(batch.ids, (0, tokens - real), value=batches.pad_id), cu_seqlens, longest, types)

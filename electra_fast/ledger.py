@@ -41,7 +41,7 @@ class Ledger:
     """The rows of the steps since it was last begun anew."""
 
     def __init__(self, rows: int, device: torch.device):
-        self.rows = torch.zeros(rows, len(Row._fields), device=device)
+        self.rows = torch.zeros(rows, len(Row._fields), dtype=torch.float32, device=device)
 
     def write(self, place: Tensor, values: list[Tensor]) -> None:
         """Set the row whose number is in `place`, int64 ``[1]``."""

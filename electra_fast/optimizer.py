@@ -34,7 +34,8 @@ def adamw(
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
     for parameter in model.parameters():
-        count = torch.tensor(0.0 if bias_correction else CORRECTED, device=parameter.device)
+        count = 0.0 if bias_correction else CORRECTED
+        count = torch.tensor(count, dtype=torch.float32, device=parameter.device)
         averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": count, **averages}
     return optimizer

@@ -123,14 +123,28 @@ class Pretraining:
             vocab = weights.tokenizer
         if vocab is None:
             raise ValueError("pretrain: --vocab must be given, as the folders of --init have no vocabulary")
+        how = self.recipe.normalization()
         if str(vocab).isdecimal():
-            return data.train_tokenizer(data.documents(self.recipe.data or None), int(vocab))
-        return data.load_tokenizer(local.existing("pretrain: --vocab", vocab), special_ids=None)
+            return data.train_tokenizer(self._documents(self.recipe.data), int(vocab), **how)
+        return data.load_tokenizer(local.existing("pretrain: --vocab", vocab), special_ids=None, **how)
+
+    def _documents(self, paths: tuple[str, ...]) -> data.Documents:
+        options = {name: getattr(self.recipe, name) for name in ("text_column", "blanks_separate")}
+        return data.documents(paths or None, **options)
+
+    def _text(self, option: str, paths: tuple[str, ...]) -> data.Encoded:
+        """Tokenize text; print what was passed over and the share of [UNK], and refuse too large a share."""
+        documents = self._documents(paths)
+        text = data.tokenize(documents, self.tokenizer)
+        print(f"{option}: {text.unknown}", *filter(None, [documents.note]), sep="; ", flush=True)
+        if not self.recipe.allow_unknown:
+            data.require_known(text.unknown, self.tokenizer, option)
+        return text
 
     def _texts(self) -> tuple[data.Encoded, data.Encoded]:
-        text = data.tokenize(data.documents(self.recipe.data or None), self.tokenizer)
+        text = self._text("--data", self.recipe.data)
         if self.recipe.held_out:
-            return text, data.tokenize(data.documents(self.recipe.held_out), self.tokenizer)
+            return text, self._text("--held-out", self.recipe.held_out)
         if (count := len(text.offsets) - 1) < HELD_OUT:
             rule = f"have {HELD_OUT} documents or more, with blank lines between, of which one is held out"
             raise ValueError(f"pretrain: --data must {rule}, got {count}; or name other text with --held-out")

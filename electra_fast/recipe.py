@@ -23,11 +23,14 @@ PAPER = {
 COMMON = {"vocab": "30522", "beta2": 0.999}
 # What a run that goes on may change: where it is heading, not where it came from.
 AFTERWARDS = {"steps", "lr", "clip", "data", "held_out", "save_every", "eval_every", "log_every", "keep"}
+# Where the text is may change as well: a hash says whether it is the same.
+AFTERWARDS |= {"text_column", "allow_unknown"}
+NORMALIZATION = ("lowercase", "strip_accents", "max_word_chars")  # arguments of `load_tokenizer`
 MOST_LOGGED = 100_000  # steps per line of the log: the device keeps a row of numbers for each
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=None, metadata={"help": help, "default": default})
+def _option(default: Any, help: str, off: str | None = None) -> Any:
+    return field(default=None, metadata={"help": help, "default": default, "off": off})
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,29 @@ class Recipe:
     set: tuple[str, ...] = _option((), "FIELD=VALUE of ElectraConfig that differ from the preset: dropout=0")
     init: tuple[str, ...] = _option((), "weights to start from: Hugging Face folders, or the folder of a run")
 
-    data: tuple[str, ...] = _option((), "text files and folders; none: the built-in corpus, Python's manual")
+    data: tuple[str, ...] = _option(
+        (),
+        "files and folders: text (a blank line ends a document), JSON, CSV, TSV, Parquet, Arrow, datasets' "
+        "save_to_disk; packed too (gz, xz, bz2, zst, tar); none: the built-in corpus, Python's manual",
+    )
+    text_column: str | None = _option(
+        None, "the text's name in JSON and tables; none: text, or the only string"
+    )
+    blanks_separate: bool = _option(
+        True, "blank lines end a document of plain text; else only its file's end"
+    )
     held_out: tuple[str, ...] = _option((), "text to evaluate on; none: every 20th document of the data")
     vocab: str | None = _option(
         None, "vocab.txt, tokenizer.json, a Hugging Face folder; or a size, and it is trained on the data"
     )
+    lowercase: bool | None = _option(
+        None, "lower-case the text; none: what the vocabulary's folder says, else yes", off="--cased"
+    )
+    strip_accents: bool | None = _option(
+        None, "strip accents, and decompose Korean; none: as --lowercase", off="--keep-accents"
+    )
+    max_word_chars: int | None = _option(None, "characters above which a word is [UNK]; none: 100, BERT's")
+    allow_unknown: bool = _option(False, "go on where more than 5 percent of the text becomes [UNK]")
 
     seq: int | None = _option(None, "positions of a sequence")
     batch_tokens: int | None = _option(None, "tokens of a micro-batch, padding included")
@@ -140,6 +161,11 @@ class Recipe:
         self._require("seq", self.seq <= config.max_positions, rule)
         return config
 
+    def normalization(self) -> dict[str, Any]:
+        """Return what `load_tokenizer` and `train_tokenizer` are given."""
+        given = {name: getattr(self, name) for name in NORMALIZATION}
+        return {name: value for name, value in given.items() if value is not None}
+
     def save(self, file: Path) -> None:
         part = file.with_suffix(".part")
         part.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
@@ -207,7 +233,11 @@ def add_options(parser) -> None:
     hints = typing.get_type_hints(Recipe)
     for f in dataclasses.fields(Recipe):
         options: dict[str, Any] = {"help": f.metadata["help"], "default": argparse.SUPPRESS, "dest": f.name}
-        if hints[f.name] is bool:
+        if off := f.metadata["off"]:
+            options["action"] = "store_true"
+            opposite = {"action": "store_false", "default": argparse.SUPPRESS, "dest": f.name}
+            parser.add_argument(off, **opposite, help=f"the opposite of --{f.name.replace('_', '-')}")
+        elif hints[f.name] is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[f.name] == tuple[str, ...]:
             options |= {"nargs": "+", "action": "extend"}  # `--set a=1 --set b=2` is `--set a=1 b=2`

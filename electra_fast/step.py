@@ -107,8 +107,8 @@ class Step:
             place: the row of the ledger.
         """
         device = self.ledger.rows.device
-        # To float32, as a captured AdamW reads it: so all steps have one rate.
-        rounded = torch.tensor(rate, device="cpu")
+        # In float32, as a captured AdamW reads it: so all steps have one rate.
+        rounded = torch.tensor(rate, dtype=torch.float32, device="cpu")
         inputs = {
             "rngs": _sent(rngs, device),
             "rate": _sent(rounded, device) if self.capture else rounded.item(),

@@ -17,6 +17,7 @@ from electra_fast.config import ElectraConfig
 from electra_fast.data import Batches, Encoded, Packed, Padded, check_batch, encode, held_out
 from electra_fast.data.sequences import _draws, cut_pairs
 from electra_fast.data.wordpiece import pieces
+from electra_fast.feed import Feed
 from electra_fast.model import Electra
 
 pytest_plugins = ["corpus"]
@@ -319,3 +320,29 @@ def test_check_batch_refuses_what_are_no_ids(dtype):
 def test_check_batch_accepts_an_empty_batch_and_a_real_one(tokenizer, topics):
     check_batch(torch.empty(0, 8, dtype=torch.int64), 100)
     check_batch(Batches(encode(topics, tokenizer)).padded(0).ids, tokenizer.get_vocab_size())
+
+
+@pytest.mark.parametrize("where", ["meta", "cuda"])
+def test_batches_are_made_on_the_cpu_whatever_torchs_defaults_are(tmp_path, tokenizer, topics, where):
+    def everything():
+        encoded = data.tokenize(topics, tokenizer, tmp_path)
+        found = [*data.encode(topics, tokenizer)[:3], *encoded[:3]]
+        for part in data.held_out(encoded, 5):
+            found += [*part.bounds(), part.first_tokens(), part.subset]
+            for pairs in (False, True):
+                packed = Batches(part, seq_len=32, batch_size=None, batch_tokens=200, pairs=pairs)
+                feed = Feed(packed, True, torch.device("cpu"))
+                for batch in (Batches(part, seq_len=32, pairs=pairs).padded(3), packed.packed(2)):
+                    found += [x for x in batch if isinstance(x, torch.Tensor)]
+                found += [x for x in feed[1].values() if isinstance(x, torch.Tensor)]
+        return found
+
+    expected, dtype = everything(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device(where):
+            found = everything()
+    finally:
+        torch.set_default_dtype(dtype)
+    for x, y in zip(found, expected, strict=True):
+        assert x.device.type == "cpu" and x.dtype == y.dtype and torch.equal(x, y)

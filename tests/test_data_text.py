@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from electra_fast.data import documents, files, text
+from electra_fast.data import documents, files
+from electra_fast.data import manual as python_manual
 
 pytest_plugins = ["corpus"]
 pytestmark = pytest.mark.usefixtures("cache")
@@ -34,10 +35,10 @@ if True:
     x = lambda: 'not a docstring'
 def g(): 'function'
 """
-    found = [text for text in text._docstrings(source.encode()) if text]
+    found = [text for text in python_manual._docstrings(source.encode()) if text]
     assert found == ["module", "class", "method", "inner", "function"]
     for unreadable in (b"print 'Python 2'", b"\0", b"\xff"):
-        assert list(text._docstrings(unreadable)) == []
+        assert list(python_manual._docstrings(unreadable)) == []
 
 
 def test_documents_of_a_file_are_what_was_written(tmp_path, manual):
@@ -76,14 +77,15 @@ def test_a_folder_is_read_in_order_of_name(tmp_path):
     "content, message",
     [
         (b"good\n\nbad \xe9 Latin-1", r"not UTF-8 at byte 10 \(0xe9\)"),
-        ("UTF-16".encode("utf-16"), r"not UTF-8 at byte 0 \(0xff\)"),
+        ("UTF-16".encode("utf-16"), r"UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
+        ("UTF-32".encode("utf-32"), r"UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8"),
         (b"lone surrogate \xed\xa0\x80", r"not UTF-8 at byte 15 \(0xed\)"),
         (b"caf\xc3\xa9 \0", "NUL at byte 6"),
         (b"", "no document"),
         (b" \r\n\t\n\n", "no document"),
         (b"\xef\xbb\xbf", "no document"),
     ],
-    ids=["Latin-1", "UTF-16", "surrogate", "NUL", "empty", "blank", "BOM"],
+    ids=["Latin-1", "UTF-16", "UTF-32", "surrogate", "NUL", "empty", "blank", "BOM"],
 )
 def test_a_file_that_is_not_text_is_named(tmp_path, content, message):
     (tmp_path / "a.txt").write_text("a good one")
@@ -95,7 +97,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path, content, message):
 
 
 def test_a_path_without_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}: no .txt file"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: no file of text in this folder"):
         documents(tmp_path)
     with pytest.raises(FileNotFoundError, match="missing"):
         documents(tmp_path / "missing")
@@ -134,10 +136,12 @@ def test_a_compressed_file_is_read_as_what_it_unpacks_to(tmp_path, manual, compr
     # Of ASCII alone: other bytes, one wrong, are often no UTF-8 before gzip's checksum is read.
     flipped = bytearray(compress("\n\n".join(manual[:20]).encode("ascii", "ignore")))
     flipped[len(flipped) // 2] ^= 1
-    for damaged in (whole[:-20], whole[: len(whole) // 2], flipped, b"text"):
+    for damaged in (whole[:-20], whole[: len(whole) // 2], flipped):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"corpus\.txt\.{ending}: damaged after byte \d+"):
             list(documents(file))
+    file.write_bytes(b"text that something has unpacked already")
+    assert list(documents(file)) == ["text that something has unpacked already"]
 
 
 def test_files_and_folders_may_be_listed(tmp_path):

@@ -1,6 +1,7 @@
 """WordPiece: the ids that Hugging Face gives, wherever the vocabulary comes from."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -95,10 +96,18 @@ def test_training_refuses_what_it_cannot_use(tokenizer):
     assert data.train_tokenizer(["a b"], vocab_size=108).get_vocab_size() == 108
 
 
-def test_the_thousand_commonest_characters_are_kept(tokenizer):
-    common, rare = "".join(map(chr, range(0x4E00, 0x4E00 + 1000))), chr(0x6000)
-    trained = data.train_tokenizer([common * 2, rare], vocab_size=30522)
-    assert trained.encode(common[-1]).ids != [100] and trained.encode(rare).ids == [100]
+def test_the_alphabet_covers_the_text_and_a_thousand_characters_at_least():
+    chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 3500)))
+    trained = data.train_tokenizer([chinese * 2], vocab_size=30522)
+    assert encode([chinese], trained).unknown.unknown == 0  # cut at a thousand it was 2500 of 3500
+    # What is under 0.01 % of a text goes, but never one of the thousand most frequent characters.
+    rare = chr(0x6000)
+    for common, kept in ((chinese[:1000], False), (chinese[:999], True)):
+        trained = data.train_tokenizer([common * 20, rare], vocab_size=30522)
+        assert trained.encode(common[-1]).ids != [100] and (trained.encode(rare).ids != [100]) == kept
+    # Characters never fill more than half of the vocabulary, where that has room for a thousand.
+    trained = data.train_tokenizer([chinese * 2], vocab_size=6000)
+    assert sum(len(piece) == 1 for piece in pieces(trained)) == 1500
 
 
 def test_without_the_tokenizers_package_the_remedy_is_named(monkeypatch):
@@ -182,6 +191,100 @@ def test_a_json_with_a_broken_part_is_refused_by_name(tmp_path, tokenizer):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
         load_tokenizer(tmp_path / "empty")
+
+
+def faulty(change):
+    """A tokenizer.json of a good one, changed."""
+    ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5}
+    model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    model |= {"max_input_chars_per_word": 100, "vocab": ids}
+    state = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "model": model}
+    change(state)
+    return json.dumps(state)
+
+
+TOKEN = {"id": 6, "content": "b", "special": False, "single_word": False}
+TOKEN |= {"lstrip": False, "rstrip": False, "normalized": True}
+
+
+def vocab(**pieces):
+    return lambda state: state["model"]["vocab"].update(pieces)
+
+
+def top(**changes):
+    return lambda state: state.update(changes)
+
+
+def model(**changes):
+    return lambda state: state["model"].update(changes)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (vocab(b=10**9), "ids must be below 1038 for 7 pieces, got 10{9}"),
+        (top(added_tokens=[TOKEN | {"id": 10**9}]), "ids must be below 1038 for 7 pieces, got 10{9}"),
+        (vocab(b=-1), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b="6"), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b=True), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b=2.0), "model.vocab must give each piece an id, 0 or more"),
+        (vocab(b=5), "model.vocab must give each piece an id of its own"),
+        (model(vocab=["a"]), "model.vocab must give each piece an id, 0 or more"),
+        (model(vocab=None), "model.vocab must give each piece an id, 0 or more"),
+        (model(unk_token=3), "not a tokenizer: "),
+        (model(max_input_chars_per_word=-1), "not a tokenizer: "),
+        (top(model=[]), "must hold a WordPiece model, got None"),
+        (top(model="WordPiece"), "must hold a WordPiece model, got None"),
+        (top(added_tokens=7), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens={"x": 1}), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens=[7]), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens=[{"id": 6}]), "added_tokens must be objects with an id, a content and special"),
+        (top(added_tokens=[TOKEN | {"content": []}]), "added_tokens must be objects with an id, a content"),
+        (top(normalizer=[]), "not a tokenizer: "),
+    ],
+)
+def test_a_tokenizer_json_of_other_types_is_refused_by_name(tmp_path, change, message):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(faulty(lambda state: None))
+    assert load_tokenizer(file).get_vocab_size() == 6
+    file.write_text(faulty(lambda state: state.update(added_tokens=[TOKEN])))
+    assert load_tokenizer(file).get_vocab_size() == 7
+    file.write_text(faulty(change))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
+        load_tokenizer(file)
+
+
+def test_deep_json_and_other_settings_are_refused_by_name(tmp_path):
+    for depth in (500, 100_000):
+        text = faulty(lambda state: state.update(normalizer="HERE"))
+        (tmp_path / "tokenizer.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
+        with pytest.raises(ValueError, match=r"tokenizer\.json: not "):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
+    for value, message in (("3", "do_lower_case must be true, false or null, got 3"), ("[" * 10**5, "deep")):
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": ' + value + "}")
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json: .*{message}"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
+def test_a_fifo_is_no_vocabulary(tmp_path, name):
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: must be a regular file, got a FIFO"):
+        load_tokenizer(tmp_path)
+
+
+def test_another_limit_of_a_word_is_kept(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*vocab_lines(), "##a"]))
+    tokenizer = load_tokenizer(tmp_path / "vocab.txt", max_word_chars=300)
+    save_tokenizer(tokenizer, tmp_path / "model")
+    (tmp_path / "model/config.json").write_text('{"model_type": "electra"}')
+    assert load_tokenizer(tmp_path / "model").encode("a" * 300).ids == [104] + [105] * 299
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs("a" * 300)["input_ids"] == [101, 104, *[105] * 299, 102]
 
 
 def test_the_hash_is_the_same_in_another_process(tmp_path, tokenizer):

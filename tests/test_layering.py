@@ -39,7 +39,7 @@ ORDER += [
     "step",
 ]
 ORDER += ["pretrain", "hf", "installation", "testing", "accuracy", "doctor", "__main__"]
-OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm"}
+OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm", "pyarrow"}
 ADAPTERS = "electra_fast/hf/"  # of use only to who has the optional package
 
 

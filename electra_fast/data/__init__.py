@@ -14,6 +14,7 @@ from electra_fast.data.cache import open_cache, tokenize
 from electra_fast.data.check import check_batch
 from electra_fast.data.encoded import Encoded, encode, held_out
 from electra_fast.data.text import Documents, documents
+from electra_fast.data.unknown import Unknown, require_known
 from electra_fast.data.wordpiece import (
     SPECIAL_IDS,
     load_tokenizer,
@@ -31,12 +32,14 @@ __all__ = [
     "Encoded",
     "Packed",
     "Padded",
+    "Unknown",
     "check_batch",
     "documents",
     "encode",
     "held_out",
     "load_tokenizer",
     "open_cache",
+    "require_known",
     "save_tokenizer",
     "save_vocab",
     "special_ids",

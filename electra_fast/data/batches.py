@@ -127,6 +127,6 @@ class Batches:
 @functools.lru_cache(maxsize=4)  # a batch may lie across two epochs, and batches of held-out text between
 def _epoch(batches: Batches, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the order of an epoch's sequences, and the place at which each begins."""
-    order = torch.randperm(batches.num_sequences, generator=seeded(batches.seed, epoch)).numpy()
+    order = torch.randperm(batches.num_sequences, generator=seeded(batches.seed, epoch), device="cpu").numpy()
     sizes = batches._sizes[order]
     return order, sizes.cumsum() - sizes

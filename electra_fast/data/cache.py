@@ -11,6 +11,7 @@ these arrays and of the other metadata: a file that was cut off or changed anywh
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,11 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from electra_fast.data.encoded import Encoded, encode_into
-from electra_fast.data.files import cache_folder, hashing, sha256, text_hash
+from electra_fast.data.files import hashing, regular, sha256, text_hash, writable_cache
+from electra_fast.data.unknown import Counting, Unknown
 from electra_fast.data.wordpiece import vocab_hash
 
-FORMAT = "electra_fast tokens 1"
-HEADER = 2048  # bytes kept free for the header, which is known last; it takes 800
+FORMAT = "electra_fast tokens 2"
+HEADER = 4096  # bytes kept free for the header, which is known last; it takes 900, unknown words 1,700 more
 
 
 def tokenize(
@@ -40,24 +42,33 @@ def tokenize(
     several processes one works and the others wait. A generator's are tokenized each time. ``progress``
     shows a bar on a terminal. Memory is taken by lines and documents, 8 bytes each, not by tokens.
 
+    The ids stay mapped if the file is removed or replaced; a file that is cut off in place ends the process
+    with SIGBUS. If the default folder cannot be written, a warning says so and the ids are made for this
+    process alone, in a temporary file.
+
     Raises:
+        OSError: ``folder`` cannot be written.
         ValueError: the documents hold no token.
     """
-    folder = Path(folder) if folder is not None else cache_folder()
+    if folder is None:
+        with writable_cache() as folder:  # a temporary file is removed, and stays mapped
+            return tokenize(documents, tokenizer, folder, progress)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(documents, Iterator):
         shown = _with_bar(documents, None, progress)
         return open_cache(_build(folder / f"{uuid.uuid4()}.part", shown, tokenizer), tokenizer)
     text, characters = text_hash(documents)
     file = folder / _name(text, vocab_hash(tokenizer))
-    with _locked(file.with_suffix(".lock")):
+    with _locked(file.with_suffix(".lock")) as locked:
         if file.exists():
             try:
                 return open_cache(file, tokenizer)
             except ValueError as error:
                 warnings.warn(f"{error}; it is made anew", stacklevel=2)
         shown = _with_bar(documents, characters, progress)
-        return open_cache(_build(file.with_suffix(".part"), shown, tokenizer), tokenizer)
+        part = file.with_suffix(".part") if locked else folder / f"{uuid.uuid4()}.part"
+        return open_cache(_build(part, shown, tokenizer), tokenizer)
 
 
 def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
@@ -67,8 +78,9 @@ def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
         ValueError: it is damaged, of another format, or not of ``tokenizer``'s vocabulary if that is given.
     """
     safe_open, SafetensorError = _safetensors()
+    regular(Path(file))
     try:
-        with safe_open(file, "pt") as opened:
+        with safe_open(file, "pt", device="cpu") as opened:
             facts = opened.metadata() or {}
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             layout = {name: (found.get_dtype(), *found.get_shape()) for name, found in slices.items()}
@@ -86,7 +98,9 @@ def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
     if tokenizer is not None and facts["vocab"] != vocab_hash(tokenizer):
         raise _refusal(file, "tokenized with another vocabulary")
     ids = tensors["ids"][: int(facts["tokens"])]
-    return Encoded(ids, tensors["offsets"], tensors["lines"], text=facts["text"])
+    numbers, words = json.loads(facts["unknown"])
+    unknown = Unknown(int(facts["tokens"]), *numbers, tuple(map(tuple, words)))
+    return Encoded(ids, tensors["offsets"], tensors["lines"], text=facts["text"], unknown=unknown)
 
 
 def _refusal(file: str | os.PathLike, reason: str) -> ValueError:
@@ -142,12 +156,15 @@ def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
         with open(part, "wb") as file:
             file.write(bytes(HEADER))
             hashed = hashing(documents, text)
-            offsets, lines = encode_into(lambda ids: write(np.array(ids, dtype)), hashed, tokenizer)
+            counting = Counting(tokenizer)
+            offsets, lines = encode_into(lambda ids: write(np.array(ids, dtype)), hashed, tokenizer, counting)
             if not lines[-1]:
                 raise ValueError("tokenize: documents must hold a token, got none")
             facts = {"format": FORMAT, "text": text.hexdigest(), "vocab": vocab_hash(tokenizer)}
             counts = {"tokens": lines[-1], "lines": len(lines) - 1, "documents": len(offsets) - 1}
             facts |= {name: str(count) for name, count in counts.items()} | {"vocab_size": str(vocab_size)}
+            _, *numbers, words = counting.result()
+            facts["unknown"] = json.dumps([numbers, words])
             write(np.zeros(_layout(facts)["ids"][1] - lines[-1], dtype))
             write(lines)
             write(offsets)
@@ -163,12 +180,19 @@ def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _locked(file: Path) -> Iterator[bool]:
+    """Wait for the lock and yield True; or False if the file system has no locks: each process works then."""
     import fcntl  # not on Windows
 
     with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, a killed process's too
-        yield
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, a killed process's too
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            yield False
+        else:
+            yield True
 
 
 def _with_bar(documents: Iterable[str], characters: int | None, progress: bool) -> Iterator[str]:

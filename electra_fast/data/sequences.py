@@ -18,6 +18,9 @@ import torch
 from electra_fast.data.encoded import Encoded
 from electra_fast.data.files import sha256
 
+# Where a user's torch.set_default_device or set_default_dtype says otherwise.
+HOST = {"device": "cpu", "dtype": torch.float32}
+
 
 class Sequences(NamedTuple):
     start: np.ndarray  # [n] int64, of its first token
@@ -81,8 +84,9 @@ def _draws(seq_len: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray
     generator, blocks = seeded("pairs", seed), []
     while tokens > 0:
         n = 1 << 16
-        short, single, longer = torch.rand(3, n, generator=generator) < torch.tensor([[0.05], [0.1], [0.5]])
-        drawn = torch.randint(5, seq_len + 1, (n,), generator=generator)
+        shares = torch.tensor([[0.05], [0.1], [0.5]], **HOST)
+        short, single, longer = torch.rand(3, n, generator=generator, **HOST) < shares
+        drawn = torch.randint(5, seq_len + 1, (n,), generator=generator, device="cpu")
         length = torch.where(short, drawn, seq_len)
         tokens -= int((length - 3).sum())
         blocks.append(torch.stack([length, single, longer]))

@@ -1,153 +1,162 @@
 """Documents, one after the other, out of files that may be larger than memory.
 
-BERT's format: UTF-8, a paragraph a line, a blank line between two documents.
+In plain text BERT's format: UTF-8, a paragraph per line, a blank line between two documents. In a table of
+records (JSON, CSV, Parquet, Arrow) a document per record.
 """
 
-import ast
-import gzip
 import itertools
+import json
 import os
-import sys
-import sysconfig
-import warnings
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from electra_fast.data.files import cached
+from electra_fast.data import records
+from electra_fast.data.files import regular
+from electra_fast.data.kinds import kind
+from electra_fast.data.lines import lines
+from electra_fast.data.manual import python_manual
+from electra_fast.data.streams import Leaf, leaves, wanted
 
-ENDINGS = (".txt", ".txt.gz", ".txt.xz")
+DOCUMENT = 256 << 20  # bytes of a document in plain text, which is held in memory line by line
+TABLES = {
+    "json lines": records.json_lines,
+    "json array": records.json_array,
+    "csv": records.csv_rows,
+    "tsv": records.tsv_rows,
+    "parquet": records.parquet_rows,
+    "arrow": records.arrow_rows,
+}
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Yields a string a document, the same ones whenever it is iterated, reading line by line."""
+    """Yields a string per document, the same ones whenever it is iterated, reading record by record."""
 
     files: tuple[Path, ...] | None  # None: Python's manual
+    text_column: str | None = None
+    blanks_separate: bool = True
+    passed_over: Counter = field(default_factory=Counter, compare=False)  # files by ending, splits by name
+    passed_over_in_tars: Counter = field(default_factory=Counter, compare=False)  # filled while reading
 
     def __iter__(self) -> Iterator[str]:
         if self.files is None:
-            # Read in 4 seconds. The version says when it was built, so any other build is read anew.
-            manual = cached(f"manual 1 {sys.version} {sys.base_prefix}", _python_manual)
-            yield from _split(manual.split("\n"))
+            yield from _split("Python's manual", python_manual().split("\n"))
             return
+        self.passed_over_in_tars.clear()
         for file in self.files:
             empty = True
-            for document in _split(lines(file)):
-                empty = False
-                yield document
+            for leaf in leaves(file, self.passed_over_in_tars):
+                for document in _documents(leaf, self.text_column, self.blanks_separate):
+                    empty = False
+                    yield document
             if empty:
                 raise ValueError(f"{file}: no document, only blank lines or none at all")
 
+    @property
+    def note(self) -> str | None:
+        """What was passed over, in one line, or None; complete once the documents were read."""
+        counts = self.passed_over + self.passed_over_in_tars
+        if not counts:
+            return None
+        found = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in counts.most_common(10))
+        return f"passed over: {found} (read if named by their own paths)"
 
-def documents(path: str | os.PathLike | Sequence[str | os.PathLike] | None = None) -> Documents:
-    """Return a corpus; a document has one paragraph a line and no blank line.
 
-    ``path`` is a UTF-8 file, which may be compressed (``.gz``, ``.xz``), a folder, whose ``.txt``,
-    ``.txt.gz`` and ``.txt.xz`` files are read in order of name, or a list of such; a blank line ends a
-    document, the end of a file too. ``None`` takes Python's own manual: the topics of ``help()`` and the
+def documents(
+    path: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    *,
+    text_column: str | None = None,
+    blanks_separate: bool = True,
+) -> Documents:
+    """Return a corpus; a document has one paragraph per line and no blank line.
+
+    ``path`` is a file, a folder, or a list of such. What a file holds is decided by its first bytes: plain
+    text in UTF-8, in which the file's end and a blank line end a document (no blank line if
+    ``blanks_separate`` is false, as ELECTRA read OpenWebText); JSON, one object per line or one array; CSV
+    and TSV with a header; Parquet; Arrow. Each may be packed as gz, xz, bz2, zst or tar, several times. Of
+    a table each record is a document, its text in ``text_column`` (None: in ``text``, or in the only column
+    of strings).
+
+    In a folder the files with the endings of these formats are read in order of name; the others are
+    counted (`Documents.note`). A folder of Hugging Face's ``save_to_disk`` is read as it says, of a
+    DatasetDict the split ``train``. ``None`` takes Python's own manual: the topics of ``help()`` and the
     standard library's docstrings, 2 MB that vary a little with the version.
 
     Raises:
         FileNotFoundError: at once.
-        ValueError: at once where a folder holds no text, and while reading where a file is not text, or holds
-            none; the message names it and the byte's offset, in what it unpacks to if it is compressed.
+        ImportError: while reading Parquet, Arrow or zst without pyarrow: ``pip install electra_fast[text]``.
+        ValueError: at once if a folder holds no text or a path is no regular file. While reading if a file is
+            something else, is damaged, holds no document, or has a line or record of over 64 MB or a
+            document of over 256 MB; the message names the file, and the byte, line or record.
     """
     if path is None:
         return Documents(None)
     paths = [path] if isinstance(path, str | os.PathLike) else path
-    files = tuple(file for path in paths for file in _files(Path(path)))
+    passed_over = Counter()
+    files = tuple(file for path in paths for file in _files(Path(path), passed_over))
     if not files:
         raise ValueError("documents: path must name a file or a folder, got an empty list")
-    return Documents(files)
+    return Documents(files, text_column, blanks_separate, passed_over)
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, passed_over: Counter) -> list[Path]:
     if not path.is_dir():
-        path.stat()  # raises where it is missing
-        return [path]
-    files = sorted(file for file in path.rglob("*.txt*") if file.name.endswith(ENDINGS) and file.is_file())
+        return [regular(path)]
+    if (path / "dataset_dict.json").exists():
+        splits = _listed(path / "dataset_dict.json", "splits")
+        if len(splits) > 1 and "train" not in splits:
+            raise ValueError(f"{path}: must have a split train, or name one's folder: {', '.join(splits)}")
+        used = "train" if "train" in splits else splits[0]
+        passed_over.update(f"split {split}" for split in splits if split != used)
+        path /= used
+    if (path / "state.json").exists():
+        return [regular(path / name) for name in _listed(path / "state.json", "_data_files")]
+    found = sorted(path.rglob("*"))
+    passed_over["linked folder"] += sum(file.is_symlink() and file.is_dir() for file in found)
+    found = [file for file in found if not file.is_dir()]
+    files = [file for file in found if wanted(file.name)]
     if not files:
-        raise ValueError(f"{path}: no .txt file in this folder")
-    return files
+        raise ValueError(f"{path}: no file of text in this folder, but {len(found)} others")
+    passed_over.update(file.suffix for file in found if not wanted(file.name))
+    return [regular(file) for file in files]
 
 
-def _split(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the documents that blank lines separate."""
-    document = []
-    for line in itertools.chain(lines, [""]):
-        if line.strip():
-            document.append(line)
-        elif document:
-            yield "\n".join(document).strip()
-            document = []
-
-
-def lines(file: Path) -> Iterator[str]:
-    """Yield a text file's lines, whichever of LF, CRLF and CR ends them."""
-    stream, damages = _open(file)
-    offset = 0  # of the line, in bytes
-    with stream:
-        try:
-            for line in stream:  # up to each LF
-                text = _decode(file, line, offset).replace("\r\n", "\n").replace("\r", "\n")
-                if not offset:
-                    text = text.removeprefix("\ufeff")
-                yield from text.removesuffix("\n").split("\n")
-                offset += len(line)
-        except damages as error:
-            raise ValueError(f"{file}: damaged after byte {offset} of its text: {error}") from error
-
-
-def _open(file: Path):
-    """Return the file's bytes as a stream, and the errors by which that says that it is damaged."""
-    if file.suffix == ".gz":
-        return gzip.open(file), (EOFError, gzip.BadGzipFile, zlib.error)
-    if file.suffix == ".xz":
-        import lzma  # not above: some Pythons are built without it
-
-        return lzma.open(file), (EOFError, lzma.LZMAError)
-    return open(file, "rb"), ()
-
-
-def _decode(file: Path, line: bytes, offset: int) -> str:
+def _listed(file: Path, key: str) -> list[str]:
+    """Return the names under a key of what Hugging Face's datasets writes beside the data."""
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = f"byte {offset + error.start} (0x{line[error.start]:02x})"
-        raise ValueError(f"{file}: not UTF-8 at {bad}") from None
-    if "\0" in text:
-        raise ValueError(f"{file}: NUL at byte {offset + line.index(0)}; is it a binary or UTF-16 file?")
-    return text
+        found = json.loads(regular(file).read_bytes())[key]
+        names = [entry["filename"] if key == "_data_files" else entry for entry in found]
+        if names and all(Path(name).name == name for name in names):  # in this folder, not in another
+            return names
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{file}: must list names under {key!r}, as datasets' save_to_disk writes it")
 
 
-def _python_manual() -> str:
-    from pydoc_data.topics import topics
-
-    texts = [topics[name] for name in sorted(topics)]
-    for folder, subfolders, names in os.walk(sysconfig.get_paths()["stdlib"]):
-        # Tests are code more than prose, partly malformed on purpose, and not installed everywhere.
-        skip = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-        subfolders[:] = sorted(set(subfolders) - skip)
-        for name in sorted(names):
-            if name.endswith(".py"):
-                texts.append("\n\n".join(_docstrings(Path(folder, name).read_bytes())))
-    # Hard-wrapped paragraphs become one line each.
-    documents = ("\n".join(" ".join(p.split()) for p in _split(text.split("\n"))) for text in texts)
-    return "\n\n".join(document for document in documents if document)
+def _documents(leaf: Leaf, text_column: str | None, blanks: bool) -> Iterator[str]:
+    what = kind(leaf.name, leaf.head, text_column)
+    if what == "text":
+        yield from _split(leaf.name, lines(leaf), blanks)
+        return
+    for text in TABLES[what](leaf, text_column):
+        if not text.isascii():  # JSON can name half of a surrogate pair, which no encoding takes
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        paragraphs = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        yield from _split(leaf.name, paragraphs, blanks=False)
 
 
-def _docstrings(source: bytes) -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's, about other people's code
-        try:
-            nodes = [ast.parse(source)]
-        except (SyntaxError, ValueError):  # some distributions leave files of an older Python there
-            return
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node, clean=False) or ""
-        # Expressions are most of the tree and hold no definition.
-        nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)][::-1]
+def _split(name: str, lines: Iterable[str], blanks: bool = True) -> Iterator[str]:
+    """Yield the documents that blank lines separate; or, without `blanks`, all lines as one."""
+    document, size = [], 0
+    for line in itertools.chain(lines, [None]):
+        if line and not line.isspace():
+            document.append(line)
+            size += len(line) + 56  # of a string in Python
+            if size > DOCUMENT:
+                remedy = "separate its documents with blank lines"
+                raise ValueError(f"{name}: a document of more than {DOCUMENT >> 20} MB; {remedy}")
+        elif document and (blanks or line is None):
+            yield "\n".join(document).strip()
+            document, size = [], 0

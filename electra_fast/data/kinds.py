@@ -1,0 +1,85 @@
+"""What a file holds, by its first bytes: its ending decides only where these leave a choice."""
+
+import csv
+import re
+
+HEAD = 1 << 16  # bytes that are looked at
+PACKED = (
+    ("gz", re.compile(rb"\x1f\x8b")),
+    ("xz", re.compile(rb"\xfd7zXZ\0")),
+    ("bz2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")),
+    ("zst", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")),
+    ("tar", re.compile(rb"(?s).{257}ustar")),
+)
+UNREADABLE = {
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"PK\x05\x06": "a zip archive; unpack it",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x04\x22\x4d\x18": "lz4-compressed; unpack it",
+    b"\x1f\x9d": "compressed by compress (.Z); unpack it",
+    b"\x00\x00\xfe\xff": "UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8",
+    b"\xff\xfe\x00\x00": "UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8",
+    b"\xff\xfe": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
+    b"{\\rtf": "an RTF document",
+    b"%!PS": "a PostScript document",
+    b"\xd0\xcf\x11\xe0": "a document of older Microsoft Office",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x7fELF": "a program",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+}
+ARROW_STREAM = b"\xff\xff\xff\xff"
+ARROW_FILE = b"ARROW1\0\0"
+JSON_OBJECT = re.compile(r'\s*\{\s*"[^"\n]*"\s*:')
+JSON_ARRAY = re.compile(r'\s*\[\s*\{\s*"')
+HEADER_FIELD = re.compile(r"\w[\w .-]{0,63}")
+UNPACKED_NAME = re.compile(r"(?i)(\.(gz|xz|bz2|zst))+$")
+
+
+def packed(head: bytes) -> str | None:
+    """Return gz, xz, bz2, zst or tar if the file is one of these."""
+    return next((kind for kind, magic in PACKED if magic.match(head)), None)
+
+
+def kind(name: str, head: bytes, text_column: str | None) -> str:
+    """Return text, json lines, json array, csv, tsv, parquet or arrow for a file that is not `packed`.
+
+    Raises:
+        ValueError: it is none of these; the message says what it is.
+    """
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((ARROW_STREAM, ARROW_FILE)):
+        return "arrow"
+    for magic, what in UNREADABLE.items():
+        if head.startswith(magic):
+            raise ValueError(f"{name}: {what}")
+    text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
+    first = text.split("\n", 1)[0]
+    ending = UNPACKED_NAME.sub("", name).rpartition(".")[2].lower()
+    as_json = ending in ("json", "jsonl", "ndjson")
+    if JSON_ARRAY.match(text) or (as_json and text.lstrip().startswith("[")):
+        return "json array"
+    if JSON_OBJECT.match(text) or as_json:
+        return "json lines"
+    if ending in ("csv", "tsv"):
+        return "tsv" if first.count("\t") >= max(1, first.count(",")) else "csv"
+    return _by_header(first, text_column or "text") or "text"
+
+
+def _by_header(line: str, text_column: str) -> str | None:
+    """Return csv or tsv if a line looks like names of columns, of which one is the text's."""
+    for kind, delimiter in (("tsv", "\t"), ("csv", ",")):
+        try:
+            names = next(csv.reader([line], delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        if len(names) > 1 and text_column in names and all(map(HEADER_FIELD.fullmatch, names)):
+            return kind
+    return None

@@ -1,0 +1,234 @@
+"""Tables of text: JSON, CSV, Parquet and Arrow, a document per record, read in bounded memory."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from electra_fast.data.kinds import ARROW_FILE
+from electra_fast.data.lines import LIMIT, lines, too_long
+from electra_fast.data.streams import Leaf, pyarrow
+
+ROWS = 16  # of a Parquet file at once: a dictionary can make each as long as LIMIT
+BATCH = 2 << 30  # bytes of an Arrow message or of a packed Parquet file
+BETWEEN = re.compile(r"\s*,?\s*")
+
+
+def json_lines(leaf: Leaf, wanted: str | None) -> Iterator[str]:
+    """Yield the texts of a file with one JSON object per line."""
+    column = None
+    for number, line in enumerate(lines(leaf), start=1):
+        if not line.strip():
+            continue
+        where = f"{leaf.name}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            rule = "a .json or .jsonl file has one object per line, or one array of objects"
+            raise ValueError(f"{where}: not JSON: {error}; {rule}") from None
+        column = column or _column_of(where, record, wanted)
+        yield _field(where, record, column)
+
+
+def json_array(leaf: Leaf, wanted: str | None) -> Iterator[str]:
+    """Yield the texts of a file with one JSON array of objects."""
+    stream = io.TextIOWrapper(leaf.buffered(), "utf-8-sig", newline="")
+    column, number, decoder = None, 0, json.JSONDecoder()
+    try:
+        buffer = stream.read(1 << 16).lstrip()
+        start = 1  # behind the bracket
+        while True:
+            number += 1
+            where = f"{leaf.name}, record {number}"
+            start = BETWEEN.match(buffer, start).end()
+            try:
+                record, start = decoder.raw_decode(buffer, start)
+            except RecursionError as error:
+                raise ValueError(f"{where}: not JSON: {error}") from None
+            except json.JSONDecodeError as error:
+                if buffer.startswith("]", start):
+                    break
+                buffer, start = buffer[start:], 0
+                if len(buffer) > LIMIT:
+                    raise ValueError(f"{where}: {too_long()}, or not JSON") from None
+                if not (more := stream.read(max(1 << 16, len(buffer)))):
+                    raise ValueError(f"{where}: not JSON: {error}") from None
+                buffer += more
+                number -= 1
+                continue
+            column = column or _column_of(where, record, wanted)
+            yield _field(where, record, column)
+        if (buffer[start + 1 :] + stream.read(1 << 16)).strip():
+            raise ValueError(
+                f"{leaf.name}: has text after its JSON array, which ends with record {number - 1}"
+            )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{leaf.name}, record {number}: not UTF-8: {error}") from None
+
+
+def csv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
+    """Yield the texts of a comma-separated file, whose first row has the names of the columns."""
+    csv.field_size_limit(max(csv.field_size_limit(), LIMIT))  # 131,072 as it comes
+    first = leaf.head.split(b"\n", 1)[0]
+    delimiter = ";" if first.count(b";") > first.count(b",") else ","
+    rows = csv.reader((f"{line}\n" for line in lines(leaf)), delimiter=delimiter, strict=True)
+    try:
+        yield from _rows(leaf, ((rows.line_num, row) for row in rows), wanted)
+    except csv.Error as error:
+        raise ValueError(f"{leaf.name}, line {rows.line_num}: not CSV: {error}") from None
+
+
+def tsv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
+    """Yield the texts of a tab-separated file; a quote counts only around a whole field."""
+    rows = (line.split("\t") if line else [] for line in lines(leaf))
+    yield from _rows(leaf, enumerate(rows, start=1), wanted, unquote=True)
+
+
+def _rows(
+    leaf: Leaf, rows: Iterable[tuple[int, list[str]]], wanted: str | None, unquote: bool = False
+) -> Iterator[str]:
+    names, place = None, None
+    for number, row in rows:
+        if not row:
+            continue
+        if names is None:
+            names = [_unquoted(name) for name in row] if unquote else row
+            continue
+        where = f"{leaf.name}, line {number}"
+        if len(row) != len(names):
+            raise ValueError(f"{where}: has {len(row)} fields, the header has {len(names)}")
+        if place is None:
+            texts = [name for name, value in zip(names, row, strict=True) if not _is_number(value)]
+            place = names.index(choose(leaf.name, names, texts, wanted))
+        yield _unquoted(row[place]) if unquote else row[place]
+
+
+def _unquoted(field: str) -> str:
+    if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ""):
+        return field[1:-1].replace('""', '"')
+    return field
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def arrow_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
+    """Yield the texts of an Arrow file, in the format of files or of streams."""
+    pa = pyarrow(leaf.name)
+
+    def batches():
+        source = pa.memory_map(str(leaf.path)) if leaf.path else pa.PythonFile(_Bounded(leaf), "r")
+        if leaf.head.startswith(ARROW_FILE):  # it holds a stream, and a footer that a stream does not need
+            source.read(len(ARROW_FILE))
+        with pa.ipc.open_stream(source) as reader:
+            column = choose(leaf.name, *_columns(pa, reader.schema), wanted)
+            for batch in reader:
+                yield batch.column(column)
+
+    yield from _values(leaf, pa, batches())
+
+
+def parquet_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
+    """Yield the texts of a Parquet file; a packed one goes to a temporary file, as its end is read first."""
+    pa = pyarrow(leaf.name)
+    from pyarrow.parquet import ParquetFile
+
+    def batches():
+        with tempfile.TemporaryFile() if leaf.path is None else open(leaf.path, "rb") as source:
+            if leaf.path is None:
+                shutil.copyfileobj(_Bounded(leaf, whole=True), source, 1 << 20)
+                source.seek(0)
+            file = ParquetFile(source, buffer_size=1 << 20)
+            column = choose(leaf.name, *_columns(pa, file.schema_arrow), wanted)
+            for batch in file.iter_batches(ROWS, columns=[column], use_threads=False):
+                yield batch.column(0)
+
+    yield from _values(leaf, pa, batches())
+
+
+def _columns(pa, schema) -> tuple[list[str], list[str]]:
+    """Return the names of all columns, and of those that hold strings."""
+
+    def is_text(kind) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        return any(test(kind) for test in tests)
+
+    return schema.names, [field.name for field in schema if is_text(field.type)]
+
+
+def _values(leaf: Leaf, pa, batches: Iterator) -> Iterator[str]:
+    number = 0
+    try:
+        for batch in batches:
+            for value in batch:
+                number += 1
+                yield _text(f"{leaf.name}, row {number}", value.as_py())
+    except (pa.ArrowException, MemoryError, UnicodeDecodeError, NotImplementedError) as error:
+        raise ValueError(f"{leaf.name}: damaged after row {number}: {error}") from error
+
+
+class _Bounded:
+    """A leaf as pyarrow reads it, a message at once; a length that a damaged file names is not allocated."""
+
+    closed = False
+
+    def __init__(self, leaf: Leaf, whole: bool = False):
+        self._name, self._stream, self._whole, self._read = leaf.name, leaf.buffered(), whole, 0
+
+    def read(self, size: int) -> bytes:
+        self._read = self._read + size if self._whole else size
+        if self._read > BATCH:
+            what = "the file" if self._whole else "one of its batches"
+            raise ValueError(f"{self._name}: {what} has more than {BATCH >> 30} GB; unpack the file")
+        return self._stream.read(size)
+
+
+def choose(where: str, columns: list[str], texts: list[str], wanted: str | None) -> str:
+    """Return the name of the column with the text.
+
+    Raises:
+        ValueError: there is no such column, or several could be meant; the message lists them.
+    """
+    found = ", ".join(map(repr, columns)) or "none"
+    if wanted is not None:
+        if wanted not in columns:
+            raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
+        return wanted
+    if "text" in texts:
+        return "text"
+    if len(texts) != 1:
+        raise ValueError(f"{where}: which column is the text? Name it with --text-column: {found}")
+    return texts[0]
+
+
+def _column_of(where: str, record: Any, wanted: str | None) -> str:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: must be a JSON object, got {type(record).__name__}")
+    return choose(where, list(record), [k for k, value in record.items() if isinstance(value, str)], wanted)
+
+
+def _field(where: str, record: Any, column: str) -> str:
+    if not isinstance(record, dict) or column not in record:
+        raise ValueError(f"{where}: must be a JSON object with {column!r}, got {str(record)[:80]}")
+    return _text(where, record[column])
+
+
+def _text(where: str, value: Any) -> str:
+    """Return a record's text; none is an empty one."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: the text must be a string, got {type(value).__name__}")
+    if len(value) > LIMIT:
+        raise ValueError(f"{where}: {too_long()}")
+    return value

@@ -26,7 +26,8 @@ from electra_fast.testing.budget import (
     run,
 )
 from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
-from electra_fast.testing.examples import Example, examples
+from electra_fast.testing.example import Example
+from electra_fast.testing.examples import examples
 from electra_fast.testing.memory import guarded_memory
 from electra_fast.testing.mutations import mutations
 

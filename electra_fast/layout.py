@@ -31,7 +31,7 @@ def sequence_of(op: str, cu_seqlens: Tensor, T: int, max_seqlen: int | None = No
         if max_seqlen is not None and (n > max_seqlen).any():
             raise ValueError(f"{op}: max_seqlen must be at least {n.max().item()}, got {max_seqlen}")
     t = torch.arange(T, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.bucketize(t, cu_seqlens[1:], right=True)
+    return torch.bucketize(t, cu_seqlens[1:].contiguous(), right=True)
 
 
 def places(ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:

@@ -37,7 +37,8 @@ NEIGHBOURS = 8  # inputs one rounding away, of which plain PyTorch's error on fe
 def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Call `function` on an example; return its results and its gradients by name.
 
-    The upstream gradients differ from element to element and are the same for the same example.
+    The upstream gradients differ from element to element, are the same for the same example, and are sums of
+    powers of two that every dtype holds: their rounding is no part of the error.
     """
     args = {n: copied(x).requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
     result = function(**args)
@@ -47,7 +48,9 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     wanted = [y for y in results.values() if isinstance(y, Tensor) and y.requires_grad]
     gradients = {}
     if wanted:
-        upstream = [torch.randn(y.shape, generator=generator).to(y) + 0.5 for y in wanted]
+        upstream = [
+            ((16 * torch.randn(y.shape, generator=generator)).round() / 16 + 0.5).to(y) for y in wanted
+        ]
         if example.layout:
             upstream = [LAYOUTS[example.layout](g) if g.dim() else g for g in upstream]
         names = [name for name in example.gradients if args[name] is not None]

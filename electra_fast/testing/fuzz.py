@@ -47,6 +47,7 @@ def serve(pipe) -> None:
     warnings.simplefilter("ignore")  # overflows, as the cases want them
     host_run()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe.send("ready")
     while True:
         op, implementation, seed = pipe.recv()
         small = device == "cpu" and implementation in ("triton", "cuda")
@@ -65,6 +66,7 @@ class Child:
         self.process = context.Process(target=serve, args=(other,), daemon=True)
         self.process.start()
         other.close()
+        self.pipe.recv()
 
     def stop(self) -> int:
         """End the process; return its exit code, the negative number of a signal."""
@@ -100,6 +102,7 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
     from tqdm import tqdm
 
     child, spent = Child(limit), Counter()
+    child.start()  # takes seconds, which are no case's
     cases, refused, findings = Counter(), Counter(), Counter()
     first = random.randrange(2**31) if seed is None else seed
     waiting, began = list(pairs), time.monotonic()

@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& r
   const auto wide = x.options().dtype(c10::CppTypeToScalarType<W>::value);
   const Tensor y = fresh_like(x), mean = at::empty(x.sizes().slice(0, x.dim() - 1), wide);
   const Tensor rstd = at::empty_like(mean);
-  const Tensor w = weight.to(wide.dtype()).contiguous(), b = bias.to(wide.dtype()).contiguous();
+  const Tensor w = weight.to(wide.dtype()), b = bias.to(wide.dtype());
   const W *ws = w.const_data_ptr<W>(), *bs = b.const_data_ptr<W>();
   W *means = mean.mutable_data_ptr<W>(), *rstds = rstd.mutable_data_ptr<W>();
   T* results = y.mutable_data_ptr<T>();
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
   const int64_t E = x.size(-1), rows = mean.numel();
   const bool two = residual && dropout.active();  // gradients; without dropout dx is both
   const Tensor dx = fresh_like(x), dresidual = two ? fresh_like(x) : at::empty({0}, x.options());
-  const Tensor w = weight.to(mean.dtype()).contiguous();
+  const Tensor w = weight.to(mean.dtype());
   const Sums dweight(rows, E, mean.options()), dbias(rows, E, mean.options());
   const W *ws = w.const_data_ptr<W>(), *means = mean.const_data_ptr<W>();
   const W* rstds = rstd.const_data_ptr<W>();

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -45,11 +46,12 @@ struct Site {
         causal(causal),
         scale(scale),
         p(p),
-        rng(rng),
+        rng(rng ? MaybeTensor(rng->contiguous()) : rng),
         stream(stream) {
     for (int64_t b = 0; b < B; ++b)
       TORCH_CHECK_VALUE(sequence(b).length <= L, "attention: max_seqlen must be at least ",
                         sequence(b).length, ", got ", L);
+    if (bounds.defined()) L = std::min(L, q.size(0));  // buffers have room for a sequence of L
   }
 
   Sequence sequence(int64_t b) const {
@@ -92,6 +94,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   const Tensor o = at::empty(q.sizes(), q.options());
   const auto wide = q.options().dtype(at::toOpMathType(q.scalar_type()));
   const Tensor lse = at::empty(q.sizes().slice(0, q.dim() - 1), wide);
+  if (q.numel() == 0) return {o, lse.zero_()};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, q.scalar_type(), "attention", [&] {
     using W = at::opmath_type<scalar_t>;
     const auto rows = [&](const Tensor& x) { return site.rows<const scalar_t>(x); };
@@ -106,6 +109,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 void backward(const Tensor& upstream, const Tensor& q, const Tensor& k, const Tensor& v,
               const Tensor& lse, const Site& site, const Tensor& dq, const Tensor& dk,
               const Tensor& dv) {
+  if (q.numel() == 0) return;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, q.scalar_type(), "attention", [&] {
     using W = at::opmath_type<scalar_t>;
     const auto rows = [&](const Tensor& x) { return site.rows<const scalar_t>(x); };
@@ -160,9 +164,9 @@ Tensor attention_qkv_bwd_cpu(const Tensor& upstream, const Tensor& qkv, const Te
 
 }  // namespace
 
-ELECTRA_FAST_IMPL(attention_fwd, CPU, attention_fwd_cpu)
-ELECTRA_FAST_IMPL(attention_bwd, CPU, attention_bwd_cpu)
-ELECTRA_FAST_IMPL(attention_qkv_fwd, CPU, attention_qkv_fwd_cpu)
-ELECTRA_FAST_IMPL(attention_qkv_bwd, CPU, attention_qkv_bwd_cpu)
+ELECTRA_FAST_IMPL_STRIDED(attention_fwd, CPU, attention_fwd_cpu)
+ELECTRA_FAST_IMPL_STRIDED(attention_bwd, CPU, attention_bwd_cpu)
+ELECTRA_FAST_IMPL_STRIDED(attention_qkv_fwd, CPU, attention_qkv_fwd_cpu)
+ELECTRA_FAST_IMPL_STRIDED(attention_qkv_bwd, CPU, attention_qkv_bwd_cpu)
 
 }  // namespace electra_fast

@@ -89,7 +89,7 @@ Tensor forward(const Tensor& x, const Tensor& bias) {
   using W = at::opmath_type<T>;
   const int64_t F = x.size(-1);
   const Tensor y = fresh_like(x);
-  const Tensor wide = bias.to(c10::CppTypeToScalarType<W>::value).contiguous();
+  const Tensor wide = bias.to(c10::CppTypeToScalarType<W>::value);
   const T* from = x.const_data_ptr<T>();
   const W* b = wide.const_data_ptr<W>();
   T* to = y.mutable_data_ptr<T>();
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Ten
   using W = at::opmath_type<T>;
   const int64_t F = x.size(-1), rows = rows_of(x);
   const Tensor dx = fresh_like(x);
-  const Tensor wide = bias.to(c10::CppTypeToScalarType<W>::value).contiguous();
+  const Tensor wide = bias.to(c10::CppTypeToScalarType<W>::value);
   const Sums dbias(rows, F, wide.options());
   const T *from = x.const_data_ptr<T>(), *upstream = dy.const_data_ptr<T>();
   const W* b = wide.const_data_ptr<W>();

@@ -231,11 +231,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embed_bwd_cpu(
     int64_t stream, const MaybeTensor& dword, bool want_word) {
   const Lookup rows(ids, type_ids, position_ids, word, position, type);
   const Dropout dropout(p, rng, stream, word.size(1));
-  const MaybeTensor more = dword ? MaybeTensor(dword->contiguous()) : dword;
   return AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, word.scalar_type(), "embed", [&] {
-        return backward<scalar_t>(dy, rows, word, position, type, weight, mean, rstd, dropout, more,
-                                  want_word);
+        return backward<scalar_t>(dy, rows, word, position, type, weight, mean, rstd, dropout,
+                                  dword, want_word);
       });
 }
 

@@ -125,8 +125,8 @@ Tensor table_gradient(const Tensor& dx, const Tensor& ids, const Tensor& table,
                        .rows = rows,
                        .E = E};
   C10_CUDA_CHECK(embed_pieces(sums, sorted.const_data_ptr(), narrow, stream));
-  const Tensor more = base ? base->contiguous() : Tensor(), result = at::empty_like(table);
-  C10_CUDA_CHECK(embed_table(sums, base ? more.const_data_ptr() : nullptr,
+  const Tensor result = at::empty_like(table);
+  C10_CUDA_CHECK(embed_table(sums, base ? base->const_data_ptr() : nullptr,
                              result.mutable_data_ptr(), storage_of(table), stream));
   return result;
 }

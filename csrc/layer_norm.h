@@ -1,8 +1,12 @@
 // LayerNorm of one row on the CPU, and its gradient:
 //
+//   m = avg(x)             mean = m + avg(x - m)
 //   h = (x - mean) rstd    y = h w + b    g = w dy    dx = rstd (g - avg(g) - h avg(g h))
 //
-// The variance is the mean square of x - mean, which does not cancel where the mean is large.
+// m is a sum's rounding away from the mean. What it lacks is small, and so is what rounding it
+// changes: the mean is rounded once, and that of a constant row is the constant, whose h is 0.
+// Terms are divided before they are added, so no sum overflows. The variance is the mean square
+// of x - mean, which does not cancel where the mean is large.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -21,9 +25,16 @@ W total(at::vec::Vectorized<W> x) {
 }
 
 template <class W>
-W average(const W* x, int64_t E) {
+W refined_mean(const W* x, int64_t E) {
   using Vec = at::vec::Vectorized<W>;
-  return at::vec::reduce_all<W>([](Vec a, Vec b) { return a + b; }, x, E) / E;
+  const Vec share(W(1) / E);
+  const auto average_from = [&](W m) {
+    const Vec from(m);
+    return at::vec::map_reduce_all<W>([&](Vec a) { return (a - from) * share; },
+                                      [](Vec a, Vec b) { return a + b; }, x, E);
+  };
+  const W m = average_from(0);
+  return m + average_from(m);
 }
 
 template <class W>
@@ -37,7 +48,7 @@ W average_square(const W* x, int64_t E) {
 // x becomes x - mean, or y, which may be the same row: `ivdep`, since the compiler cannot know.
 template <class W>
 void layer_norm(W* x, int64_t E, const W* w, const W* b, double eps, W& mean, W& rstd, W* y) {
-  const W center = mean = average(x, E);
+  const W center = mean = refined_mean(x, E);
   for (int64_t e = 0; e < E; ++e) x[e] -= center;
   const W variance = average_square(x, E);
   const W scale = rstd = 1 / std::sqrt(variance + static_cast<W>(eps));

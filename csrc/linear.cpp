@@ -7,6 +7,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
+#include <c10/util/accumulate.h>
 
 #include <optional>
 #include <tuple>
@@ -20,7 +21,11 @@ namespace {
 
 using at::Tensor;
 
-Tensor flat(const Tensor& x) { return x.view({-1, x.size(-1)}); }
+// Rows may have no column, from which their number does not follow.
+Tensor flat(const Tensor& x) {
+  const int64_t rows = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+  return x.contiguous().view({rows, x.size(-1)});
+}
 
 Tensor linear_fwd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const Tensor rows = flat(x);
@@ -56,9 +61,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_bwd(const Tensor& dy, const Tensor& x,
 
 }  // namespace
 
-ELECTRA_FAST_IMPL(linear_fwd, CPU, linear_fwd)
-ELECTRA_FAST_IMPL(linear_bwd, CPU, linear_bwd)
-ELECTRA_FAST_IMPL(linear_fwd, CUDA, linear_fwd)
-ELECTRA_FAST_IMPL(linear_bwd, CUDA, linear_bwd)
+ELECTRA_FAST_IMPL_STRIDED(linear_fwd, CPU, linear_fwd)
+ELECTRA_FAST_IMPL_STRIDED(linear_bwd, CPU, linear_bwd)
+ELECTRA_FAST_IMPL_STRIDED(linear_fwd, CUDA, linear_fwd)
+ELECTRA_FAST_IMPL_STRIDED(linear_bwd, CUDA, linear_bwd)
 
 }  // namespace electra_fast

@@ -88,13 +88,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mask_tokens_cpu(
                       static_cast<uint64_t>(mask_rate)};
   const int64_t M = T == 0 ? 0 : layout.slot(B);
 
-  const Tensor eligible = key_mask ? candidates.logical_and(*key_mask) : candidates.contiguous();
+  const Tensor eligible = key_mask ? candidates.logical_and(*key_mask) : candidates;
   const Tensor real = key_mask && !cu_seqlens ? key_mask->sum(1) : Tensor();
-  const Tensor draw = rng.contiguous();
-  const Random random{static_cast<uint64_t>(draw.const_data_ptr<int64_t>()[0]),
-                      static_cast<uint32_t>(draw.const_data_ptr<int64_t>()[1])};
+  const Random random{static_cast<uint64_t>(rng.const_data_ptr<int64_t>()[0]),
+                      static_cast<uint32_t>(rng.const_data_ptr<int64_t>()[1])};
 
-  const Tensor masked = ids.clone(at::MemoryFormat::Contiguous);
+  const Tensor masked = ids.clone();
   const Tensor positions = at::zeros({M}, ids.options()), targets = at::zeros({M}, ids.options());
   const Tensor weights = at::zeros({M}, ids.options().dtype(at::kFloat));
 

@@ -35,11 +35,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlm_head(
   const Tensor lse = at::zeros({x.size(0)}, wide.dtype(at::kDouble));
   for (int64_t i = 0; i < slots.size(); ++i) {
     samples.mutable_data_ptr<int64_t>()[slots.m[i]] = slots.sample[i];
-    lse.mutable_data_ptr<double>()[slots.m[i]] = slots.lse[i];
+    lse.mutable_data_ptr<double>()[slots.m[i]] = slots.top[i] + slots.rest[i];
   }
-  return {at::full({}, total == 0 ? 0 : loss / total, wide),
+  return {at::full({}, total == 0 ? 0 : loss / total, wide.dtype(at::kDouble)).to(wide.dtype()),
           samples.to(targets.scalar_type()),
-          at::full({}, correct, wide.dtype(at::kFloat)),
+          at::full({}, correct, wide.dtype(at::kDouble)).to(at::kFloat),
           lse.to(wide.dtype()),
           dx,
           dtable,

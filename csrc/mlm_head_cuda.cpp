@@ -80,7 +80,8 @@ Head run(const Tensor& x, const Tensor& table, const Tensor& bias, const Tensor&
   const auto f32 = x.options().dtype(at::kFloat);
   const Tensor ids = targets.to(at::kLong), offsets = bias.to(at::kFloat);
   const Tensor samples = at::empty({M}, ids.options()), lse = at::empty({M}, f32);
-  const Tensor rest = at::empty({M}, f32), nll = at::empty({M}, f32), hits = at::empty({M}, f32);
+  const Tensor top = at::empty({M}, f32), log_sum = at::empty({M}, f32);
+  const Tensor nll = at::empty({M}, f32), hits = at::empty({M}, f32);
   const Tensor loss = at::zeros({}, f32), correct = at::zeros({}, f32), scale = at::zeros({}, f32);
   // An unused slot may hold NaN, and 0 * NaN would reach every row of dtable.
   const Tensor clean = wanted.dtable ? x.masked_fill(weights.eq(0).unsqueeze(1), 0) : x;
@@ -102,7 +103,8 @@ Head run(const Tensor& x, const Tensor& table, const Tensor& bias, const Tensor&
                            .disallow_correct = disallow_correct};
     const MlmHeadResults results{.samples = samples.mutable_data_ptr<int64_t>() + first,
                                  .lse = lse.mutable_data_ptr<float>() + first,
-                                 .rest = rest.mutable_data_ptr<float>() + first,
+                                 .top = top.mutable_data_ptr<float>() + first,
+                                 .log_sum = log_sum.mutable_data_ptr<float>() + first,
                                  .nll = nll.mutable_data_ptr<float>() + first,
                                  .hits = hits.mutable_data_ptr<float>() + first};
     C10_CUDA_CHECK(mlm_head_rows(rows, draw, results, stream));
@@ -110,7 +112,7 @@ Head run(const Tensor& x, const Tensor& table, const Tensor& bias, const Tensor&
 
     const Tensor dlogits =
         storage == Storage::kFloat32 ? logits : at::empty_like(logits, x.options());
-    C10_CUDA_CHECK(mlm_head_gradient(rows, results.lse, results.rest, dlogits.mutable_data_ptr(),
+    C10_CUDA_CHECK(mlm_head_gradient(rows, results.top, results.log_sum, dlogits.mutable_data_ptr(),
                                      storage, stream));
     if (wanted.dx) dx.narrow(0, first, R).copy_(product(dlogits, table));
     if (wanted.dtable) add(dtable, product(dlogits.t(), chunk));

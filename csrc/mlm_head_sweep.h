@@ -48,7 +48,9 @@ struct Want {
 // The used slots, and what each of them contributes to the results.
 struct Slots {
   std::vector<int64_t> m, target;
-  std::vector<double> weight, nll, lse;
+  std::vector<double> weight, nll;
+  std::vector<double> top,
+      rest;  // log-sum-exp = top + rest: of large logits the sum loses the rest
   std::vector<int64_t> sample;
   std::vector<char> correct;
 
@@ -63,7 +65,8 @@ struct Slots {
                         "]; electra_fast.check_batch finds such ids before training");
       m.push_back(i), target.push_back(id[i]), weight.push_back(w[i]);
     }
-    nll.resize(size()), lse.resize(size()), sample.resize(size()), correct.resize(size());
+    nll.resize(size()), top.resize(size()), rest.resize(size());
+    sample.resize(size()), correct.resize(size());
   }
   int64_t size() const { return static_cast<int64_t>(m.size()); }
 };
@@ -239,8 +242,8 @@ class Head {
     const W* s = sums.data + r * tiles;
     const std::vector<double> tops(m, m + tiles);
     const Masses all(tops, {s, s + tiles}, 1);
-    slots.lse[slot] = all.top + std::log(all.total);
-    slots.nll[slot] = slots.lse[slot] - target_logit[slot];
+    slots.top[slot] = all.top, slots.rest[slot] = std::log(all.total);
+    slots.nll[slot] = all.top - target_logit[slot] + slots.rest[slot];
     const int64_t j = slots.target[slot] / kBlock;
     slots.correct[slot] =
         target_leads[slot] && target_logit[slot] == all.top && std::find(m, m + j, m[j]) == m + j;
@@ -316,7 +319,7 @@ class Head {
       for (int64_t r = r0; r < std::min(r0 + kRows, used); ++r, p += kBlock) {
         const int64_t slot = first + r, y = slots.target[slot] - t * kBlock;
         const W w = static_cast<W>(slots.weight[slot]);
-        const W down = static_cast<W>(maxima[r * tiles + t] - slots.lse[slot]);
+        const W down = static_cast<W>(maxima[r * tiles + t] - slots.top[slot] - slots.rest[slot]);
         const Vec factor(w * std::exp(down));
         for (int64_t i = 0; i < kBlock; i += Vec::size()) {
           const Vec d = Vec::loadu(p + i) * factor;

@@ -2,10 +2,12 @@
 // its kernels; Python, which knows what else there is, asks for those that shall serve.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/DispatchKey.h>
 #include <torch/library.h>
 
 #include <deque>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,9 +45,37 @@ inline void serve(const std::string& op, const std::string& device, const std::s
   TORCH_CHECK_VALUE(false, "serve: ", op, " must be compiled for ", device, ", got no kernel");
 }
 
+inline void check_contiguous(const char* op, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.is_contiguous(), op, ": tensors must be contiguous, got shape ", x.sizes(),
+                    " with strides ", x.strides(), "; the functions of electra_fast.ops see to it");
+}
+inline void check_contiguous(const char* op, const std::optional<at::Tensor>& x) {
+  if (x) check_contiguous(op, *x);
+}
+template <class T>
+void check_contiguous(const char*, const T&) {}
+
+// A kernel that reads its tensors by their pointers alone, and refuses those that it would misread.
+template <auto function, const char* op>
+struct OfContiguous;
+template <class R, class... A, R (*function)(A...), const char* op>
+struct OfContiguous<function, op> {
+  static R call(A... arguments) {
+    (check_contiguous(op, arguments), ...);
+    return function(arguments...);
+  }
+};
+
 }  // namespace electra_fast
 
-#define ELECTRA_FAST_IMPL(op, device, function)                                                \
+#define ELECTRA_FAST_IMPL(op, device, function)                            \
+  static constexpr char op##_##device##_name[] = #op;                      \
+  static constexpr auto op##_##device##_checked =                          \
+      &::electra_fast::OfContiguous<function, op##_##device##_name>::call; \
+  ELECTRA_FAST_IMPL_STRIDED(op, device, op##_##device##_checked)
+
+// Of a function that takes tensors of any strides.
+#define ELECTRA_FAST_IMPL_STRIDED(op, device, function)                                        \
   [[maybe_unused]] static const auto op##_##device##_recorded =                                \
       &::electra_fast::kernels().emplace_back(                                                 \
           ::electra_fast::Kernel{#op, #device, [](torch::Library& library, const char* name) { \

@@ -35,16 +35,25 @@ struct Types<c10::BFloat16> {
 template <class Operand>
 constexpr int64_t kPair = sizeof(Operand) == 2 ? 2 : 1;  // rows of b that lie interleaved
 
+// Whether a product has nothing to add up, which brgemm does not take; c is then what it has to be.
+inline bool is_empty(int64_t m, int64_t n, int64_t k, float* c, int64_t ldc, bool add) {
+  if (m > 0 && n > 0 && k > 0) return false;
+  for (int64_t i = 0; i < m && !add; ++i) std::fill_n(c + i * ldc, n, 0.0f);
+  return true;
+}
+
 // c [m, n] = a [m, k] b [k, n], or += if `add`, on the calling thread. Of bfloat16 each two rows of
 // b lie interleaved, `b[k / 2][n][2]`, as its instructions want them. The kernel of a shape is
 // compiled when it is first met, so callers pad to a few shapes.
 inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                     int64_t ldb, float* c, int64_t ldc, bool add) {
+  if (is_empty(m, n, k, c, ldc, add)) return;
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
 }
 
 inline void product(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda,
                     const c10::BFloat16* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  if (is_empty(m, n, k, c, ldc, add)) return;
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/true);
 }
 

@@ -28,7 +28,7 @@ def sequence_of(op: str, cu_seqlens: Tensor, T: int, max_seqlen: int | None = No
             raise ValueError(
                 f"{op}: cu_seqlens must rise from 0 to the {T} tokens, got {cu_seqlens.tolist()}"
             )
-        if max_seqlen is not None and (n > max_seqlen).any():
+        if max_seqlen is not None and (n.long() > max_seqlen).any():  # which int32 may not hold
             raise ValueError(f"{op}: max_seqlen must be at least {n.max().item()}, got {max_seqlen}")
     t = torch.arange(T, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     return torch.bucketize(t, cu_seqlens[1:].contiguous(), right=True)
@@ -44,10 +44,11 @@ def places(ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
 
 def padding(op: str, cu_seqlens: Tensor, max_seqlen: int, T: int) -> tuple[Tensor, ...]:
     """Return what pads a packed batch, ``x[t]``, and takes it apart, ``y[b, l]``: (t, key_mask, b, l)."""
-    t = cu_seqlens[:-1, None].long() + torch.arange(max_seqlen, device=cu_seqlens.device)
     b = sequence_of(op, cu_seqlens, T, max_seqlen)
+    longest = min(max_seqlen, T)  # a bound of any size costs nothing, and without tokens no index is left
+    t = cu_seqlens[:-1, None].long() + torch.arange(longest, device=cu_seqlens.device)
     l = torch.arange(T, device=b.device) - cu_seqlens[b]
-    return t.clamp(max=max(T - 1, 0)), t < cu_seqlens[1:, None], b, l
+    return t.clamp(max=T - 1), t < cu_seqlens[1:, None], b, l
 
 
 def legal_ids(op: str, name: str, ids: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
@@ -72,5 +73,5 @@ def rows_of(op: str, name: str, table: Tensor, ids: Tensor) -> Tensor:
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over all elements, summed in float64; 0/0 = 0."""
     total = weights.sum(dtype=torch.float64)
-    mean = (weights * values).sum(dtype=torch.float64) / total.masked_fill(total == 0, 1)
+    mean = (weights.double() * values).sum() / total.masked_fill(total == 0, 1)
     return mean.to(values.dtype)

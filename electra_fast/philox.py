@@ -1,7 +1,8 @@
 """Counter-based random numbers: every decision is an integer function of (seed, step, stream, index).
 
 `rng` is int64 ``[2]`` = (seed, step) on the tensors' device, so that a captured CUDA graph draws afresh when
-the step is advanced in place. Philox4x32 (Salmon et al. 2011) with the seed as its key turns the counter
+the step is advanced in place. The counter holds 32 bits of the step, so step 2^32 draws what step 0 draws.
+Philox4x32 (Salmon et al. 2011) with the seed as its key turns the counter
 (c0, row, step, stream) into four words: 10 rounds for masking and sampling, 7 for dropout. Here it is for
 equality, not for speed; the kernels compute the same words.
 """

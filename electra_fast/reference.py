@@ -168,17 +168,22 @@ def embed(
     return Embedded(y, word) if return_word else y
 
 
+def default_scale(q: Tensor) -> float:
+    """Return D ** -0.5, and 1 for heads without columns, whose scores are 0."""
+    return max(q.shape[-1], 1) ** -0.5
+
+
 def attention_scores(q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool, scale: float | None):
     """Return (s, visible): scale * q k^T, `[B, H, L, L]`, and which of it counts.
 
     What does not count is the lowest number, not -inf: a row without a visible key would become NaN, and
     so would its gradient.
     """
-    L, D = q.shape[1], q.shape[3]
+    L = q.shape[1]
     visible = torch.ones(L, L, dtype=torch.bool, device=q.device)
     visible = visible.tril() if causal else visible
     visible = visible if key_mask is None else visible & key_mask[:, None, None, :]
-    s = torch.einsum("blhd,bmhd->bhlm", wide(q), wide(k)) * (D**-0.5 if scale is None else scale)
+    s = torch.einsum("blhd,bmhd->bhlm", wide(q), wide(k)) * (default_scale(q) if scale is None else scale)
     return s.masked_fill(~visible, torch.finfo(s.dtype).min), visible
 
 
@@ -338,7 +343,7 @@ def mlm_of_logits(
     M, V = logits.shape
     target, bad = legal_ids("mlm_head", "targets", targets.masked_fill(unused, 0).long(), V)
     nll = F.cross_entropy(logits, target, reduction="none")
-    lse = (nll + logits.gather(-1, target[:, None])[:, 0]).detach()
+    lse = logits.detach().logsumexp(-1)
     nll = nll if bad is None else nll.masked_fill(bad, math.nan)
     loss = weighted_mean(nll.masked_fill(unused, 0), weights)
 

@@ -107,7 +107,7 @@ def table_gradient(x: Tensor, keys: Tensor, table: Tensor, base: Tensor | None =
     every = torch.arange(V + 1, dtype=keys.dtype, device=keys.device)
     start = torch.searchsorted(keys, every, out_int32=True)
 
-    out, base = torch.empty_like(table), None if base is None else base.contiguous()
+    out = torch.empty_like(table)
     shape = {"E": E, "PIECE": PIECE, "BLOCK_E": min(triton.next_power_of_2(max(E, 32)), BLOCK_E)}
     parts = triton.cdiv(E, shape["BLOCK_E"])
     below, above = 0, T

@@ -20,7 +20,13 @@ def _look(
         x = tl.load(x_ptr + slot * E + e, mask=e < E, other=0.0).to(tl.float32)
         w = load_tokens(table_ptr, block * SUB, e0, V, E, SUB, BLOCK_E).to(tl.float32)
         acc += tl.sum(x[None, :] * w, axis=1)
-    return (acc + load_bias(bias_ptr, block * SUB + tl.arange(0, SUB), V)) * LOG2E
+    return acc + load_bias(bias_ptr, block * SUB + tl.arange(0, SUB), V)
+
+
+@triton.jit
+def _exponential(logit, top, inverse_temperature):
+    """Return exp((logit - top) / temperature), and 0 for a logit of -inf, whatever top is."""
+    return tl.exp2((logit - finite(top)) * LOG2E * inverse_temperature)
 
 
 @triton.jit
@@ -54,7 +60,7 @@ def _total(
     for j0 in range(0, blocks, BLOCK):
         j = j0 + tl.arange(0, BLOCK)
         maximum, s = _blocks(maxima_ptr, sums_ptr, j, blocks, barred, rest_maximum, rest_sum)
-        z = s * tl.exp2((maximum - finite(top)) * inverse_temperature)
+        z = s * _exponential(maximum, top, inverse_temperature)
         total += tl.sum(z.to(tl.float64), axis=0)
     return top, total
 
@@ -73,8 +79,8 @@ def mlm_head_draw(
     tempered_ptr,  # [R, blocks] f32, or None where the temperature is 1
     samples_ptr,  # [M] out, dtype of targets
     lse_ptr,  # [M] f32 out
-    # [M, 2] f32 out, of used slots: the two terms of lse in units of log 2, NaN where the target is no token.
-    # Of their rounded sum a peaked row's gradient would be the rounding.
+    # [M, 2] f32 out, of used slots: the two terms of lse, the second in units of log 2 and NaN where the
+    # target is no token. Of their rounded sum a peaked row's gradient would be the rounding.
     norm_ptr,
     nll_ptr,  # [M] f32 out, of used slots
     leads_ptr,  # [M] f32 out, of used slots: 1 where the target is the arg-max
@@ -113,12 +119,12 @@ def mlm_head_draw(
     leads = leads & (tl.load(maxima_ptr + block_y) == top)
 
     log_total = tl.log2(total.to(tl.float32))
-    tl.store(lse_ptr + slot, (top + log_total) * LN2)
+    tl.store(lse_ptr + slot, top + log_total * LN2)
     tl.store(norm_ptr + 2 * r, top)
     tl.store(norm_ptr + 2 * r + 1, tl.where(legal, log_total, float("nan")))
     # The two looks differ in order, hence in rounding: from the maximum to itself the distance is 0.
     distance = tl.where(leads, 0.0, top - target)
-    tl.store(nll_ptr + r, tl.where(legal, (distance + log_total) * LN2, float("nan")))
+    tl.store(nll_ptr + r, tl.where(legal, distance + log_total * LN2, float("nan")))
     tl.store(leads_ptr + r, leads.to(tl.float32))
 
     # The draw is at the temperature, and without the target where it is barred.
@@ -131,7 +137,7 @@ def mlm_head_draw(
         barred = block_y
         looked = tl.where(is_y, float("-inf"), looked)
         rest_maximum = tl.max(looked, axis=0)
-        rest_sum = tl.sum(tl.exp2((looked - finite(rest_maximum)) * inverse_temperature), axis=0)
+        rest_sum = tl.sum(_exponential(looked, rest_maximum, inverse_temperature), axis=0)
     if DISALLOW or tempered_ptr is not None:
         top, total = _total(
             maxima_ptr, sums_ptr, blocks, barred, rest_maximum, rest_sum, inverse_temperature, BLOCK
@@ -146,7 +152,7 @@ def mlm_head_draw(
     for j0 in range(0, blocks, BLOCK):
         j = j0 + tl.arange(0, BLOCK)
         maximum, s = _blocks(maxima_ptr, sums_ptr, j, blocks, barred, rest_maximum, rest_sum)
-        z = (s * tl.exp2((maximum - finite(top)) * inverse_temperature)).to(tl.float64)
+        z = (s * _exponential(maximum, top, inverse_temperature)).to(tl.float64)
         up_to = passed + tl.cumsum(z, axis=0)
         hit = tl.min(tl.where((up_to > threshold) & (z > 0), j, NONE), axis=0)
         here = tl.where(hit < NONE, hit, tl.max(tl.where(z > 0, j, -1), axis=0))
@@ -160,7 +166,7 @@ def mlm_head_draw(
     looked = _look(x_ptr, table_ptr, bias_ptr, slot, chosen, V, E, SUB, BLOCK_E)
     if DISALLOW:
         looked = tl.where(chosen * SUB + token == y, float("-inf"), looked)
-    e = tl.exp2((looked - finite(tl.max(looked, axis=0))) * inverse_temperature).to(tl.float64)
+    e = _exponential(looked, tl.max(looked, axis=0), inverse_temperature).to(tl.float64)
     goal = (threshold - before) / mass * tl.sum(e, axis=0)
     hit = tl.min(tl.where((tl.cumsum(e, axis=0) > goal) & (e > 0), token, NONE), axis=0)
     last = tl.maximum(tl.max(tl.where(e > 0, token, -1), axis=0), 0)  # a row of NaN draws token 0

@@ -26,7 +26,7 @@ def mlm_head_dx(
     weights_ptr,  # [M] f32
     index_ptr,  # [M] i32
     count_ptr,  # [] i32
-    norm_ptr,  # [M, 2] f32, of used slots: maximum and log-sum in units of log 2
+    norm_ptr,  # [M, 2] f32, of used slots: maximum, and log-sum in units of log 2
     partial_ptr,  # [programs, M, E] f32 out, of used slots
     tiles,
     V,
@@ -51,7 +51,7 @@ def mlm_head_dx(
         logits = (
             dot(x, tokens.T, tl.zeros((BLOCK_M, BLOCK_V), tl.float32)) + load_bias(bias_ptr, v, V)[None, :]
         )
-        p = tl.exp2(logits * LOG2E - (top + log_total)[:, None])
+        p = tl.exp2((logits - top[:, None]) * LOG2E - log_total[:, None])
         d = (p - tl.where(v[None, :] == y[:, None], 1.0, 0.0)) * w[:, None]
         acc = dot(d.to(x.dtype), tokens, acc)
     e = tl.arange(0, BLOCK_E)
@@ -92,7 +92,7 @@ def mlm_head_dtable(
         x = load_rows(x_ptr, index_ptr, r, in_r, 0, E, BLOCK_E)
         # Transposed, so that d feeds the second product as it lies.
         logits = dot(tokens, x.T, tl.zeros((BLOCK_V, BLOCK_M), tl.float32)) + bias[:, None]
-        p = tl.exp2(logits * LOG2E - (top + log_total)[None, :])
+        p = tl.exp2((logits - top[None, :]) * LOG2E - log_total[None, :])
         d = (p - tl.where(v[:, None] == y[None, :], 1.0, 0.0)) * w[None, :]
         total += tl.sum(d, axis=1)
         if dtable_ptr is not None:
@@ -138,7 +138,7 @@ def mlm_head_difference(
         maximum = tl.load(
             maxima_ptr + row.to(tl.int64)[:, None] * blocks + v[None, :] // SUB, mask=inside, other=0.0
         )
-        p = e * tl.exp2((maximum - top[:, None]) - log_total[:, None])
+        p = e * tl.exp2((maximum - top[:, None]) * LOG2E - log_total[:, None])
         d = (p - tl.where(v[None, :] == y[:, None], 1.0, 0.0)) * w[:, None]
         d = tl.where(inside, d, 0.0)  # slots that are not used multiply as well
         tl.store(

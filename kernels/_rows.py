@@ -86,6 +86,24 @@ def total(x):
 
 
 @triton.jit
+def average(x, inside, SHARE: tl.constexpr):
+    """Return each row's mean over its 1 / SHARE columns, [rows, 1].
+
+    That is m + avg(x - m) with m = avg(x), a sum's rounding away from the mean. What m lacks is small, and so
+    is what rounding it changes: the mean is rounded once, and that of a constant row is the constant. Terms
+    are divided before they are added, so no sum overflows.
+    """
+    parts = ()
+    for i in tl.static_range(len(x)):
+        parts = parts + (x[i] * SHARE,)
+    m = total(parts)[:, None]
+    parts = ()
+    for i in tl.static_range(len(x)):
+        parts = parts + (tl.where(inside[i], (x[i] - m) * SHARE, 0.0),)
+    return m + total(parts)[:, None]
+
+
+@triton.jit
 def fold(x, SIDE: tl.constexpr):
     """Return the sums of a tile's rows that lie below each other, [SIDE, columns]."""
     return tl.sum(x.reshape(x.shape[0] // SIDE, SIDE, x.shape[1]), axis=0)

@@ -2,6 +2,8 @@
 
     z = residual + drop(x)      h = (z - mean) rstd      y = w h + b
 
+The mean is refined once (`_rows.average`), so that the h of a constant row is 0 whatever a sum rounds.
+
 Backward makes z again from x and residual. With g = w dy
 
     dz = rstd (g - avg(g) - h avg(g h))     dx = drop(dz)     dw = sum of h dy     db = sum of dy
@@ -19,7 +21,18 @@ import triton.language as tl
 from torch import Tensor
 
 from electra_fast.kernels._common import architecture, dropout_arguments, keep, refuse_float64, rounded
-from electra_fast.kernels._rows import column_sums, fold, load, load_row, places, programs, side, tile, total
+from electra_fast.kernels._rows import (
+    average,
+    column_sums,
+    fold,
+    load,
+    load_row,
+    places,
+    programs,
+    side,
+    tile,
+    total,
+)
 
 FORWARD, BACKWARD = 4, 2  # rows of a thread where a row is one block; half of them where it is three
 
@@ -65,18 +78,18 @@ def _add_norm_fwd(
     at, inside = places(t, T, W, BLOCK_W)
     z, _ = _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W)
 
-    mean = total(z) / W
+    mean = average(z, inside, 1 / W)
     weight, bias = load_row(weight_ptr, W, BLOCK_W), load_row(bias_ptr, W, BLOCK_W)
     d, dd = (), ()
     for i in tl.static_range(len(z)):
-        d_i = tl.where(inside[i], z[i] - mean[:, None], 0.0)
+        d_i = tl.where(inside[i], z[i] - mean, 0.0)
         d, dd = d + (d_i,), dd + (d_i * d_i,)
     rstd = tl.rsqrt(total(dd) / W + eps)
 
     for i in tl.static_range(len(d)):
         y = d[i] * rstd[:, None] * weight[i] + bias[i]
         tl.store(y_ptr + at[i], rounded(y, y_ptr.dtype.element_ty), mask=inside[i])
-    tl.store(mean_ptr + t, mean, mask=in_t)
+    tl.store(mean_ptr + t[:, None], mean, mask=in_t[:, None])
     tl.store(rstd_ptr + t, rstd, mask=in_t)
 
 
@@ -164,7 +177,7 @@ def add_norm_fwd(
     shape = _tile(W, FORWARD)
     y = x.new_empty(x.shape)
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
-    if T > 0:
+    if x.numel() > 0:
         _add_norm_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
             x, residual, weight, bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, T=T, eps=eps,
             **dropout_arguments(*site), **shape,
@@ -186,7 +199,7 @@ def add_norm_bwd(
     own = residual is not None and drop["rng_ptr"] is not None
     dx, dresidual = x.new_empty(x.shape), x.new_empty(x.shape if own else 0)
     partial = mean.new_empty(2, n, W)
-    if T > 0:
+    if x.numel() > 0:
         _add_norm_bwd[(n,)](
             dy, x, residual, weight, mean, rstd, dx_ptr=dx, dz_ptr=dresidual if own else None,
             partial_ptr=partial, T=T, SIDE=side(shape["BLOCK_W"], shape["num_warps"]), maxnreg=registers,

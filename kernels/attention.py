@@ -48,8 +48,10 @@ class _Call:
                 f"attention: head_dim must be at most 128 for the Triton kernel, got {D}; "
                 "electra_fast.reference.attention has no such limit"
             )
-        self.L, self.BLOCK_D = max(max_seqlen, 1), triton.next_power_of_2(max(D, 16))
+        T = q.shape[:-2].numel()
+        self.L, self.BLOCK_D = max(min(max_seqlen, T), 1), triton.next_power_of_2(max(D, 16))
         self.heads = H * (len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
+        self.empty = self.heads == 0 or q.numel() == 0  # any axis may be: then no kernel may run
         # Other rows are loaded in small pieces, whose addresses take as many registers as more columns.
         wide = self.BLOCK_D > 64 or D % 16 > 0
         self.column = 2 * (q.dtype == torch.float32) + wide
@@ -61,11 +63,11 @@ class _Call:
             "k_ptr": k,
             "v_ptr": v,
             "strides": strides(q),
-            "mask_ptr": None if key_mask is None else key_mask.contiguous().view(torch.uint8),
+            "mask_ptr": None if key_mask is None else key_mask.view(torch.uint8),
             "cu_ptr": cu_seqlens,
             "rng_ptr": rng if dropout > 0 else None,
             "L": self.L,
-            "T": q.shape[:-2].numel(),
+            "T": T,
             "H": H,
             "scale": scale,
             "threshold": round(dropout * 65536),
@@ -92,8 +94,8 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *site) -> tuple[Tensor, Tenso
     """Launch the forward kernel; return (o like q, lse [.., H] float32)."""
     call = _Call(q, k, v, *site)
     o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
-    if call.heads == 0:
-        return o.zero_(), lse
+    if call.empty:
+        return o.zero_(), lse.zero_()
     tile = call.tile(TILE_FWD)
     kernel = attention_fwd_tile if tile else attention_fwd_loop
     call.launch(kernel, tile or FWD[call.column], o_ptr=o, lse_ptr=lse)
@@ -105,7 +107,7 @@ def attention_gradients(
 ):
     """Launch the backward kernels, which write dq, dk and dv: three tensors of the same strides."""
     call, (dq, dk, dv) = _Call(q, k, v, *site), gradients
-    if call.heads == 0:
+    if call.empty:
         for x in gradients:
             x.zero_()
         return

@@ -113,7 +113,7 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile(W, FORWARD)
     y = x.new_empty(x.shape)
-    if T > 0:
+    if x.numel() > 0:
         grid = (triton.cdiv(T, shape["BLOCK_T"]), triton.cdiv(W, shape["BLOCK_W"]))
         _bias_gelu_fwd[grid](x, bias, y, T, **shape)
     return y
@@ -123,10 +123,10 @@ def bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the backward kernels; return the gradients of x and bias."""
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile(W, BACKWARD)
-    blocks = triton.cdiv(W, shape["BLOCK_W"])
+    blocks = max(triton.cdiv(W, shape["BLOCK_W"]), 1)
     n = programs(T, shape, REGISTERS, x.device, blocks)
     dx, partial = x.new_empty(x.shape), x.new_empty(1, n, W, dtype=torch.float32)
-    if T > 0:
+    if x.numel() > 0:
         _bias_gelu_bwd[(n, blocks)](
             dy, x, bias, dx, partial, T, **shape, SIDE=side(shape["BLOCK_W"], WARPS), maxnreg=REGISTERS
         )

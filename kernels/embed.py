@@ -3,7 +3,8 @@
     x = word[id] + position[place] + type[type id]      h = (x - mean) rstd      y = drop(w h + b)
 
 A program holds the rows of BLOCK_T tokens in registers. An id outside its table is not dereferenced: the
-token's mean is NaN, and so is all that comes of it.
+token's mean is NaN, and so is all that comes of it. The mean is refined once (`_rows.average`), so that the h
+of a constant row is 0 whatever a sum rounds.
 
 Backward looks the rows up again. With dy' = drop(dy) and g = w dy'
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from electra_fast.kernels._common import dropout_arguments, keep, refuse_float64
 from electra_fast.kernels._embed_sums import rows_with_pieces, table_gradient
+from electra_fast.kernels._rows import average
 
 PROGRAMS = 2048  # that backward is cut into, three times what an H100 or H200 holds at once
 
@@ -73,8 +75,9 @@ def _embed_fwd(
 
     e = tl.arange(0, BLOCK_E)
     in_e = (e < E)[None, :]
-    mean = tl.where((id < V) & (place < P) & (type_id < N), tl.sum(x, axis=1) / E, float("nan"))
-    d = tl.where(in_e, x - mean[:, None], 0.0)
+    legal = (id < V) & (place < P) & (type_id < N)
+    mean = tl.where(legal[:, None], average((x,), (in_e,), 1 / E), float("nan"))
+    d = tl.where(in_e, x - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(d * d, axis=1) / E + eps)
     w = tl.load(weight_ptr + e, mask=e < E, other=0.0).to(tl.float32)
     b = tl.load(bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)
@@ -82,7 +85,7 @@ def _embed_fwd(
     if rng_ptr is not None:
         y = tl.where(keep(rng_ptr, site, t, 0, threshold, BLOCK_E), y * scale, 0.0)
 
-    tl.store(mean_ptr + t, mean, mask=in_t)
+    tl.store(mean_ptr + t[:, None], mean, mask=in_t[:, None])
     tl.store(rstd_ptr + t, rstd, mask=in_t)
     at = t.to(tl.int64)[:, None] * E + e[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=in_t[:, None] & in_e)
@@ -190,7 +193,7 @@ def embed_fwd(
     shape = _shape(E, 32 // word.element_size())  # 32 bytes of a row a thread
     y = word.new_empty(*ids.shape, E, dtype=dtype)
     mean, rstd = (word.new_empty(ids.shape, dtype=torch.float32) for _ in range(2))
-    if T > 0:
+    if y.numel() > 0:
         _embed_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
             ids, types, places, word, position, type, weight, bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd,
             T=T, L=ids.shape[-1], V=len(word), P=len(position), N=len(type), eps=eps,
@@ -232,7 +235,7 @@ def embed_bwd(
         narrow = max(len(word), len(position), len(type)) < 2**15  # half the passes of a radix sort
         keys = ids.new_empty(3, T, dtype=torch.int16 if narrow else torch.int32)
         dx = word.new_empty(rows_with_pieces(T), E, dtype=torch.float32)
-    if T > 0:
+    if dy.numel() > 0:
         _embed_bwd[(groups, len(partial))](
             dy, ids, types, places, word, position, type, weight, mean, rstd, partial_ptr=partial, dx_ptr=dx,
             keys_ptr=keys, T=T, chunk=chunk * shape["BLOCK_T"], V=len(word), P=len(position), N=len(type),

@@ -11,8 +11,9 @@ over tiles of logits that are not kept (Clark et al. 2020, eq. 1).
 
 For narrow rows the gradient's kernels make the logits again and hold their sums in registers. For wide ones,
 and for float32, the sums do not fit: the sweep keeps the exponentials of a chunk of slots, and cuBLAS
-multiplies. Logits are in units of log 2, so that an exponential is one instruction. No result depends on the
-order in which programs end.
+multiplies. Differences of logits are in units of log 2, so that an exponential is one instruction; the logits
+themselves may be so large that these units do not hold them. No result depends on the order in which programs
+end.
 """
 
 import torch
@@ -59,7 +60,8 @@ class _Head:
         (self.M, self.E), self.V = x.shape, len(table)
         self.x, self.table, self.targets, self.weights, self.rng = x, table, targets, weights, rng
         self.disallow_correct = disallow_correct
-        self.inverse_temperature = min(1 / temperature, 3e38)  # a float32, whose product with 0 is 0
+        # A float32 whose product with 0 is 0, and with -inf -inf.
+        self.inverse_temperature = min(max(1 / temperature, 1.2e-38), 3e38)
         self.narrow = self.E <= NARROW and x.dtype != torch.float32
         self.subs = triton.cdiv(self.V, SUB)
         self.row = {"E": self.E, "BLOCK_E": triton.next_power_of_2(max(self.E, 16))}

@@ -5,8 +5,9 @@ With s = -1 where the token was replaced and 1 elsewhere, z = s x:
     loss_t = softplus(z_t)        d loss_t / d x_t = s_t sigmoid(z_t)
 
 so that no difference cancels and an infinite logit on the right side costs 0. One pass reads every token once
-and leaves five float32 sums a block of BLOCK_T tokens; a second launch of one program adds these up in
-float64 and in a fixed order, so loss and counts do not depend on the order in which programs finish.
+and leaves five sums per block of BLOCK_T tokens, that of the loss in float64, where logits of 3e38 add up to
+a number. A second launch of one program adds these up in float64 and in a fixed order, so loss and counts do
+not depend on the order in which programs finish.
 """
 
 import torch
@@ -37,7 +38,7 @@ def _rtd_loss_partials(
     x_ptr,  # [T] logits
     y_ptr,  # [T] uint8, not 0 where the token was replaced
     w_ptr,  # [T] f32, or None for all ones
-    partial_ptr,  # [5, blocks] f32 out: w * loss, and w in the cells tp, fp, fn, tn
+    partial_ptr,  # [5, blocks] f64 out: w * loss, and w in the cells tp, fp, fn, tn
     T,
     BLOCK_T: tl.constexpr,
 ):
@@ -54,7 +55,7 @@ def _rtd_loss_partials(
     out = partial_ptr + tl.program_id(0)
     blocks = tl.num_programs(0)
     guess = x > 0
-    tl.store(out, tl.sum(w * loss, axis=0))
+    tl.store(out, tl.sum(w.to(tl.float64) * loss, axis=0))
     tl.store(out + blocks, tl.sum(tl.where(guess & y, w, 0.0), axis=0))
     tl.store(out + 2 * blocks, tl.sum(tl.where(guess & (y == 0), w, 0.0), axis=0))
     tl.store(out + 3 * blocks, tl.sum(tl.where((guess == 0) & y, w, 0.0), axis=0))
@@ -63,7 +64,7 @@ def _rtd_loss_partials(
 
 @triton.jit(do_not_specialize=["blocks"])
 def _rtd_loss_total(
-    partial_ptr,  # [5, blocks] f32
+    partial_ptr,  # [5, blocks] f64
     loss_ptr,  # [] f32 out
     counts_ptr,  # [4] f32 out
     blocks,
@@ -73,8 +74,7 @@ def _rtd_loss_total(
     acc = tl.zeros((8, BLOCK_P), tl.float64)
     for first in range(0, blocks, BLOCK_P):
         column = first + tl.arange(0, BLOCK_P)[None, :]
-        partial = tl.load(partial_ptr + row * blocks + column, mask=(row < 5) & (column < blocks), other=0.0)
-        acc += partial.to(tl.float64)
+        acc += tl.load(partial_ptr + row * blocks + column, mask=(row < 5) & (column < blocks), other=0.0)
     sums = tl.sum(acc, axis=1)
 
     index = tl.arange(0, 8)
@@ -113,7 +113,7 @@ def rtd_loss_fwd(x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor
     if T == 0:
         return x.new_zeros((), dtype=torch.float32), x.new_zeros(4, dtype=torch.float32)
     blocks = triton.cdiv(T, BLOCK_T)
-    partial = x.new_empty(5, blocks, dtype=torch.float32)
+    partial = x.new_empty(5, blocks, dtype=torch.float64)
     loss, counts = x.new_empty((), dtype=torch.float32), x.new_empty(4, dtype=torch.float32)
     _rtd_loss_partials[(blocks,)](x, y.view(torch.uint8), w, partial, T, BLOCK_T=BLOCK_T, num_warps=4)
     _rtd_loss_total[(1,)](partial, loss, counts, blocks, BLOCK_P=BLOCK_P, num_warps=4)

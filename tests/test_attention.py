@@ -196,15 +196,6 @@ def test_slices_of_one_tensor_and_transposed_heads_are_taken_by_their_strides(im
         assert torch.allclose(sliced, function(*turned), atol=1e-5)
 
 
-def test_nothing_in_nothing_out(device):
-    q, k, v = heads(0, 5, 2, 16, device=device)
-    assert ops.attention(q, k, v).shape == (0, 5, 2, 16)
-    q, k, v = heads(0, 2, 16, device=device)
-    o = ops.attention(q, k, v, cu_seqlens=torch.zeros(1, dtype=torch.int32, device=device), max_seqlen=4)
-    o.sum().backward()
-    assert o.shape == q.grad.shape == (0, 2, 16)
-
-
 def test_casts_to_the_autocast_dtype(device):
     q, k, v = heads(1, 4, 2, 16, device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
@@ -275,3 +266,46 @@ def test_refuses_bounds_that_do_not_fit_the_tokens_on_the_cpu():
 def test_refuses_a_max_seqlen_below_the_longest_on_the_cpu():
     with pytest.raises(ValueError, match="attention: max_seqlen must be at least 3, got 2"):
         ops.attention(*[torch.zeros(3, 4, 8)] * 3, cu_seqlens=torch.tensor([0, 3]), max_seqlen=2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bounds"),
+    [
+        ((2, 0), None),
+        ((0, 5), None),
+        ((0,), [0]),
+        ((0,), [0, 0]),
+        ((0,), [0, 0, 0, 0]),
+        ((2, 3), None),
+        ((3,), [0, 0, 3]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rest", [(2, 16), (0, 16), (2, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_axis_may_be_empty(tokens, bounds, rest, dtype, implementation, device):
+    if bounds is None:
+        site = {"key_mask": torch.ones(tokens, dtype=torch.bool, device=device)}
+    else:
+        site = {"cu_seqlens": torch.tensor(bounds, device=device, dtype=torch.int32), "max_seqlen": 4}
+    q, k, v = heads(*tokens, *rest, device=device)
+    with testing.guarded_memory():
+        o = testing.implementations(OP)[implementation[1]](*(x.to(dtype) for x in (q, k, v)), **site)
+        o.sum().backward()
+    assert o.shape == q.shape and o.dtype == dtype and o.isfinite().all()
+    assert all(x.grad.shape == q.shape and x.grad.isfinite().all() for x in (q, k, v))
+
+
+@pytest.mark.parametrize("bound", [9, 40, 2**40])
+def test_max_seqlen_may_be_any_bound(bound, implementation, device):
+    function = testing.implementations(OP)[implementation[1]]
+    q, k, v = (x.detach() for x in heads(12, 2, 16, device=device))
+    cu = torch.tensor([0, 9, 12], device=device, dtype=torch.int32)
+    o = function(q, k, v, cu_seqlens=cu, max_seqlen=bound)
+    assert torch.allclose(o[:9], function(q[None, :9], k[None, :9], v[None, :9])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [True, 3.0, None])
+def test_refuses_a_max_seqlen_that_is_no_int(bound):
+    with pytest.raises(TypeError, match="attention: max_seqlen must be an int in a packed batch, got "):
+        ops.attention(*[torch.zeros(3, 4, 8)] * 3, cu_seqlens=torch.tensor([0, 3]), max_seqlen=bound)

@@ -24,3 +24,17 @@ def test_is_attention_of_its_slices(implementation, device):
 def test_refuses(shape):
     with pytest.raises(ValueError, match=r"attention_qkv: qkv must have shape \[\*, 3, H, D\], got"):
         ops.attention_qkv(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("tokens", [(2, 0), (0, 5), (0,), (2, 3)], ids=str)
+@pytest.mark.parametrize("rest", [(3, 2, 16), (3, 0, 16), (3, 2, 0)], ids=str)
+def test_any_axis_may_be_empty(tokens, rest, implementation, device):
+    site = {}
+    if len(tokens) == 1:
+        site = {"cu_seqlens": torch.zeros(3, dtype=torch.int32, device=device), "max_seqlen": 4}
+    qkv = torch.randn(*tokens, *rest, device=device, requires_grad=True)
+    with testing.guarded_memory():
+        o = testing.implementations(OP)[implementation[1]](qkv, **site)
+        o.sum().backward()
+    assert o.shape == qkv.select(-3, 0).shape and o.isfinite().all()
+    assert qkv.grad.shape == qkv.shape and qkv.grad.isfinite().all()

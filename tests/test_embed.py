@@ -93,6 +93,36 @@ def test_dropout_takes_the_elements_that_philox_says(name, device):
     torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.7))
 
 
+@pytest.mark.parametrize("name", testing.implementations("embed"))
+@pytest.mark.parametrize("E", [1, 36, 100, 115, 768])
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+def test_a_row_of_one_number_is_the_bias(E, eps, name, device):
+    """The sum of E constants is rounded; a mean that inherits its error is not the constant."""
+    constants = torch.tensor([0.3, -0.0123, 1 / 3, 9.9, 1234.567, -7e4, 1e10, 1e-30], device=device)
+    args = batch(16, 8, E).to(device=device).args
+    args |= {"ids": torch.arange(8, device=device)[None]}
+    args |= {"word": constants[:, None].repeat(1, E), "eps": eps, "dropout": 0.0}
+    args |= {table: torch.zeros_like(args[table]) for table in ("position", "type")}
+    args["word"].requires_grad_()
+    y = testing.implementations("embed")[name](**args)
+    y.sum().backward()
+    assert torch.equal(y, args["norm_bias"].expand_as(y)) and args["word"].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", testing.implementations("embed"))
+@pytest.mark.parametrize(("shape", "E"), [((3, 0), 8), ((0, 3), 8), ((0,), 8), ((2, 3), 0)], ids=str)
+def test_any_axis_may_be_empty(shape, E, name, device):
+    if E == 0 and name == "cuda":
+        pytest.skip("refused: word must have 1 to 4096 columns")
+    args = arguments(device, ids=torch.zeros(shape, dtype=torch.long, device=device))
+    for table in TABLES:
+        args[table] = args[table][..., :E].requires_grad_()
+    y = testing.implementations("embed")[name](**args)
+    y.sum().backward()
+    assert y.shape == (*shape, E)
+    assert all((args[table].grad == 0).all() for table in TABLES)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frequent_id_is_summed_in_float32(dtype, device):
     """A row of 6000 tokens: added up in bfloat16 one after the other, it would stop at a few hundred."""

@@ -27,6 +27,21 @@ def test_it_computes_with_the_copies_and_the_gradients_are_the_originals(impleme
     assert (dbias == 3).all() and torch.allclose(dweight, x.sum(0).expand_as(dweight), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("T", "K", "N"), [(0, 8, 5), (3, 0, 5), (3, 8, 0), (0, 0, 0), (None, 8, 5), (None, 0, 5)]
+)
+def test_any_axis_may_be_empty_or_the_only_one(T, K, N, implementation, device):
+    x = torch.randn(() if T is None else (2, T), device=device)[..., None].repeat_interleave(K, -1)
+    leaves = [x, torch.randn(N, K, device=device), torch.randn(N, device=device)]
+    outcomes = []
+    for function in (testing.implementations(OP)[implementation[1]], F.linear):
+        args = [x.clone().requires_grad_() for x in leaves]
+        y = function(*args)
+        outcomes.append([y, *torch.autograd.grad(y.sum(), args)])
+    for got, wanted in zip(*outcomes, strict=True):
+        assert got.shape == wanted.shape and torch.allclose(got, wanted, atol=1e-5)
+
+
 def test_only_what_is_wanted_gets_a_gradient(implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     x, weight = torch.randn(3, 8, device=device), torch.randn(4, 8, device=device, requires_grad=True)

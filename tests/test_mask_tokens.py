@@ -180,6 +180,28 @@ def test_wrong_bounds_make_the_loss_nan_on_a_gpu_and_touch_nothing(bounds, max_s
     assert ((out.positions >= 0) & (out.positions < 40)).all()
 
 
+def test_max_seqlen_may_be_any_bound(implementation, device):
+    args = {
+        "ids": torch.arange(12, device=device),
+        "candidates": torch.ones(12, dtype=torch.bool, device=device),
+    }
+    args |= {"rng": torch.tensor([1, 0], device=device), "mask_id": 99}
+    args |= {"cu_seqlens": torch.tensor([0, 9, 12], device=device)}
+    function = testing.implementations(OP)[implementation[1]]
+    for got, wanted in zip(function(**args, max_seqlen=2**40), function(**args, max_seqlen=9), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mask_id"), [(torch.int32, 2**31 + 5), (torch.int32, -(2**31) - 1), (torch.int64, 2**63)]
+)
+def test_refuses_a_mask_id_that_ids_cannot_hold(dtype, mask_id):
+    ids = torch.zeros(2, 3, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"mask_tokens: mask_id must be .* dtype, {name}, got {mask_id}"):
+        ops.mask_tokens(ids, ids == 0, torch.tensor([1, 0]), mask_id=mask_id)
+
+
 def test_refuses_a_packed_batch_without_max_seqlen_or_with_padding():
     packed = {"cu_seqlens": torch.tensor([0, 16])}
     with pytest.raises(TypeError, match="max_seqlen must be an int in a packed batch, got NoneType"):

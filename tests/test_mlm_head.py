@@ -120,6 +120,58 @@ def test_extreme_temperatures(implementation, device, temperature):
     assert torch.allclose(out.loss, F.cross_entropy(logits, args["targets"]))  # of the sample only
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # numpy's
+@pytest.mark.parametrize("temperature", [1e-300, 1e50, 1e300])
+def test_a_temperature_beyond_float32(implementation, device, temperature):
+    args = arguments(device, M=30)
+    samples = testing.implementations(OP)[implementation[1]](**args, temperature=temperature).samples
+    if temperature < 1:
+        logits = F.linear(args["x"], args["table"], args["bias"])
+        assert torch.equal(samples, logits.argmax(-1))
+    else:
+        assert len(samples.unique()) > 10
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # numpy's
+@pytest.mark.parametrize("largest", [1e4, 1e30, 3e38])
+@pytest.mark.parametrize(("target", "dtype"), [(4, torch.float32), (5, torch.float32), (4, torch.bfloat16)])
+def test_logits_as_far_apart_as_numbers_go(largest, target, dtype, implementation, device):
+    """Sixteen ties at the top: a target among them costs log 16, one below as much as PyTorch says."""
+    args = arguments(device, M=16)
+    args["bias"] = torch.where(torch.arange(31) % 2 == 0, largest, -largest).to(device)
+    args["targets"][:] = target
+    args["x"] = args["x"] * 1e-6  # ties, but for rounding
+    if largest == 1e4:
+        args["x"] *= 0
+    args |= {name: args[name].to(dtype) for name in ("x", "table")}
+    leaves = {name: args[name].requires_grad_() for name in ("x", "table", "bias")}
+    out = testing.implementations(OP)[implementation[1]](**args)
+    gradients = torch.autograd.grad(out.loss, leaves.values())
+
+    logits = F.linear(args["x"].float(), args["table"].float(), args["bias"])
+    wanted = F.cross_entropy(logits, args["targets"])
+    assert torch.allclose(out.loss, wanted)
+    assert torch.allclose(out.lse, logits.logsumexp(-1))
+    for got, right in zip(gradients, torch.autograd.grad(wanted, leaves.values()), strict=True):
+        assert torch.allclose(got, right, rtol=2e-2, atol=1e-5)
+    assert (out.samples % 2 == 0).all() and len(out.samples.unique()) > 3
+    sure = testing.implementations(OP)[implementation[1]](**args, disallow_correct=True, temperature=0.5)
+    assert (sure.samples % 2 == 0).all() and (sure.samples != target).all()
+
+
+def test_no_column_leaves_the_bias(implementation, device):
+    args = arguments(device, M=20, E=0)
+    for name in ("x", "table", "bias"):
+        args[name].requires_grad_()
+    out = testing.implementations(OP)[implementation[1]](**args)
+    out.loss.backward()
+    logits = args["bias"].detach().expand(20, 31)
+    assert torch.allclose(out.loss, F.cross_entropy(logits, args["targets"]))
+    assert args["x"].grad.shape == (20, 0) and args["table"].grad.shape == (31, 0)
+    share = args["targets"].bincount(minlength=31) / 20
+    assert torch.allclose(args["bias"].grad, logits[0].softmax(0) - share, atol=1e-6)
+
+
 def test_a_peaked_row_may_still_not_draw_its_target(implementation, device):
     args = arguments(device)
     args["bias"][4] = 1e4
@@ -298,6 +350,11 @@ def test_a_bad_target_spoils_its_own_row(device, name, bad):
         ({"targets": torch.zeros(6)}, TypeError, "mlm_head: targets must be int64 or int32, got float32"),
         ({"weights": torch.ones(5)}, ValueError, "mlm_head: weights must have shape [6], got [5]"),
         ({"rng": None}, ValueError, "mlm_head: rng must be given"),
+        (
+            {"table": torch.zeros(0, 16), "bias": torch.zeros(0)},
+            ValueError,
+            "mlm_head: table must have at least one row, got shape [0, 16]",
+        ),
     ],
 )
 def test_refuses(change, error, message):

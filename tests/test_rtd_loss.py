@@ -20,6 +20,18 @@ def test_finite_and_right_at_the_ends(implementation, device):
     assert counts.tolist() == [2, 0, 2, 2]
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # numpy's
+def test_the_largest_logits_add_up_in_float64(implementation, device):
+    x = torch.tensor([3e38, -3e38, 3e38, 1.0], device=device, requires_grad=True)
+    y = torch.tensor([False, True, False, True], device=device)
+    w = torch.tensor([2.0, 2.0, 2.0, 2.0], device=device)
+    for weights in (None, w):
+        loss, _ = function_of(implementation)(x, y, weights)
+        assert loss.item() == pytest.approx(0.75 * 3e38)
+        (dx,) = torch.autograd.grad(loss, x)
+        assert torch.allclose(dx[:3].cpu(), torch.tensor([0.25, -0.25, 0.25]))
+
+
 def test_an_infinite_loss_stays_infinite(implementation, device):
     x = torch.tensor([torch.inf, 0.0], device=device)
     assert function_of(implementation)(x, torch.tensor([False, True], device=device)).loss == torch.inf

@@ -1,6 +1,7 @@
 // The embedding that both towers share and its gradient (Devlin et al. 2019, section 3):
 //
-//   x = word[id] + position[place] + type[type id]    h = (x - mean) rstd    y = drop(w h + b)
+//   x = word[id] + position[place] + type[type id]    m = avg(x)    mean = m + avg(x - m)
+//   h = (x - mean) rstd    y = drop(w h + b)
 //   d = drop(dy)    g = w d    dx = rstd (g - avg(g) - h avg(g h))    dw = sum h d    db = sum d
 //   dtable[v] = sum of dx over the tokens of row v
 //
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(8 * kWarp, kItems == kNarrow ? 4 : 2)
     embed_rows_kernel(EmbedTokens tokens, EmbedTables tables, const float* bias, float eps,
                       EmbedDropout dropout, bool aligned, void* y, Storage storage, float* mean,
                       float* rstd) {
-  __shared__ float left[2][1][kMaxWarps<kItems>];
+  __shared__ float left[3][1][kMaxWarps<kItems>];
   const int E = tables.E, rows = blockDim.y;
   const float share = 1.0f / E;
   const TokenColumns<kItems> columns(threadIdx.x / kWarp, E, aligned);
@@ -156,16 +157,18 @@ __global__ void __launch_bounds__(8 * kWarp, kItems == kNarrow ? 4 : 2)
     // Of the rows that the last block has too many, each is the last one again.
     const int t = min(first + static_cast<int>(threadIdx.y), tokens.T - 1);
     const auto found = look_up<T>(tokens, tables, columns, t, t % tokens.L);
-    float x[kItems], sum[1] = {}, squares[1] = {};
+    float x[kItems], sum[1] = {}, more[1] = {}, squares[1] = {};
     found.add_up(tables, columns, x);
-    for (const float value : x) sum[0] += value;
+    for (const float value : x) sum[0] += value * share;
     row_sums(sum, left[0]);
-    const float center = found.legal ? sum[0] * share : NAN;
+    for (int k = 0; k < kItems; ++k) more[0] += columns.has(k) ? (x[k] - sum[0]) * share : 0;
+    row_sums(more, left[1]);
+    const float center = found.legal ? sum[0] + more[0] : NAN;
     for (int k = 0; k < kItems; ++k) {
       x[k] = columns.has(k) ? x[k] - center : 0;
       squares[0] += x[k] * x[k];
     }
-    row_sums(squares, left[1]);
+    row_sums(squares, left[2]);
     const float r = rsqrtf(squares[0] * share + eps);
     const auto w = columns.load(tables.weight), b = columns.load(bias);
     for (int k = 0; k < kItems; ++k) x[k] = x[k] * r * w[k] + b[k];

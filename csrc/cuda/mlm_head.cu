@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (w == 0) {
     if (threadIdx.x == 0) {
       results.samples[r] = 0;
-      results.lse[r] = results.rest[r] = results.nll[r] = results.hits[r] = 0;
+      results.lse[r] = results.top[r] = results.log_sum[r] = results.nll[r] = results.hits[r] = 0;
     }
     return;
   }
@@ -212,9 +212,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       // Of a peaked row the difference is exact and the logarithm small: no digits cancel.
       const double log_sum = log(row.sum);
       const float nll = static_cast<float>(log_sum + (row.top - l_target));
-      const double lse = row.top + log_sum;
-      results.lse[r] = static_cast<float>(lse);
-      results.rest[r] = static_cast<float>(lse - static_cast<float>(lse));
+      results.lse[r] = static_cast<float>(row.top + log_sum);
+      results.top[r] = row.top;
+      results.log_sum[r] = static_cast<float>(log_sum);
       results.nll[r] = nll;
       results.hits[r] = beaten || isnan(nll) ? 0 : w;
     }
@@ -246,11 +246,11 @@ __device__ void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    mlm_head_gradient_kernel(MlmHeadRows rows, const float* lse, const float* rest, T* dlogits) {
+    mlm_head_gradient_kernel(MlmHeadRows rows, const float* top, const float* log_sum, T* dlogits) {
   const int64_t r = blockIdx.x, row = r * rows.V;
   const float w = rows.weights[r];
   const int target = w == 0 ? -1 : legal_target(rows, r);
-  const float shift = target < 0 ? NAN : lse[r], less = rest[r];
+  const float shift = target < 0 ? NAN : top[r], less = log_sum[r];
   const int first = blockIdx.y * kItems * kThreads + threadIdx.x;
   float l[kItems];  // all loads before the first store, which may be to where they came from
   for (int k = 0; k < kItems; ++k) {
@@ -301,11 +301,11 @@ cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
                 draw, results);
 }
 
-cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, const float* rest,
+cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* top, const float* log_sum,
                               void* dlogits, Storage storage, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(rows.R), blocks(rows.V, kItems * kThreads));
   const auto launch_for = [&]<class T>(T* dl) {
-    return launch(mlm_head_gradient_kernel<T>, grid, kThreads, stream, rows, lse, rest, dl);
+    return launch(mlm_head_gradient_kernel<T>, grid, kThreads, stream, rows, top, log_sum, dl);
   };
   switch (storage) {
     case Storage::kFloat16:

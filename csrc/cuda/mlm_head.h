@@ -29,8 +29,9 @@ struct MlmHeadDraw {
 
 struct MlmHeadResults {
   int64_t* samples;  // [R]
-  float* lse;        // [R]
-  float* rest;       // [R] what rounding took from lse
+  float* lse;        // [R] top + log_sum
+  float* top;        // [R] the largest logit
+  float* log_sum;    // [R] log sum_v exp(logits[v] - top): of large logits lse loses it
   float* nll;        // [R] lse - logits[target]
   float* hits;       // [R] the weight, where the target is the arg-max
 };
@@ -40,7 +41,7 @@ cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
 
 // dlogits [R, V] = w (softmax(logits) - onehot(target)), not yet divided by the sum of weights,
 // which would be too small for float16. In float32 it may be the logits' own memory.
-cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* lse, const float* rest,
+cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* top, const float* log_sum,
                               void* dlogits, Storage storage, cudaStream_t stream);
 
 // Of all M slots: loss = sum(w nll) / sum(w), correct = sum(hits), and scale = 1 / sum(w); loss and

@@ -59,6 +59,11 @@ def rng(op: str, x: Tensor | None, like: Tensor) -> None:
     tensor(op, "rng", x, (torch.int64,), (2,), like)
 
 
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the tensors as kernels read them: row by row, whatever their strides were."""
+    return tuple(x if x is None else x.contiguous() for x in tensors)
+
+
 def dropout(op: str, p: float, x: Tensor | None, like: Tensor) -> None:
     if not 0 <= p < 1:
         raise ValueError(f"{op}: dropout must be in [0, 1), got {p}")
@@ -82,5 +87,5 @@ def packed(
         raise ValueError(f"{op}: a packed batch must have one token axis, got shape {list(tokens.shape)}")
     if key_mask is not None:
         raise ValueError(f"{op}: key_mask must be None in a packed batch, which has no padding, got a tensor")
-    if not isinstance(max_seqlen, int):
+    if not isinstance(max_seqlen, int) or isinstance(max_seqlen, bool):
         raise TypeError(f"{op}: max_seqlen must be an int in a packed batch, got {type(max_seqlen).__name__}")

@@ -124,5 +124,5 @@ def add_norm(
     check.tensor(OP, "weight", weight, (torch.float32, x.dtype), x.shape[-1:], x)
     check.tensor(OP, "bias", bias, (weight.dtype,), x.shape[-1:], x)
     check.dropout(OP, dropout, rng, x)
-    residual = None if residual is None else residual.contiguous()
-    return _AddNorm.apply(kernels, x.contiguous(), residual, weight, bias, eps, dropout, rng, stream)
+    x, residual, weight, bias, rng = check.contiguous(x, residual, weight, bias, rng)
+    return _AddNorm.apply(kernels, x, residual, weight, bias, eps, dropout, rng, stream)

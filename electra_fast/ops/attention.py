@@ -8,7 +8,7 @@ from electra_fast import reference
 from electra_fast.ops import _check as check
 from electra_fast.ops._register import Kernels, operator, public
 from electra_fast.philox import drop
-from electra_fast.reference import attention_rows, attention_scores, wide
+from electra_fast.reference import attention_rows, attention_scores, default_scale, wide
 
 # What follows q, k, v in every operator of this family.
 SITE = (
@@ -153,7 +153,8 @@ def attention(
     check.tensor("attention", "v", v, (q.dtype,), q.shape, q)
     max_seqlen = check_site("attention", q, 2, key_mask, cu_seqlens, max_seqlen, dropout, rng)
     q, k, v = reference.autocast(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    key_mask, cu_seqlens, rng = check.contiguous(key_mask, cu_seqlens, rng)
+    scale = default_scale(q) if scale is None else scale
     return _Attention.apply(
         kernels, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream
     )

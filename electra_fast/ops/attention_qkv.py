@@ -79,7 +79,8 @@ def attention_qkv(
         raise ValueError(f"attention_qkv: qkv must have shape [*, 3, H, D], got {list(qkv.shape)}")
     max_seqlen = check_site("attention_qkv", qkv, 3, key_mask, cu_seqlens, max_seqlen, dropout, rng)
     (qkv,) = reference.autocast(qkv)
-    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    key_mask, cu_seqlens, rng = check.contiguous(key_mask, cu_seqlens, rng)
+    scale = reference.default_scale(qkv) if scale is None else scale
     return _AttentionQKV.apply(
         kernels, qkv, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream
     )

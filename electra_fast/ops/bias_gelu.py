@@ -14,7 +14,7 @@ OP = "bias_gelu"
 
 def _default_bwd(dy, x, bias):
     dz = torch.ops.aten.gelu_backward(wide(dy), wide(x) + wide(bias))
-    return dz.to(x.dtype), dz.flatten(0, -2).sum(0).to(bias.dtype)
+    return dz.to(x.dtype), dz[None].flatten(0, -2).sum(0).to(bias.dtype)
 
 
 _fwd = operator(
@@ -60,7 +60,12 @@ def bias_gelu(kernels: Kernels, x: Tensor, bias: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument breaks these rules, with its name.
+
+    Note:
+        Implementations differ where x + bias is infinite. Compiled from csrc/, gelu is 0 at -inf and inf at inf,
+        and its gradient 0 and 1. The reference and Triton give what `F.gelu` gives: NaN at -inf, and for both
+        gradients.
     """
     check.tensor(OP, "x", x, check.FLOATS)
     check.tensor(OP, "bias", bias, (torch.float32, x.dtype), x.shape[-1:], x)
-    return _BiasGELU.apply(kernels, x.contiguous(), bias)
+    return _BiasGELU.apply(kernels, x.contiguous(), bias.contiguous())

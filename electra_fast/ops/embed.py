@@ -111,7 +111,8 @@ class _Embed(torch.autograd.Function):
         *saved, rng = ctx.saved_tensors
         wanted = ctx.needs_input_grad[5:10]
         padding = None if dword is None or ctx.padding_idx is None else dword[ctx.padding_idx].clone()
-        args = (dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream, dword, wanted[0])
+        dy, dword = check.contiguous(dy, dword)
+        args = (dy, *saved, ctx.dropout, rng, ctx.stream, dword, wanted[0])
         gradients = ctx.kernels.bwd(*args)
         if wanted[0] and ctx.padding_idx is not None:
             gradients[0][ctx.padding_idx] = 0 if padding is None else padding
@@ -184,10 +185,8 @@ def embed(
     if padding_idx is not None and not 0 <= padding_idx < len(word):
         raise ValueError(f"embed: padding_idx must be a row of word, in [0, {len(word)}), got {padding_idx}")
     (like,) = reference.autocast(word[:0])
-    ids, tables = ids.contiguous(), (word, position, type, norm_weight, norm_bias)
-    given = (x if x is None else x.contiguous() for x in (type_ids, position_ids))
-    tables = (x.contiguous() for x in tables)
-    args = (ids, *given, *tables, eps, dropout, rng, stream, like.dtype)
+    args = check.contiguous(ids, type_ids, position_ids, word, position, type, norm_weight, norm_bias)
+    args += (eps, dropout, *check.contiguous(rng), stream, like.dtype)
     y, through = _Embed.apply(kernels, padding_idx, *args)
     if not return_word:
         return y

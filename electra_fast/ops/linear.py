@@ -18,9 +18,9 @@ OP = "linear"
 
 
 def _default_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias):
-    rows, none = dy.flatten(0, -2), x.new_empty(0)
+    rows, none = dy[None].flatten(0, -2), x.new_empty(0)
     dx = dy @ weight if want_dx else none
-    dweight = (rows.t() @ x.flatten(0, -2)).to(dtype) if want_dweight else none
+    dweight = (rows.t() @ x[None].flatten(0, -2)).to(dtype) if want_dweight else none
     return dx, dweight, rows.sum(0, dtype=dtype) if want_dbias else none
 
 

@@ -86,18 +86,20 @@ def mask_tokens(
     check.tensor(OP, "ids", ids, check.INTS)
     check.tensor(OP, "candidates", candidates, check.BOOL, ids.shape, ids)
     check.tensor(OP, "rng", rng, (torch.int64,), (2,), ids)
+    limits = torch.iinfo(ids.dtype)
+    if not limits.min <= mask_id <= limits.max:
+        dtype = str(ids.dtype).removeprefix("torch.")
+        raise ValueError(f"mask_tokens: mask_id must be a number of ids' dtype, {dtype}, got {mask_id}")
     if not 0 < mask_prob <= 1:
         raise ValueError(f"mask_tokens: mask_prob must be in (0, 1], got {mask_prob}")
     if not 0 <= keep_prob <= 1:
         raise ValueError(f"mask_tokens: keep_prob must be in [0, 1], got {keep_prob}")
     if cu_seqlens is not None:
         check.packed(OP, ids, cu_seqlens, key_mask, max_seqlen)
-        cu_seqlens = cu_seqlens.contiguous()
     else:
         check.tensor(OP, "ids", ids, check.INTS, (None, None))
         check.optional(OP, "key_mask", key_mask, check.BOOL, ids.shape, ids)
         max_seqlen = ids.shape[1]
-        key_mask = None if key_mask is None else key_mask.contiguous()
     rates = (reference.rate(mask_prob), round(keep_prob * 2**32))
-    x, candidates, rng = ids.contiguous(), candidates.contiguous(), rng.contiguous()
-    return MaskedTokens(*kernels.fwd(x, candidates, rng, key_mask, cu_seqlens, max_seqlen, mask_id, *rates))
+    x = check.contiguous(ids, candidates, rng, key_mask, cu_seqlens)
+    return MaskedTokens(*kernels.fwd(*x, max_seqlen, mask_id, *rates))

@@ -151,6 +151,8 @@ def mlm_head(
     cast_x, cast_table = reference.autocast(x[:0], table[:0])
     check.tensor(OP, "table", cast_table, (cast_x.dtype,))
     V = table.shape[0]
+    if V < 1:
+        raise ValueError(f"mlm_head: table must have at least one row, got shape {list(table.shape)}")
     check.tensor(OP, "bias", bias, (*check.FLOAT32, cast_x.dtype), (V,), x)
     check.tensor(OP, "targets", targets, check.INTS, (M,), x)
     check.tensor(OP, "weights", weights, check.FLOAT32, (M,), x)
@@ -161,7 +163,7 @@ def mlm_head(
         raise ValueError(
             "mlm_head: disallow_correct must be False where the vocabulary has one token, got True"
         )
-    x, table, *rest = (t.contiguous() for t in (x, table, bias, targets, weights, rng))
+    x, table, *rest = check.contiguous(x, table, bias, targets, weights, rng)
     rest = [*rest, temperature, disallow_correct]
     wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, table, bias)]
     if any(wanted):

@@ -49,5 +49,4 @@ def replace_tokens(
     check.tensor(OP, "positions", positions, (ids.dtype,), (None,), ids)
     check.tensor(OP, "samples", samples, (ids.dtype,), M, ids)
     check.tensor(OP, "weights", weights, check.FLOAT32, M, ids)
-    x = (t.contiguous() for t in (ids, positions, samples, weights))
-    return ReplacedTokens(*kernels.fwd(*x))
+    return ReplacedTokens(*kernels.fwd(*check.contiguous(ids, positions, samples, weights)))

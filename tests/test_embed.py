@@ -5,6 +5,7 @@ from electra_fast import ops, reference, testing
 from electra_fast.philox import keep_mask
 from electra_fast.testing.examples import Example
 
+OP = "embed"
 RNG = torch.tensor([1, 0])
 TABLES = ("word", "position", "type", "norm_weight", "norm_bias")
 
@@ -21,16 +22,16 @@ def arguments(device="cpu", dtype=torch.float32, **change):
     }
 
 
-def test_types_and_positions_default_to_zero_and_the_place(device):
+def test_types_and_positions_default_to_zero_and_the_place(kernel, device):
     ids = torch.tensor([[3, 4, 5], [6, 0, 0]])
     given = {"type_ids": torch.zeros_like(ids), "position_ids": torch.arange(3).expand(2, 3)}
-    assert torch.equal(ops.embed(**arguments(device)), ops.embed(**arguments(device, **given)))
+    assert torch.equal(kernel(**arguments(device)), kernel(**arguments(device, **given)))
 
 
-def test_a_packed_batch_starts_each_sequence_at_place_zero(device):
+def test_a_packed_batch_starts_each_sequence_at_place_zero(kernel, device):
     packed = {"ids": torch.tensor([3, 4, 5, 6]), "cu_seqlens": torch.tensor([0, 3, 3, 4], dtype=torch.int32)}
-    y = ops.embed(**arguments(device, **packed))
-    padded = ops.embed(**arguments(device))
+    y = kernel(**arguments(device, **packed))
+    padded = kernel(**arguments(device))
     assert torch.equal(y, torch.cat([padded[0], padded[1, :1]]))
 
 
@@ -45,10 +46,10 @@ def test_the_result_has_the_autocast_dtype_and_the_gradients_the_tables(device):
     assert ops.embed(**arguments(device, dtype=torch.float16)).dtype == torch.float16
 
 
-def test_a_frozen_table_gets_no_gradient_and_an_unused_row_zero(device):
+def test_a_frozen_table_gets_no_gradient_and_an_unused_row_zero(kernel, device):
     args = arguments(device)
     args["word"].requires_grad_()
-    ops.embed(**args).square().sum().backward()
+    kernel(**args).square().sum().backward()
     assert args["position"].grad is None and (args["word"].grad[10:] == 0).all()
 
 
@@ -63,10 +64,10 @@ def batch(T, V, E, dtype=torch.float32, seed=0, **options):
     return Example("embed", f"T={T} V={V} E={E}", args, TABLES)
 
 
-def test_the_table_comes_back_and_takes_a_gradient_from_elsewhere(device):
+def test_the_table_comes_back_and_takes_a_gradient_from_elsewhere(kernel, device):
     args = arguments(device)
     args["word"].requires_grad_()
-    x, word = ops.embed(**args, return_word=True)
+    x, word = kernel(**args, return_word=True)
     assert torch.equal(word, args["word"])
     upstream = torch.randn_like(word)
     (alone,) = torch.autograd.grad(x.square().sum(), args["word"], retain_graph=True)
@@ -76,10 +77,10 @@ def test_the_table_comes_back_and_takes_a_gradient_from_elsewhere(device):
     torch.testing.assert_close(both, alone + upstream)
 
 
-def test_a_frozen_table_is_handed_on_as_it_is(device):
+def test_a_frozen_table_is_handed_on_as_it_is(kernel, device):
     args = arguments(device)
     args["position"].requires_grad_()
-    x, word = ops.embed(**args, return_word=True)
+    x, word = kernel(**args, return_word=True)
     assert word is args["word"] and x.requires_grad
 
 
@@ -146,20 +147,20 @@ def test_any_number_of_threads_gives_the_same_bits(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tables_at_any_address(dtype, device):
+def test_tables_at_any_address(dtype, kernel, device):
     """A slice from its second element on: no vector load is aligned."""
     example = batch(48, 33, 31, dtype).to(device=device)
     for name in TABLES:
         x = example.args[name]
         example.args[name] = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
-    testing.check_example(ops.embed, example)
+    testing.check_example(kernel, example)
 
 
-def test_int32_and_int64_ids_give_the_same(device):
+def test_int32_and_int64_ids_give_the_same(kernel, device):
     example = batch(160, 40, 24).to(device=device)
-    results, gradients = testing.run(ops.embed, example)
+    results, gradients = testing.run(kernel, example)
     example.args["ids"] = example.args["ids"].int()
-    again, gradients_again = testing.run(ops.embed, example)
+    again, gradients_again = testing.run(kernel, example)
     assert torch.equal(results["result"], again["result"])
     assert all(torch.equal(gradients[name], gradients_again[name]) for name in TABLES)
 

@@ -78,34 +78,36 @@ def test_ties_go_to_the_lower_place(device):
         assert taken.nonzero()[:, 0].tolist() == order[:k].sort().values.tolist()
 
 
-def test_packed_batch_masks_the_same_count_as_its_sequences(device):
+def test_packed_batch_masks_the_same_count_as_its_sequences(kernel, device):
     lengths = [5, 0, 128, 1, 61]
     cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], device=device)
-    out = masked(torch.arange(sum(lengths), device=device) + 200, cu_seqlens=cu, max_seqlen=128)
+    out = masked(
+        torch.arange(sum(lengths), device=device) + 200, cu_seqlens=cu, max_seqlen=128, function=kernel
+    )
     used = out.positions[out.weights.bool()]
     counts = torch.bucketize(used, cu[1:], right=True).bincount(minlength=5).tolist()
     assert counts == [max(1, round(0.15 * n)) if n else 0 for n in lengths]
     assert torch.equal(used, used.sort().values) and torch.equal(used + 200, out.targets[out.weights.bool()])
 
 
-def test_padding_and_rows_without_candidates_are_left_alone(device):
+def test_padding_and_rows_without_candidates_are_left_alone(kernel, device):
     ids = torch.full((3, 16), 7, device=device)
     key_mask = torch.tensor([[True] * 16, [True] * 8 + [False] * 8, [False] * 16], device=device)
     candidates = torch.ones_like(key_mask)
     candidates[0] = False
-    out = masked(ids, candidates, key_mask=key_mask, mask_prob=1.0, keep_prob=0.0)
+    out = masked(ids, candidates, key_mask=key_mask, mask_prob=1.0, keep_prob=0.0, function=kernel)
     assert (out.ids[0] == 7).all() and (out.ids[2] == 7).all() and (out.ids[1, 8:] == 7).all()
     assert (out.ids[1, :8] == 103).all() and out.weights.sum() == 8
     assert (out.positions[out.weights == 0] == 0).all() and (out.targets[out.weights == 0] == 0).all()
 
 
-def test_a_row_depends_on_its_place_alone_and_a_step_changes_all(device):
+def test_a_row_depends_on_its_place_alone_and_a_step_changes_all(kernel, device):
     ids = torch.full((8, 64), 7, device=device)
-    whole, first = masked(ids), masked(ids[:4])
+    whole, first = masked(ids, function=kernel), masked(ids[:4], function=kernel)
     assert torch.equal(whole.ids[:4], first.ids)
-    assert torch.equal(masked(ids, rng=torch.tensor([1, 0])).ids, whole.ids)
+    assert torch.equal(masked(ids, rng=torch.tensor([1, 0]), function=kernel).ids, whole.ids)
     for rng in ([1, 1], [2, 0], [1, 2**32 - 1], [-1, 0], [2**63 - 1, 0]):
-        assert not torch.equal(masked(ids, rng=torch.tensor(rng)).ids, whole.ids)
+        assert not torch.equal(masked(ids, rng=torch.tensor(rng), function=kernel).ids, whole.ids)
 
 
 def test_bool_bytes_other_than_one_are_true(implementation, device):

@@ -19,8 +19,8 @@ def test_a_sample_that_equals_the_original_is_no_replacement(implementation, dev
     assert out.replaced.tolist() == [[False, False, False], [False, True, False]]
 
 
-def test_the_original_is_not_written_over(device):
-    replaced(device=device)
+def test_the_original_is_not_written_over(kernel, device):
+    replaced(kernel, device)
     assert IDS.tolist() == [[10, 11, 12], [13, 14, 15]]
 
 

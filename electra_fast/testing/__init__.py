@@ -3,6 +3,7 @@
 Anybody's function with the signature of an op is held against the reference in one line:
 
     testing.check_op("rtd_loss", my_function)  # values and gradients, in every dtype
+    testing.fuzz_op("rtd_loss", my_function, seconds=60)  # random shapes, layouts and extreme values
     testing.check_masker(my_mask_tokens)  # counts, uniformity, independence
 """
 
@@ -25,8 +26,10 @@ from electra_fast.testing.budget import (
     judge_example,
     run,
 )
+from electra_fast.testing.cases import fuzz_op
 from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
-from electra_fast.testing.examples import Example, examples
+from electra_fast.testing.example import Example
+from electra_fast.testing.examples import examples
 from electra_fast.testing.memory import guarded_memory
 from electra_fast.testing.mutations import mutations
 
@@ -73,6 +76,7 @@ __all__ = [
     "check_op",
     "check_sampler",
     "examples",
+    "fuzz_op",
     "guarded_memory",
     "implementations",
     "interpreted",

@@ -1,40 +1,15 @@
 """Example inputs of every op: the regimes that break kernels, at sizes that the Triton interpreter can run.
 
 Fresh numbers from a seed, zero-mean at ELECTRA's own scale, with planted outliers, ties, peaked rows, a
-padded row, unused slots that hold NaN, odd sizes, and tensors that are not contiguous.
+padded row, unused slots that hold NaN, and odd sizes. `extremes.py` adds constant rows and extreme values,
+`variants` batches without a token and other memory layouts.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from electra_fast import reference
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-RNG = (-7, 3)  # a negative seed: its high half is all ones
-
-
-@dataclass(frozen=True)
-class Example:
-    """Arguments of one call by name, and which of them want a gradient."""
-
-    op: str
-    name: str
-    args: dict[str, Any]
-    gradients: tuple[str, ...] = ()
-    exact: bool = field(default=False, kw_only=True)  # every result is decided by integers
-
-    def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Example":
-        """Return the example with its floating tensors in `dtype`, on `device`."""
-
-        def moved(x):
-            if not isinstance(x, Tensor):
-                return x
-            return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
-
-        return replace(self, args={name: moved(x) for name, x in self.args.items()})
+from electra_fast.testing.example import DTYPES, RNG, Example, variants
+from electra_fast.testing.extremes import EXTREMES
 
 
 def _normal(generator, *shape, scale=1.0, dtype=torch.float32):
@@ -154,8 +129,6 @@ def _embed(g):
         ids = torch.where(torch.rand(25, 16, generator=g) < 0.3, 3, _ids(g, (25, 16), 40))
         padded |= {"ids": ids, "type_ids": ids.int() % 2, "padding_idx": 3}
         yield Example("embed", f"a frequent id {dtype}", {**padded, **args, "return_word": True}, names)
-        packed |= {"ids": ids[:0, 0], "cu_seqlens": torch.zeros(3, dtype=torch.int32)}
-        yield Example("embed", f"no token {dtype}", {**packed, **args}, names)
 
 
 def _attention_sites(g):
@@ -279,4 +252,5 @@ def examples(op: str, seed: int = 0) -> list[Example]:
     """Return the examples of one op, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     makers = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
-    return list(makers[op](generator))
+    found = list(makers[op](generator))
+    return [*found, *EXTREMES.get(op, lambda _: ())(generator), *variants(found)]

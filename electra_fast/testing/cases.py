@@ -1,0 +1,289 @@
+"""Random calls of every op, each made from one integer, its seed.
+
+Sizes lie around the edges of blocks, or are 0; tensors have any dtype, layout and offset; one case in four
+has extreme or infinite values, one in twelve an illegal one. Such cases ask for less: see `judge_case`.
+"""
+
+import random
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from electra_fast import reference
+from electra_fast.testing.baseline import REPLAYED
+from electra_fast.testing.budget import judge, judge_example, run
+from electra_fast.testing.example import DTYPES, RISING, Example
+from electra_fast.testing.layouts import LAYOUTS
+
+SMALL = (0.0, 1e-40, 65504.0)  # of weights, which are summed
+EXTREMES = (*SMALL, 1e20, 1e30, 3e38)
+INFINITE = (torch.inf, torch.nan)
+ILLEGAL = (-1, 2**31 - 1, -(2**31), 2**31 + 5, 2**40, -(2**63))
+REFUSALS = (ValueError, TypeError, IndexError, NotImplementedError)  # that begin with the op's name
+MARGIN = 4  # times the budget is wrong: among thousands of cases plain PyTorch is lucky in some
+LENIENT = 16.0  # times plain PyTorch's error is granted where extreme values cancel
+
+
+class Case(NamedTuple):
+    example: Example
+    kind: str  # ordinary, extreme, infinite or illegal
+
+
+class Outcome(NamedTuple):
+    finding: str = ""  # what is wrong, empty if nothing is
+    refused: str = ""  # the message of a documented error
+
+
+class Draw:
+    """The random decisions of one case."""
+
+    def __init__(self, seed: int, small: bool):
+        self.random, self.small = random.Random(seed), small
+        self.generator = torch.Generator().manual_seed(seed % 2**63)
+        self.one_of = lambda *values: self.random.choice(values)
+        self.dtype = self.random.choice(DTYPES)
+
+    def size(self, most: int, small: int, least: int = 0) -> int:
+        """At most `most`, or `small` for a slow implementation; often a power of two or one beside it."""
+        most = small if self.small else most
+        edge = 2 ** self.random.randrange(most.bit_length()) + self.one_of(-1, 0, 1)
+        size = self.one_of(edge, self.random.randint(least, most))
+        return min(max(0 if self.random.random() < 0.05 else size, least), most)
+
+    def floats(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        return (torch.randn(shape, generator=self.generator) * scale).to(dtype or self.dtype)
+
+    def ids(self, V: int, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        ids = torch.randint(max(V, 1), shape, generator=self.generator)
+        return ids.to(dtype or self.one_of(torch.int32, torch.int64))
+
+    def bools(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator) < self.one_of(0, 0.1, 0.5, 0.9, 1)
+
+    def weights(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator) * self.bools(*shape)
+
+    def rng(self) -> Tensor:
+        seed = self.one_of(0, -1, 2**63 - 1, -(2**63), self.random.randrange(-(2**63), 2**63))
+        return torch.tensor([seed, self.one_of(0, 1, 2**32 - 1, self.random.randrange(2**32))])
+
+    def dropout(self) -> dict[str, Any]:
+        p = self.one_of(0.0, 0.0, 0.1, 0.5, 0.999)
+        return {"dropout": p, "rng": self.rng() if p else None, "stream": self.one_of(0, 2, 2**31 - 1)}
+
+    def tokens(self, most: int, small: int) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Return the shape of the tokens and what describes the batch: padded, or packed."""
+        B, L = self.size(5, 3), self.size(most, small)
+        if self.one_of(True, False):
+            return (B, L), {"key_mask": self.one_of(None, self.bools(B, L))}
+        lengths = torch.randint(L + 1, (B,), generator=self.generator) * self.bools(B)
+        bounds = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+        longest = int(lengths.max()) if B else 0
+        site = {"cu_seqlens": bounds.to(self.one_of(torch.int32, torch.int64))}
+        return (int(bounds[-1]),), site | {"max_seqlen": longest + self.one_of(0, 1, 100)}
+
+
+def _mask_tokens(d):
+    shape, site = d.tokens(1100, 130)
+    args = {"ids": d.ids(30522, *shape), "candidates": d.bools(*shape), "rng": d.rng(), "mask_id": 103}
+    args |= {"mask_prob": d.one_of(0.15, 1.0, 2.0**-32, d.random.uniform(1e-9, 1))}
+    return args | {"keep_prob": d.one_of(0.15, 0.0, 1.0)} | site, ()
+
+
+def _replace_tokens(d):
+    shape, _ = d.tokens(1100, 130)
+    ids = d.ids(30522, *shape)
+    positions = torch.randperm(ids.numel(), generator=d.generator)[: d.size(300, 70)].to(ids.dtype)
+    samples = d.ids(30522, len(positions), dtype=ids.dtype)
+    return {"ids": ids, "positions": positions, "samples": samples, "weights": d.weights(len(positions))}, ()
+
+
+def _embed(d):
+    shape, site = d.tokens(300, 40)
+    V, P, types = d.size(30522, 300, 1), d.size(600, 60, 1), d.one_of(1, 2, 3)
+    E = d.size(1100 if V < 1000 else 70, 130, 2)
+    ids = d.ids(V, *shape)
+    places = None if "key_mask" in site and shape[1] <= P and d.one_of(True, False) else d.ids(P, *shape)
+    args = {"ids": ids, "type_ids": d.one_of(None, d.ids(types, *shape)), "position_ids": places}
+    args |= {"word": d.floats(V, E), "position": d.floats(P, E), "type": d.floats(types, E)}
+    norm = d.one_of(d.dtype, torch.float32)
+    args |= {"norm_weight": d.floats(E, dtype=norm), "norm_bias": d.floats(E, dtype=norm)}
+    args |= {"eps": d.one_of(1e-12, 1e-5), "padding_idx": d.one_of(None, 0, V - 1)}
+    args |= {"cu_seqlens": site.get("cu_seqlens"), "return_word": d.one_of(False, True)}
+    return args | d.dropout(), ("word", "position", "type", "norm_weight", "norm_bias")
+
+
+def _linear(d):
+    shape, _ = d.tokens(300, 70)
+    K, N = d.size(600, 130), d.size(600, 130)
+    args = {"x": d.floats(*shape, K), "weight": d.floats(N, K), "bias": d.one_of(None, d.floats(N))}
+    if d.one_of(True, False):
+        low = {f"low_{name}": args[name] for name in ("weight", "bias") if args[name] is not None}
+        args |= low | {name.removeprefix("low_"): x.float() for name, x in low.items()}
+    return args, ("x", "weight", "bias")
+
+
+def _attention(d, sides=3):
+    shape, site = d.tokens(300, 70)
+    heads = (d.size(4, 2, 1), d.one_of(64, d.size(256, 128, 1)))
+    args = {name: d.floats(*shape, *heads) for name in "qkv"[:sides]}
+    args |= {"causal": d.one_of(False, True), "scale": d.one_of(None, 0.05, 1.0)}
+    return args | site | d.dropout(), tuple("qkv"[:sides])
+
+
+def _attention_qkv(d):
+    args, _ = _attention(d, sides=1)
+    q = args.pop("q")
+    return {"qkv": d.floats(*q.shape[:-2], 3, *q.shape[-2:]), **args}, ("qkv",)
+
+
+def _add_norm(d):
+    shape, W = d.tokens(70, 20)[0], d.size(1100, 260, 2)
+    x, norm = d.floats(*shape, W), d.one_of(d.dtype, torch.float32)
+    if d.dtype == torch.float32 and d.one_of(True, False):  # constant rows, whose mean must not round
+        x[..., :] = x[..., :1] * d.one_of(1, 1000)
+    args = {"x": x, "residual": d.one_of(None, d.floats(*shape, W))}
+    args |= {"weight": d.floats(W, dtype=norm), "bias": d.floats(W, dtype=norm), "eps": d.one_of(1e-12, 1e-5)}
+    return args | d.dropout(), ("x", "residual", "weight", "bias")
+
+
+def _bias_gelu(d):
+    shape, F = d.tokens(70, 20)[0], d.size(3100, 260, 1)
+    bias = d.floats(F, dtype=d.one_of(d.dtype, torch.float32))
+    return {"x": d.floats(*shape, F, scale=d.one_of(1, 4)), "bias": bias}, ("x", "bias")
+
+
+def _mlm_head(d):
+    M, V, E = d.size(300, 40), d.size(30522, 600, 1), d.size(200, 70, 1)
+    args = {"x": d.floats(M, E), "table": d.floats(V, E, scale=d.one_of(0.02, 0.3))}
+    args["bias"] = d.floats(V, dtype=d.one_of(d.dtype, torch.float32))
+    args |= {"targets": d.ids(V, M), "weights": d.weights(M), "rng": d.rng()}
+    args |= {
+        "temperature": d.one_of(1.0, 0.7, 1e-6, 1e6),
+        "disallow_correct": V > 1 and d.one_of(False, True),
+    }
+    return {**args, "return_table": d.one_of(False, True)}, ("x", "table", "bias")
+
+
+def _rtd_loss(d):
+    shape, _ = d.tokens(1100, 260)
+    args = {"logits": d.floats(*shape, scale=d.one_of(1, 30)), "replaced": d.bools(*shape)}
+    return {**args, "weights": d.one_of(None, d.weights(*shape))}, ("logits",)
+
+
+_MAKERS = (
+    _mask_tokens, _embed, _linear, _attention, _attention_qkv, _add_norm, _bias_gelu, _mlm_head,
+    _replace_tokens, _rtd_loss,
+)  # fmt: skip
+MAKERS = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
+
+
+def _plant(d: Draw, args: dict, names: list[str], values: tuple) -> None:
+    """Write some of `values` into a few places of one or two of the tensors `names`."""
+    for name in d.random.sample(names, min(len(names), d.one_of(1, 2))):
+        flat = args[name].flatten()
+        for place in (d.random.randrange(len(flat)) for _ in range(d.one_of(1, 2, 4) if len(flat) else 0)):
+            value = d.random.choice(SMALL if name == "weights" and values is EXTREMES else values)
+            if flat.is_floating_point():
+                value = value if values is INFINITE else min(value, torch.finfo(flat.dtype).max)
+                flat[place] = value * d.one_of(1, -1)
+            elif abs(value) <= torch.iinfo(flat.dtype).max:
+                flat[place] = value
+        args[name] = flat.view(args[name].shape)
+
+
+def case(op: str, seed: int, small: bool = False) -> Case:
+    """Return the case of a seed; `small`: of a size for the Triton interpreter."""
+    d = Draw(seed, small)
+    args, gradients = MAKERS[op](d)
+    tensors = [name for name, x in args.items() if isinstance(x, Tensor) and x.dim()]
+    floats = [name for name in tensors if args[name].is_floating_point()]
+    integers = [name for name in tensors if name != "rng" and args[name].dtype in (torch.int32, torch.int64)]
+    kind = d.random.choices(("ordinary", "extreme", "infinite", "illegal"), (8, 2, 1, 1))[0]
+    if kind in ("extreme", "infinite") and floats:
+        _plant(d, args, floats, EXTREMES if kind == "extreme" else INFINITE)
+    elif kind == "illegal" and integers:
+        _plant(d, args, integers, ILLEGAL)
+    else:
+        kind = "ordinary"
+    for name in tensors:
+        layout = d.one_of("", "", "", *LAYOUTS)
+        # Equal rows of the table have equal logits: what is right is rounding alone.
+        if layout and not (layout == "expanded" and name in (*RISING, "table")):
+            args[name] = LAYOUTS[layout](args[name])
+    gradients = tuple(name for name in gradients if args[name] is not None)
+    upstream = d.one_of("", *LAYOUTS)
+    exact = not gradients
+    return Case(Example(op, f"seed {seed}", args, gradients, exact=exact, layout=upstream), kind)
+
+
+def _judge_extremes(function, example: Example) -> str:
+    """Say what is wrong where plain PyTorch, in the tensors' own dtype, has only numbers."""
+    got, cpu = run(function, example), example.to(device="cpu")
+    low = run(getattr(REPLAYED, example.op), cpu)
+    if not all(x.isfinite().all() for results in low for x in results.values()):
+        return ""
+    ref = run(getattr(reference, example.op), cpu.to(torch.float64))
+    floats = [x.dtype for x in example.args.values() if isinstance(x, Tensor) and x.is_floating_point()]
+    eps = max(torch.finfo(dtype).eps for dtype in floats)  # one rounding, where plain PyTorch is exact
+    for results, wanted, plain in zip(got, ref, low, strict=True):
+        for name in (results.keys() & plain.keys()) - {"samples", "lse"}:
+            rounded = plain[name].double() + eps * wanted[name]
+            judgement = judge(name, results[name], wanted[name], rounded, LENIENT)
+            if judgement.ratio > MARGIN:
+                return judgement.why
+    return ""
+
+
+def _judge_run(function, example: Example) -> str:
+    """Say only whether a sample is an id."""
+    samples = run(function, example)[0].get("samples")
+    V = len(example.args.get("table", ()))
+    legal = not V or ((samples >= 0) & (samples < V)).all()
+    return "" if legal else f"a sample outside the vocabulary: {samples.tolist()}"
+
+
+def judge_case(op: str, function, seed: int, *, small: bool = False, device: str = "cpu") -> Outcome:
+    """Run one case. An ordinary one is held to `MARGIN` times the error budget.
+
+    One of extreme values is held, leniently, to what plain PyTorch computes without NaN and infinity. One of
+    infinite or illegal values may give any numbers, but legal samples, and no error from deep inside.
+    """
+    example, kind = case(op, seed, small)
+    example = example.to(device=device)
+    try:
+        if kind in ("infinite", "illegal"):
+            return Outcome(_judge_run(function, example))
+        if kind == "extreme" and not example.exact:
+            return Outcome(_judge_extremes(function, example))
+        wrong = (j.why for j in judge_example(function, example) if j.why and j.ratio > MARGIN)
+        return Outcome(next(wrong, ""))
+    except REFUSALS as error:
+        if str(error).startswith(op.removesuffix("_qkv")):  # the same kernel
+            return Outcome(refused=str(error))
+        return Outcome(f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever it is, it comes from deep inside
+        return Outcome(f"{type(error).__name__}: {error}")
+
+
+def fuzz_op(op: str, function, *, seconds: float = 60, seed: int | None = None, device: str = "cpu") -> int:
+    """Hold anybody's implementation of an op against random cases; return the number of cases.
+
+    Args:
+        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature.
+        seconds: how long to go on; at least one case is run.
+        seed: of the first case; each next one is one more. None draws a fresh one.
+        device: where the function runs.
+
+    Raises:
+        AssertionError: a case is wrong or raises an error that is not documented; its seed is named.
+    """
+    seed = torch.seed() % 2**31 if seed is None else seed
+    end, cases = time.monotonic() + seconds, 0
+    while not cases or time.monotonic() < end:
+        finding = judge_case(op, function, seed + cases, device=device).finding
+        assert not finding, f"{op} [seed {seed + cases}]: {finding}"
+        cases += 1
+    return cases

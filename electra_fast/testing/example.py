@@ -1,0 +1,101 @@
+"""One call of an op with its inputs, and what is made of it: other memory layouts, no token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_fast.testing.layouts import LAYOUTS, copied
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+RNG = (-7, 3)  # a negative seed: its high half is all ones
+RISING = ("cu_seqlens", "positions")  # their elements differ, so an expanded tensor is not legal
+# Axes of an op's first argument behind those of its tokens.
+CHANNEL_AXES = {"linear": 1, "add_norm": 1, "bias_gelu": 1, "mlm_head": 1, "attention": 2, "attention_qkv": 3}
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of one call by name, and which of them want a gradient."""
+
+    op: str
+    name: str
+    args: dict[str, Any]
+    gradients: tuple[str, ...] = ()
+    exact: bool = field(default=False, kw_only=True)  # every result is decided by integers
+    layout: str = field(default="", kw_only=True)  # of the upstream gradients, a name of LAYOUTS
+    plain: "Example | None" = field(default=None, kw_only=True)  # the contiguous example that was laid out
+
+    def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Example":
+        """Return the example with its floating tensors in `dtype`, on `device`; layouts stay as they are."""
+
+        def moved(x):
+            if not isinstance(x, Tensor):
+                return x
+            return copied(x, dtype if x.is_floating_point() else None, device)
+
+        plain = self.plain and self.plain.to(dtype, device)
+        return replace(self, args={name: moved(x) for name, x in self.args.items()}, plain=plain)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that the call reads, by name."""
+        unused = () if self.args.get("dropout", 1) else ("rng",)
+        return {n: x for n, x in self.args.items() if isinstance(x, Tensor) and n not in unused}
+
+    def laid_out(self, layout: str, *names: str) -> "Example":
+        """Lay out the arguments `names` as one of LAYOUTS; without names: all, upstream gradients too."""
+        legal = [n for n, x in self.tensors().items() if not (layout == "expanded" and n in RISING)]
+        args = {name: LAYOUTS[layout](self.args[name]) for name in legal if not names or name in names}
+        who = " and ".join(names) or "every argument"
+        title = f"{self.name}, {who} {layout}"
+        upstream = "" if names else layout
+        return replace(self, name=title, args=self.args | args, layout=upstream, plain=self)
+
+
+def _smallest(found: list[Example]) -> list[Example]:
+    """Return small examples, in float32 if possible, that together have every argument of the op."""
+
+    def order(example):
+        tensors = example.tensors()
+        narrow = any(tensors[name].element_size() < 4 for name in example.gradients)
+        return narrow, -len(tensors), sum(x.numel() for x in tensors.values())
+
+    chosen: list[Example] = []
+    for example in sorted(found, key=order):
+        names = example.tensors().keys()
+        large = min(x.numel() for x in example.tensors().values()) > 1
+        if large and not any(names <= other.tensors().keys() for other in chosen):
+            chosen.append(example)
+    return chosen
+
+
+def _without_tokens(example: Example) -> Iterator[Example]:
+    """Yield the example with L = 0 and with B = 0; of one axis of tokens or slots, with none of them."""
+    first = next(iter(example.args.values()))
+    axes = first.dim() - CHANNEL_AXES.get(example.op, 0)
+    cuts = {"no token": (slice(0),)}
+    if axes == 2:
+        cuts = {"L = 0": (slice(None), slice(0)), "no sequence": (slice(0),)}
+    slots = ("positions", "samples", "weights") if "positions" in example.args else ()
+    for name, cut in cuts.items():
+        args = dict(example.args)
+        for key, x in example.tensors().items():
+            if key == "cu_seqlens":
+                args[key] = torch.zeros_like(x)
+            elif key in slots:
+                args[key] = x[:0]
+            elif x.shape[:axes] == first.shape[:axes]:
+                args[key] = x[cut]
+        yield replace(example, name=f"{example.name}, {name}", args=args)
+
+
+def variants(found: list[Example]) -> Iterator[Example]:
+    """Yield of an op's examples those without tokens, and those in other memory layouts."""
+    chosen = _smallest(found)
+    for example in chosen:
+        yield from _without_tokens(example)
+    for example in chosen:
+        for layout in ("strided", "expanded", "offset"):
+            yield example.laid_out(layout)

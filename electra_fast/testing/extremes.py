@@ -1,0 +1,100 @@
+"""Examples of constant rows and extreme values, where the definition is finite in the tensors' own dtype."""
+
+import torch
+
+from electra_fast.testing.example import RNG, Example
+
+CONSTANTS = torch.tensor([0.3, 3.1, 10.1, 1000.1])  # the sum of a row of them rounds
+
+
+def _rows(g, T, W, most=3e38, dtype=torch.float32):
+    """Rows ``[T, W]`` of 3e38, 1e30, 65504, 1e-40 and 0, of both signs, limited to `most`."""
+    values = torch.tensor([3e38, 1e30, 65504, 1e-40, 0])
+    signs = torch.tensor([1.0, -1.0])[torch.randint(2, (T, W), generator=g)]
+    return (signs * values[torch.arange(T) % 5, None]).clamp(-most, most).to(dtype)
+
+
+def _normal(g, *shape, scale=1.0):
+    return scale * torch.randn(shape, generator=g)
+
+
+def _embed(g):
+    ids = torch.randint(6, (2, 16), generator=g)
+    for eps in (1e-12, 1e-5):
+        word = torch.cat([CONSTANTS[:, None].expand(4, 115), _normal(g, 4, 115)])
+        args = {"ids": ids, "type_ids": None, "position_ids": None, "word": word}
+        args |= {"position": torch.full((16, 115), 0.1), "type": torch.full((2, 115), 0.7)}
+        args |= {"norm_weight": torch.ones(115), "norm_bias": torch.ones(115), "eps": eps}
+        wanted = ("word", "position", "type", "norm_weight", "norm_bias")
+        yield Example("embed", f"constant rows eps={eps}", args, wanted)
+
+
+def _linear(g):
+    weight = _normal(g, 8, 16, scale=0.1)
+    half = {"x": torch.full((4, 16), 65504.0).half(), "weight": weight.half()}
+    yield Example("linear", "65504", half, ("x", "weight"))
+    for name, x in (("1e30", _normal(g, 4, 16, scale=1e30)), ("1e-40", torch.full((4, 16), 1e-40))):
+        yield Example("linear", name, {"x": x, "weight": weight}, ("x", "weight"))
+
+
+def _attention(g):
+    """Scores so far apart that the softmax is one key: the gradient of q and k is rounding alone."""
+    for name, dtype, score, value in (
+        ("1e30", torch.float32, 1e10, 1e30),
+        ("65504", torch.float16, 2e4, 2e4),
+    ):
+        scales = {"q": score, "k": score, "v": value}
+        args = {n: _normal(g, 2, 9, 2, 16, scale=s).clamp(-3 * s, 3 * s).to(dtype) for n, s in scales.items()}
+        yield Example("attention", name, args, ("v",))
+
+
+def _add_norm(g):
+    wanted = ("x", "weight", "bias")
+    for W in (115, 1000):
+        norm = {"weight": torch.ones(W), "bias": torch.ones(W)}
+        for eps in (1e-12, 1e-5):
+            x = torch.cat([CONSTANTS[:, None].expand(4, W), _normal(g, 3, W)])
+            args = {"x": x, "residual": None, **norm, "eps": eps}
+            yield Example("add_norm", f"constant rows W={W} eps={eps}", args, wanted)
+            args = {**args, "residual": torch.cat([torch.full((4, W), 0.1), _normal(g, 3, W)])}
+            title = f"constant rows, residual W={W} eps={eps}"
+            yield Example("add_norm", title, args, ("residual", *wanted))
+    norm = {"residual": None, "weight": torch.ones(36), "bias": torch.zeros(36), "eps": 1e-5}
+    for dtype, most in ((torch.float32, 1e18), (torch.float16, 65504)):  # float32 can hold the squares
+        args = {"x": _rows(g, 5, 36, most, dtype), **norm}
+        yield Example("add_norm", f"up to {most:g}", args, wanted)
+
+
+def _bias_gelu(g):
+    for dtype, most in ((torch.float32, 1e38), (torch.float16, 65504)):  # PyTorch doubles x
+        args = {"x": _rows(g, 5, 12, most, dtype), "bias": torch.zeros(12)}
+        yield Example("bias_gelu", f"up to {most:g}", args, ("x", "bias"))
+
+
+def _mlm_head(g):
+    """Logits of one height at 16 tokens of 31, the others as far below 0: a loss of log 16."""
+    for top in (1e30, 3e38):
+        args = {"x": _normal(g, 5, 16), "table": _normal(g, 31, 16)}
+        args["bias"] = torch.where(torch.arange(31) % 2 == 0, top, -top)
+        args |= {"targets": torch.zeros(5, dtype=torch.long), "weights": torch.ones(5)}
+        args["rng"] = torch.tensor(RNG)
+        yield Example("mlm_head", f"logits of {top:g}", args, ("x", "table", "bias"))
+
+
+def _rtd_loss(g):
+    """The sum of the wrong guesses' losses is more than float32 holds, their mean is not."""
+    for dtype, most in ((torch.float32, 3e38), (torch.float16, 65504)):
+        x = _rows(g, 5, 12, most, dtype)
+        yield Example("rtd_loss", f"right, up to {most:g}", {"logits": x, "replaced": x > 0}, ("logits",))
+        yield Example("rtd_loss", f"wrong, up to {most:g}", {"logits": x, "replaced": x < 0}, ("logits",))
+
+
+EXTREMES = {
+    "embed": _embed,
+    "linear": _linear,
+    "attention": _attention,
+    "add_norm": _add_norm,
+    "bias_gelu": _bias_gelu,
+    "mlm_head": _mlm_head,
+    "rtd_loss": _rtd_loss,
+}

@@ -63,8 +63,8 @@ def bias_gelu(kernels: Kernels, x: Tensor, bias: Tensor) -> Tensor:
 
     Note:
         Implementations differ where x + bias is infinite. Compiled from csrc/, gelu is 0 at -inf and inf at
-        inf, and its gradient 0 and 1. The reference and Triton give what `F.gelu` gives: NaN at -inf, and for
-        both gradients.
+        inf, and its gradient is 0 and 1. Triton gives NaN at -inf and for both gradients, and the reference,
+        which is `F.gelu`, NaN at inf too.
     """
     check.tensor(OP, "x", x, check.FLOATS)
     check.tensor(OP, "bias", bias, (torch.float32, x.dtype), x.shape[-1:], x)

@@ -16,7 +16,7 @@ def wide(x: Tensor) -> Tensor:
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors in the autocast dtype where autocast is enabled on their device."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # which meta tensors have no state of
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 

@@ -215,10 +215,10 @@ class Electra(nn.Module):
         """
         generator, discriminator = self.generator.encoder, self.discriminator.encoder
         shared = {
-            "none": lambda: generator.embedding is not discriminator.embedding,
-            "embeddings": lambda: generator.embedding is discriminator.embedding,
-            "gdes": lambda: discriminator.embedding.shared is generator.embedding,
-            "all": lambda: generator is discriminator,
+            "none": lambda: not _is(generator.embedding, discriminator.embedding),
+            "embeddings": lambda: _is(generator.embedding, discriminator.embedding),
+            "gdes": lambda: _is(discriminator.embedding.shared, generator.embedding),
+            "all": lambda: _is(generator, discriminator),
         }
         if not shared[self.config.sharing]():
             raise ValueError(
@@ -260,6 +260,12 @@ class Electra(nn.Module):
         for special in (self.config.cls_id, self.config.sep_id, self.config.mask_id):
             candidates = candidates & (ids != special)
         return candidates
+
+
+def _is(first: nn.Module, second: nn.Module) -> bool:
+    if torch.compiler.is_exporting():  # which makes a proxy of a module at each access
+        return vars(first) is vars(second)
+    return first is second
 
 
 def _refuse_unequal_twins(

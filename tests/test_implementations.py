@@ -99,18 +99,6 @@ def test_signature_is_the_references(op):
     assert sum(kind != inspect.Parameter.KEYWORD_ONLY for *_, kind in ours) <= 8
 
 
-def test_a_second_derivative_is_refused(differentiable):
-    op = differentiable
-    example = small(op, "cpu", count=1)[0]
-    args = {n: x.clone().requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
-    result = getattr(ops, op)(**args)
-    result = result if isinstance(result, Tensor) else result.loss
-    wanted = args[example.gradients[0]]
-    (first,) = torch.autograd.grad(result.square().sum(), wanted, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def _double(example):
     return {n: x.double().requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
 

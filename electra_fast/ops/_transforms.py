@@ -18,8 +18,9 @@ def _refusal(op: str, what: str) -> NotImplementedError:
 def once_differentiable(op: str) -> Callable:
     """Wrap the `backward` of an op so that a second derivative raises NotImplementedError.
 
-    PyTorch's decorator of this name wraps a gradient only if the gradient that came in requires one itself.
-    Otherwise the result is a constant, and a penalty on it would have no effect, in silence.
+    PyTorch's decorator of this name looks only at the gradient that comes in. If that is a constant, or if
+    `torch.autograd.grad` asks for the gradient of some tensors, it drops the second derivative in silence.
+    Here the gradients depend on the tensors that `backward` saved too, so `forward` has to save the inputs.
     """
 
     def decorate(backward: Callable) -> Callable:
@@ -29,8 +30,7 @@ def once_differentiable(op: str) -> Callable:
                 gradients = backward(ctx, *args)
             if torch.compiler.is_compiling() or not torch.is_grad_enabled():
                 return gradients
-            aliases = (g if g is None else g.detach().requires_grad_() for g in gradients)
-            return _Gradient.apply(op, *aliases)
+            return _Gradient.apply(op, len(gradients), *gradients, *args, *ctx.saved_tensors)
 
         return wrapper
 
@@ -38,12 +38,12 @@ def once_differentiable(op: str) -> Callable:
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradients of an op where the caller keeps their graph (`create_graph=True`)."""
+    """The first `count` tensors, an op's gradients, as a function of the others, which they come from."""
 
     @staticmethod
-    def forward(ctx, op, *gradients):
+    def forward(ctx, op, count, *tensors):
         ctx.op = op
-        return gradients
+        return tensors[:count]
 
     @staticmethod
     def backward(ctx, *_):

@@ -82,7 +82,7 @@ class _MLMHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, dtype, x, table, bias, *rest):
         *head, dx, dtable, dbias = kernels.bwd(x.to(dtype), table.to(dtype), bias, *rest)
-        ctx.save_for_backward(dx, dtable, dbias)
+        ctx.save_for_backward(dx, dtable, dbias, x, table, bias)
         ctx.dtypes = x.dtype, table.dtype, bias.dtype
         ctx.mark_non_differentiable(*head[1:])
         ctx.set_materialize_grads(False)
@@ -98,7 +98,9 @@ class _MLMHead(torch.autograd.Function):
         def scaled(gradient, more):
             return gradient * dloss if more is None else torch.addcmul(more, gradient, dloss)
 
-        each = zip(ctx.saved_tensors, (None, more, None), ctx.dtypes, ctx.needs_input_grad[2:5], strict=True)
+        each = zip(
+            ctx.saved_tensors[:3], (None, more, None), ctx.dtypes, ctx.needs_input_grad[2:5], strict=True
+        )
         gradients = (scaled(g, m).to(dtype) if needed else None for g, m, dtype, needed in each)
         return None, None, *gradients, *[None] * 7
 

@@ -134,7 +134,8 @@ class Quantised(torch.Tensor):
         if "electra_fast" in str(function):
             raise NotImplementedError(f"Quantised dispatch: {function}")
         with torch._C.DisableTorchFunctionSubclass():
-            return function(*args, **kwargs or {})
+            y = function(*args, **kwargs or {})
+        return y.as_subclass(cls) if function is torch.Tensor.detach else y  # as `nn.Parameter` asks
 
 
 def quantise(linear):

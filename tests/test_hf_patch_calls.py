@@ -81,6 +81,8 @@ def test_a_cache(family, masked):
 def test_prefix_tuning(masked):
     peft = pytest.importorskip("peft")
     name = "ElectraForSequenceClassification"
+    if "past_key_values" not in inspect.signature(transformers.ElectraModel.forward).parameters:
+        pytest.skip("this PEFT does not know the cache of transformers 5.24 by its new name")
     config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P)
     ours, _, theirs = pair(name)
     models = []

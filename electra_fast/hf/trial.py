@@ -101,10 +101,11 @@ def _loss_and_gradients(model: nn.Module, inputs: dict[str, Tensor]) -> list[Ten
 
 
 def _assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    """Compare in float32: a norm of the difference to 1/1000 of the larger of 1 and the norm itself."""
+    """Find gross errors, in float32; the error budget of each op has been applied before."""
     for a, b in zip(ours, theirs, strict=True):
         error, size = (a - b).norm().item(), b.norm().item()
-        assert error <= 1e-3 * max(size, 1.0), f"{error:.2g} beside a norm of {size:.2g}"
+        # The gradient of a key's bias is 0 but for rounding.
+        assert error <= 5e-3 * size + 1e-5, f"an error of {error:.2g} beside a norm of {size:.2g}"
 
 
 def _unfused(patched: Patched) -> str:

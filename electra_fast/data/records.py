@@ -132,7 +132,9 @@ def arrow_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
         with pa.ipc.open_stream(source) as reader:
             column = choose(leaf.name, *_columns(pa, reader.schema), wanted)
             for batch in reader:
-                yield batch.column(column)
+                values = batch.column(column)
+                values.validate(full=True)  # wrong offsets would end the process
+                yield values
 
     yield from _values(leaf, pa, batches())
 
@@ -173,8 +175,11 @@ def _values(leaf: Leaf, pa, batches: Iterator) -> Iterator[str]:
             for value in batch:
                 number += 1
                 yield _text(f"{leaf.name}, row {number}", value.as_py())
-    except (pa.ArrowException, MemoryError, UnicodeDecodeError, NotImplementedError) as error:
-        raise ValueError(f"{leaf.name}: damaged after row {number}: {error}") from error
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{leaf.name}: damaged after row {number}: {reason}") from error
 
 
 class _Bounded:

@@ -205,15 +205,13 @@ def choose(where: str, columns: list[str], texts: list[str], wanted: str | None)
         ValueError: there is no such column, or several could be meant; the message lists them.
     """
     found = ", ".join(map(repr, columns)) or "none"
-    if wanted is not None:
-        if wanted not in columns:
-            raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
-        return wanted
-    if "text" in texts:
-        return "text"
-    if len(texts) != 1:
+    if wanted is None:
+        wanted = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+    if wanted is None:
         raise ValueError(f"{where}: which column is the text? Name it with --text-column: {found}")
-    return texts[0]
+    if columns.count(wanted) != 1:
+        raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
+    return wanted
 
 
 def _column_of(where: str, record: Any, wanted: str | None) -> str:

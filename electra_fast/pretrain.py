@@ -313,6 +313,7 @@ class Pretraining:
             "vocabulary": self.config.vocab_size,
             "train_tokens": self.train_text.num_tokens,
             "held_out_tokens": self.held_text.num_tokens,
+            "unknown": self.train_text.unknown.share,
             "sequences": self.feed.batches.num_sequences,
             "unigram_loss": unigram_loss(*(t.first_tokens() for t in texts), self.config.vocab_size),
         }

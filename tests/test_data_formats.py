@@ -251,6 +251,11 @@ def test_the_column_of_the_text(tmp_path, form, row, wanted, expected, monkeypat
         ("a.csv", 'id,text\n1,"a" b\n', r"line 2: not CSV: "),
         ("a.csv", "id,text\n1,a\n2,b,c\n", r"line 3: has 3 fields, the header has 2"),
         ("a.tsv", "id\ttext\n1\ta\n2\n", r"line 3: has 1 fields, the header has 2"),
+        (
+            "a.csv",
+            "text,text\na,b\n",
+            r"--text-column must be one of its columns, 'text', 'text', got 'text'",
+        ),
         ("a.csv", "id,text\n", r"no document"),
         ("a.json", "[]", r"no document"),
     ],

@@ -1,5 +1,6 @@
 """Files to documents: nothing lost, nothing made up, the same again, and what is no text is named."""
 
+import bz2
 import gzip
 import lzma
 import tracemalloc
@@ -123,9 +124,10 @@ def test_a_folder_that_cannot_be_used_is_no_cache(tmp_path, monkeypatch):
     assert files.cached("key", lambda: "made") == "made"
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress], ids=["gz", "xz"])
-def test_a_compressed_file_is_read_as_what_it_unpacks_to(tmp_path, manual, compress):
-    ending = "gz" if compress is gzip.compress else "xz"
+@pytest.mark.parametrize(
+    "ending, compress", {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}.items()
+)
+def test_a_compressed_file_is_read_as_what_it_unpacks_to(tmp_path, manual, ending, compress):
     file = tmp_path / f"corpus.txt.{ending}"
     whole = compress("\n\n".join(manual[:20]).encode())
     file.write_bytes(whole)

@@ -1,5 +1,6 @@
 """The lines of a text file, decoded, each in bounded memory."""
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ def lines(leaf: Leaf) -> Iterator[str]:
 
 def lines_of(path: Path) -> Iterator[str]:
     """Yield the lines of one file, which may be compressed."""
-    for leaf in leaves(path):
+    for leaf in leaves(path, Counter()):
         yield from lines(leaf)
 
 

@@ -132,7 +132,9 @@ def arrow_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
         with pa.ipc.open_stream(source) as reader:
             column = choose(leaf.name, *_columns(pa, reader.schema), wanted)
             for batch in reader:
-                yield batch.column(column)
+                values = batch.column(column)
+                values.validate(full=True)  # wrong offsets would end the process
+                yield values
 
     yield from _values(leaf, pa, batches())
 
@@ -173,8 +175,11 @@ def _values(leaf: Leaf, pa, batches: Iterator) -> Iterator[str]:
             for value in batch:
                 number += 1
                 yield _text(f"{leaf.name}, row {number}", value.as_py())
-    except (pa.ArrowException, MemoryError, UnicodeDecodeError, NotImplementedError) as error:
-        raise ValueError(f"{leaf.name}: damaged after row {number}: {error}") from error
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{leaf.name}: damaged after row {number}: {reason}") from error
 
 
 class _Bounded:
@@ -200,15 +205,13 @@ def choose(where: str, columns: list[str], texts: list[str], wanted: str | None)
         ValueError: there is no such column, or several could be meant; the message lists them.
     """
     found = ", ".join(map(repr, columns)) or "none"
-    if wanted is not None:
-        if wanted not in columns:
-            raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
-        return wanted
-    if "text" in texts:
-        return "text"
-    if len(texts) != 1:
+    if wanted is None:
+        wanted = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+    if wanted is None:
         raise ValueError(f"{where}: which column is the text? Name it with --text-column: {found}")
-    return texts[0]
+    if columns.count(wanted) != 1:
+        raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
+    return wanted
 
 
 def _column_of(where: str, record: Any, wanted: str | None) -> str:

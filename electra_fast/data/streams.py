@@ -15,6 +15,8 @@ from electra_fast.data.kinds import HEAD, UNPACKED_NAME, packed
 DEPTH = 4  # layers of packing: OpenWebText has a tar of xz of tar
 TAR_HEADER = 1 << 20  # bytes of a member's headers, which tarfile reads into memory
 XZ_MEMORY = 512 << 20  # bytes; `xz -9` needs 65 MB
+# What Hugging Face's datasets writes beside the data.
+DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 READ = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "tar", "tgz", "txz", "tbz2")
 
 
@@ -57,7 +59,7 @@ class Leaf(io.RawIOBase):
         return data
 
 
-def leaves(path: Path, passed_over: Counter | None = None) -> Iterator[Leaf]:
+def leaves(path: Path, passed_over: Counter) -> Iterator[Leaf]:
     """Yield what a file holds once it is unpacked: itself, or the files of a tar in their order.
 
     Each is to be read before the next is asked for. Members of a tar that are not `wanted` are counted in
@@ -67,9 +69,7 @@ def leaves(path: Path, passed_over: Counter | None = None) -> Iterator[Leaf]:
         ValueError: it is no regular file, is damaged, or is packed more than DEPTH times.
     """
     with open(regular(path), "rb") as file:
-        yield from _unpacked(
-            Leaf(str(path), file, path), 0, Counter() if passed_over is None else passed_over
-        )
+        yield from _unpacked(Leaf(str(path), file, path), 0, passed_over)
 
 
 def wanted(name: str) -> bool:
@@ -79,10 +79,6 @@ def wanted(name: str) -> bool:
     ending = unpacked.suffix.lower()
     known = ending[1:] in READ if ending else unpacked.name != path.name
     return known and not path.name.startswith(".") and path.name not in DESCRIPTIONS
-
-
-# What Hugging Face's datasets writes beside the data.
-DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 def _unpacked(leaf: Leaf, depth: int, passed_over: Counter) -> Iterator[Leaf]:

@@ -1,10 +1,11 @@
-"""A run as a table for the terminal: its cases, what has no number, and why."""
+"""A run as text for the terminal: a line per case, or all of it; what has no number, and why."""
 
 import collections
+import re
 
 from benchmarks.providers import label
-from benchmarks.report.numbers import between, digits, faster_than, rate
-from benchmarks.report.runs import groups, headline, is_plain, kind
+from benchmarks.report.numbers import between, digits, faster_than, rate, standard_error
+from benchmarks.report.runs import case, groups, headline, is_plain, kind, spread, times_fused, with_backward
 
 COLUMNS = ["provider", "ms", "p20 - p80", "host us", "rate, of the bound", "peak MB", "fused is"]
 BASIS = {
@@ -29,6 +30,46 @@ def row(provider: str, benchmark: dict | str) -> list[str]:
     ]
 
 
+def summary(result: dict) -> str:
+    """Return a line per case and well-known rival: both times, their ratio and its standard error."""
+    head = ["", "fused, ms", "beside", "ms", "fused is", "", "rounds"]
+    rows = [head]
+    for group, providers in with_backward(result).items():
+        name, timed = ", ".join(case(group)[:2]), {p: b for p, b in providers.items() if isinstance(b, dict)}
+        fused = timed.pop("fused", None)
+        for provider in ("torch", "compile", "huggingface"):
+            if provider in timed and (ratio := times_fused(timed[provider])):
+                median, rounds = (timed[provider]["stats"][x] for x in ("median", "rounds"))
+                found = spread(timed[provider])
+                error = f"± {digits(ratio * standard_error(found, rounds))}" if found else ""
+                ours = digits(median / ratio * 1e3)  # in the same rounds
+                row = [
+                    name,
+                    ours,
+                    label(provider),
+                    digits(median * 1e3),
+                    f"{ratio:.2f}x as fast",
+                    error,
+                    rounds,
+                ]
+                rows.append([str(cell) for cell in row])
+                name = ""
+        if name and fused:
+            rows.append(
+                [name, digits(fused["stats"]["median"] * 1e3), *[""] * 4, str(fused["stats"]["rounds"])]
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = (0, 2)
+    lines = [headline(result), BASIS[kind(result)], ""]
+    for row in rows:
+        cells = (
+            f"{c:<{w}}" if i in words else f"{c:>{w}}"
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "", *endings(result)])
+
+
 def table(result: dict) -> str:
     """Return the whole run as text: its cases, what has no number, and why."""
     found = groups(result)
@@ -44,14 +85,13 @@ def table(result: dict) -> str:
     lines = [headline(result), BASIS[kind(result)], "", line(head)]
     for group, its_rows in rows.items():
         lines += ["", group, *map(line, its_rows)]
-    return "\n".join([*lines, "", *endings(result)])
+    return "\n".join([*lines, "", *components(result), *endings(result)])
 
 
 def endings(result: dict) -> list[str]:
     """Return what is wrong, how the times were taken if not all alike, and what was dropped."""
     lines = [f"{word}: {line}" for word in ("wrong", "fails") for line in result[word]]
     plain = {b["extra_info"]["op"] for b in result["benchmarks"] if is_plain(b)}
-    lines += components(result)
     lines += (
         [f"without a kernel here, so that fused is plain PyTorch: {', '.join(sorted(plain))}"]
         if plain
@@ -59,10 +99,33 @@ def endings(result: dict) -> list[str]:
     )
     ways = collections.Counter(b["extra_info"]["how"] for b in result["benchmarks"])
     lines += [f"{count} by {way}" for way, count in ways.items()] if len(ways) > 1 else []
-    if result["dropped"]:
-        lines.append(f"dropped, with {result['budget']:.0f} s to spend:")
-        lines += [f"  {line}" for line in result["dropped"]]
-    return [*lines, f"{len(result['benchmarks'])} numbers in {result['seconds']:.0f} s"]
+    return [*lines, *dropped(result), f"{len(result['benchmarks'])} numbers in {result['seconds']:.0f} s"]
+
+
+def dropped(result: dict) -> list[str]:
+    """Return a line for all that no time was left for, with the command for it, and one per other reason."""
+    reasons: dict[str, list[str]] = {}
+    late, seconds = [], 0
+    for line in result["dropped"]:
+        name, _, reason = line.partition(": ")
+        if need := re.match(r"needs (\d+) s, \d+ s are left", reason):
+            late.append(name)
+            seconds += int(need[1])
+        else:
+            reasons.setdefault(reason, []).append(name.rpartition(", ")[2])
+    lines = [
+        f"dropped: {', '.join(dict.fromkeys(map(label, names)))}: {reason}"
+        for reason, names in reasons.items()
+    ]
+    if late:
+        # What was not begun has no estimate; 5 s is what a number takes on two cores.
+        budget = 60 * round((result["seconds"] + max(seconds, 5 * len(late))) / 60 + 0.5)
+        ops = ", ".join(dict.fromkeys(name.partition(",")[0] for name in late))
+        command = f"make bench BUDGET={budget}"
+        if result.get("only"):
+            command = f"python -m benchmarks --only '{result['only']}' --budget {budget}"
+        lines.append(f"no time was left for {len(late)} numbers (of {ops}); for these: {command}")
+    return lines
 
 
 def components(result: dict) -> list[str]:

@@ -240,11 +240,12 @@ def cases(
 
 def parametrize(of: Callable[[str, str], Case], runs: list[Run]) -> Callable:
     """Return the test function over `runs`, each of the case `of(size, passes)`."""
-    parameters = [pytest.param(*run[:3], marks=pytest.mark.plan(run.round, run.value)) for run in runs]
+    found = {run[:3]: run for run in runs}
 
-    @pytest.mark.parametrize(("size", "passes", "provider"), parameters)
-    def bench(request, benchmark, runner, size, passes, provider):
-        must = request.node.get_closest_marker("plan").args[0] is Round.OPS
+    @pytest.mark.parametrize(("size", "passes", "provider"), list(found))
+    def bench(benchmark, runner, size, passes, provider):
+        must = found[size, passes, provider].round is Round.OPS
         runner.report(benchmark, of(size, passes), provider, must=must)
 
+    bench.runs = found
     return bench

@@ -29,7 +29,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "plan(round, value): when it is measured, and how much it is wanted")
     config.stash[REFUSED] = {"wrong": [], "fails": [], "dropped": []}
     refuse_the_interpreter()
 
@@ -53,8 +52,8 @@ def pytest_collection_modifyitems(config, items):
 
 def _plan(item) -> tuple[Round, float]:
     """Sort by round, then by value; providers of a group stay in their order."""
-    when, value = item.get_closest_marker("plan").args
-    return when, -value
+    run = item.function.runs[tuple(item.callspec.params.values())]
+    return run.round, -run.value
 
 
 @pytest.fixture

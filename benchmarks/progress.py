@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import TextIO
 
 EVERY = 10.0  # seconds between two lines
 
@@ -12,11 +13,12 @@ class Progress:
     Args:
         budget: seconds that the run may take.
         started: of time.monotonic(), when they began.
+        stream: stderr, which pytest captures afterwards.
     """
 
-    def __init__(self, budget: float, started: float):
+    def __init__(self, budget: float, started: float, stream: TextIO | None = None):
         self.budget, self.started = budget, started
-        self.stream = os.fdopen(os.dup(2), "w", buffering=1)  # pytest takes stderr itself
+        self.stream = stream or os.fdopen(os.dup(2), "w", buffering=1)
         self.done, self.total = 0, 0
         self.last = -EVERY
         self.bar = self._bar() if self.stream.isatty() else None

@@ -90,9 +90,11 @@ class Runner:
         for provider in providers:
             self.say(f"{case.name}: {provider} is checked")
             try:
-                self._need(0.0 if must else self._to_prepare(case, provider))
+                if not must:
+                    self._need(self._to_prepare(case, provider))
                 timed[provider] = self._prepare(case, provider)
-                self._need(0.0 if must else case.rounds[0] * sum(one.seconds for one in timed.values()))
+                if provider not in case.headline:  # a headline that is ready is worth three rounds more
+                    self._need(case.rounds[0] * sum(one.seconds for one in timed.values()))
             except Exception as error:  # whatever it is, the other providers get their numbers
                 timed.pop(provider, None)
                 refused[provider] = _refuse(error)
@@ -113,6 +115,7 @@ class Runner:
             extras[provider] |= {"how": one.how, "peak_bytes": self.clock.peak_bytes(one.function)}
             extras[provider] |= {"apart": True} if provider not in case.headline else {}
             try:
+                self._need(0.0)
                 extras[provider] |= case.counts(provider, one.function)
             except Exception as error:  # a profiler that is denied the device costs no time that was measured
                 extras[provider]["not_counted"] = f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ from benchmarks.providers import label
 from benchmarks.report.numbers import between, digits, faster_than, rate, standard_error
 from benchmarks.report.runs import case, groups, headline, is_plain, kind, spread, times_fused, with_backward
 
+WELL_KNOWN = ("torch", "compile", "huggingface")
 COLUMNS = ["provider", "ms", "p20 - p80", "host us", "rate, of the bound", "peak MB", "fused is"]
 BASIS = {
     "cpu": "Milliseconds and rates by CPU time, of all threads together.",
@@ -32,42 +33,33 @@ def row(provider: str, benchmark: dict | str) -> list[str]:
 
 def summary(result: dict) -> str:
     """Return a line per case and well-known rival: both times, their ratio and its standard error."""
-    head = ["", "fused, ms", "beside", "ms", "fused is", "", "rounds"]
-    rows = [head]
+    rows = [["", "fused, ms", "beside", "ms", "fused is", "", "rounds"]]
     for group, providers in with_backward(result).items():
-        name, timed = ", ".join(case(group)[:2]), {p: b for p, b in providers.items() if isinstance(b, dict)}
-        fused = timed.pop("fused", None)
-        for provider in ("torch", "compile", "huggingface"):
-            if provider in timed and (ratio := times_fused(timed[provider])):
-                median, rounds = (timed[provider]["stats"][x] for x in ("median", "rounds"))
-                found = spread(timed[provider])
-                error = f"± {digits(ratio * standard_error(found, rounds))}" if found else ""
-                ours = digits(median / ratio * 1e3)  # in the same rounds
-                row = [
-                    name,
-                    ours,
-                    label(provider),
-                    digits(median * 1e3),
-                    f"{ratio:.2f}x as fast",
-                    error,
-                    rounds,
-                ]
-                rows.append([str(cell) for cell in row])
-                name = ""
-        if name and fused:
+        name, fused = ", ".join(case(group)[:2]), providers.get("fused")
+        found = [
+            (p, b) for p, b in providers.items() if p in WELL_KNOWN and isinstance(b, dict) and times_fused(b)
+        ]
+        if not found and isinstance(fused, dict):
             rows.append(
-                [name, digits(fused["stats"]["median"] * 1e3), *[""] * 4, str(fused["stats"]["rounds"])]
+                [name, digits(fused["stats"]["median"] * 1e3), "", "", "", "", str(fused["stats"]["rounds"])]
             )
+        for provider, benchmark in found:
+            ratio, ms, rounds = times_fused(benchmark), *(benchmark["stats"][x] for x in ("median", "rounds"))
+            error = f"± {ratio * standard_error(spread(benchmark), rounds):.2f}" if spread(benchmark) else ""
+            ours = digits(ms / ratio * 1e3)  # in the same rounds
+            rows.append(
+                [name, ours, label(provider), digits(ms * 1e3), f"{ratio:.2f}x as fast", error, str(rounds)]
+            )
+            name = ""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    words = (0, 2)
-    lines = [headline(result), BASIS[kind(result)], ""]
-    for row in rows:
-        cells = (
-            f"{c:<{w}}" if i in words else f"{c:>{w}}"
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, "", *endings(result)])
+    aligned = ("<", ">", "<", ">", ">", "<", ">")
+    shown = [
+        "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([headline(result), BASIS[kind(result)], "", *shown, "", *endings(result)])
 
 
 def table(result: dict) -> str:
@@ -105,26 +97,24 @@ def endings(result: dict) -> list[str]:
 def dropped(result: dict) -> list[str]:
     """Return a line for all that no time was left for, with the command for it, and one per other reason."""
     reasons: dict[str, list[str]] = {}
-    late, seconds = [], 0
+    needs = []  # seconds, as far as they were known
     for line in result["dropped"]:
         name, _, reason = line.partition(": ")
         if need := re.match(r"needs (\d+) s, \d+ s are left", reason):
-            late.append(name)
-            seconds += int(need[1])
+            needs.append(int(need[1]))
         else:
             reasons.setdefault(reason, []).append(name.rpartition(", ")[2])
     lines = [
         f"dropped: {', '.join(dict.fromkeys(map(label, names)))}: {reason}"
         for reason, names in reasons.items()
     ]
-    if late:
-        # What was not begun has no estimate; 5 s is what a number takes on two cores.
-        budget = 60 * round((result["seconds"] + max(seconds, 5 * len(late))) / 60 + 0.5)
-        ops = ", ".join(dict.fromkeys(name.partition(",")[0] for name in late))
+    if needs:
+        # On two cores a number takes 5 s, if it needs no compiling.
+        budget = 60 * round((result["seconds"] + sum(max(5, need) for need in needs)) / 60 + 0.5)
         command = f"make bench BUDGET={budget}"
         if result.get("only"):
             command = f"python -m benchmarks --only '{result['only']}' --budget {budget}"
-        lines.append(f"no time was left for {len(late)} numbers (of {ops}); for these: {command}")
+        lines.append(f"no time was left for {len(needs)} numbers; {command} measures them too")
     return lines
 
 

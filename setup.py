@@ -1,14 +1,24 @@
-"""Build ``electra_fast._C`` from ``csrc/``; with a CUDA torch and nvcc, its CUDA kernels too."""
+"""Build ``electra_fast._C`` from ``csrc/``; with a CUDA torch and nvcc, its CUDA kernels too.
 
+What cannot be built is left out, and `python -m electra_fast info` says why. ELECTRA_FAST_BUILD=strict makes
+that an error, ELECTRA_FAST_BUILD=none compiles nothing, ELECTRA_FAST_NO_CUDA=1 leaves out csrc/cuda.
+"""
+
+import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
@@ -29,12 +39,87 @@ CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 CXX_FLAGS += ["-fopenmp"]
 
 
+MODE = os.environ.get("ELECTRA_FAST_BUILD", "")
+if MODE not in ("", "strict", "none"):
+    sys.exit(f"electra_fast: ELECTRA_FAST_BUILD must be strict or none, got {MODE!r}")
+
+PARTS = {
+    "CUDA": "the kernels of csrc/cuda",
+    "all": "electra_fast._C, the reference and Triton serve every op",
+}
+LEFT_OUT: dict[str, str] = {}  # of PARTS, and why
+
+
+def leave_out(part: str, why: str, wanted: bool = False) -> None:
+    """Go on without a part; with ELECTRA_FAST_BUILD=strict stop, unless this was wanted."""
+    if MODE == "strict" and not wanted:
+        sys.exit(f"electra_fast: not built without {PARTS[part]} (ELECTRA_FAST_BUILD=strict): {why}")
+    LEFT_OUT[part] = why
+    say(f"built without {PARTS[part]}: {why}")
+
+
+def write_down(command: build_py | BuildExtension) -> None:
+    """Put what was left out, and why, into the package, where `info` reads it."""
+    file = Path(ROOT if command.editable_mode else command.build_lib, "electra_fast/_left_out.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(LEFT_OUT))
+    if "all" in LEFT_OUT:  # an extension of older sources must not serve
+        file.with_name(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
+
+
+class BuildPython(build_py):
+    def run(self) -> None:
+        super().run()
+        write_down(self)
+
+
 class Build(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         # An editable build hands in a fresh folder each time, where ninja would compile all anew.
         version = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
         self.build_temp = str(ROOT / "build" / version)
+
+    def build_extensions(self) -> None:
+        """Build what the tool chain can: where it fails, without csrc/cuda, and then without csrc."""
+        while self.extensions:
+            (extension,) = self.extensions
+            with tempfile.TemporaryFile("w+", errors="replace") as log:
+                try:
+                    with recorded(log):
+                        super().build_extensions()
+                    break
+                except Exception as error:  # torch, setuptools and ninja each raise another
+                    log.seek(0)
+                    said = (line.strip()[:200] for line in log if re.search(r"\berror\b", line, re.I))
+                    why = next(said, str(error))
+            if any(source.endswith(".cu") for source in extension.sources):
+                remedy = (
+                    f"CUDA_HOME must be a whole CUDA {torch.version.cuda} toolkit, and CXX a compiler for it"
+                )
+                leave_out("CUDA", f"{why}; {remedy}")
+                vars(extension).update(vars(extension_of([])))
+            else:
+                leave_out("all", f"{why}; CXX must be a compiler with C++20 and OpenMP")
+                self.extensions = []
+        write_down(self)
+
+
+@contextlib.contextmanager
+def recorded(log) -> Iterator[None]:
+    """Send what this process and its children print to `log`, and to stderr at the end."""
+    sys.stdout.flush(), sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os.dup2(kept[0], 1), os.dup2(kept[1], 2)
+        for descriptor in kept:
+            os.close(descriptor)
+        log.seek(0)
+        shutil.copyfileobj(log, sys.stderr)
 
 
 def say(line: str) -> None:
@@ -65,19 +150,19 @@ def find_toolkit() -> str | None:
 def cuda_sources() -> list[str]:
     """Return the CUDA files, or none where they cannot be built. Building needs no GPU."""
     if os.environ.get("ELECTRA_FAST_NO_CUDA") == "1":
-        missing = "ELECTRA_FAST_NO_CUDA=1"
+        leave_out("CUDA", "ELECTRA_FAST_NO_CUDA=1", wanted=True)
     elif CUDA_MAJOR is None:
-        missing = "this torch is built without CUDA"
+        leave_out("CUDA", "this torch is built without CUDA", wanted=True)
     elif (toolkit := find_toolkit()) is None:
-        missing = "no folder holds bin/nvcc and include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
+        leave_out(
+            "CUDA", "no folder holds bin/nvcc and include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
+        )
     else:
         say(f"csrc/cuda is compiled by {toolkit}/bin/nvcc")
         cpp_extension.CUDA_HOME = toolkit
         if not torch.cuda.is_available():  # torch would ask the GPUs, and fails where there is none
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         return sources(".cu")
-    if sources(".cu"):
-        say(f"built without the kernels of csrc/cuda: {missing}")
     return []
 
 
@@ -92,13 +177,7 @@ def cpu_flags() -> tuple[list[str], list[str]]:
     return [f"-march={level}", *define], [f"-Wl,-z,{level}"]
 
 
-def extensions() -> list[Extension]:
-    compiler = os.environ.get("CXX", "c++")
-    if sys.platform != "linux" or shutil.which(compiler.split()[0]) is None:
-        reason = f"no C++ compiler ({compiler})" if sys.platform == "linux" else "not on Linux"
-        say(f"built without electra_fast._C, the reference and Triton serve every op: {reason}")
-        return []
-    cuda = cuda_sources()
+def extension_of(cuda: list[str]) -> Extension:
     compile_flags, link_flags = cpu_flags()
     extension = (CUDAExtension if cuda else CppExtension)(
         "electra_fast._C",
@@ -112,7 +191,20 @@ def extensions() -> list[Extension]:
     # The wheels of CUDA have no libcudart.so, which torch names.
     runtime = f":libcudart.so.{CUDA_MAJOR}"
     extension.libraries = [runtime if name == "cudart" else name for name in extension.libraries]
-    return [extension]
+    return extension
+
+
+def extensions() -> list[Extension]:
+    compiler = os.environ.get("CXX", "c++")
+    if MODE == "none":
+        leave_out("all", "ELECTRA_FAST_BUILD=none", wanted=True)
+    elif sys.platform != "linux":
+        leave_out("all", "not on Linux", wanted=True)
+    elif shutil.which(compiler.split()[0]) is None:
+        leave_out("all", f"no C++ compiler ({compiler}); install one, or set CXX")
+    else:
+        return [extension_of(cuda_sources())]
+    return []
 
 
 setup(
@@ -127,5 +219,5 @@ setup(
     # Not a top-level `kernels`: Hugging Face's package has that name, and pip would overwrite it.
     package_dir={"electra_fast.kernels": "kernels"},
     ext_modules=extensions(),
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "build_py": BuildPython},
 )

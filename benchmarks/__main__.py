@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks`, `… report`, `… compare a.json b.json`, `… static`, `… gpu`."""
+"""The command line: `python -m benchmarks`, and `… report`, `commit`, `compare`, `static`, `gpu`."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LOCAL = HERE.parent / "build" / "bench"  # git ignores it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Time every op and a whole training step beside their baselines.",
         epilog="python -m benchmarks report --help: README.md's tables, or a page of HTML. "
+        "python -m benchmarks commit --help: a run into README.md's tables. "
         "python -m benchmarks compare --help: two runs, or two commits, side by side. "
         "python -m benchmarks static --help: what the compilers make of the kernels, without a GPU. "
         "python -m benchmarks gpu --help: all evidence from a few minutes on a GPU.",
@@ -21,10 +23,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 240 on a CPU, 480 on a GPU")
     p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this; | between several")
     p.add_argument("--quick", action="store_true", help="no rivals, and nothing that compiles")
-    p.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    p.add_argument("--json", type=Path, metavar="FILE", help="where the results go, else build/bench")
     p.add_argument("--lines", type=Path, metavar="FILE", help="append each result the moment it is known")
     p.add_argument("--stage", default="", help="what these lines say they belong to")
-    p.add_argument("--verbose", action="store_true", help="name each case, show failures in full")
+    p.add_argument(
+        "--verbose", action="store_true", help="name each case, show every number, and failures in full"
+    )
     return p
 
 
@@ -34,7 +38,7 @@ def results_file(options: argparse.Namespace, device: str) -> Path:
         if options.json.exists() and not options.json.is_file():  # it is replaced, which ends a device
             raise ValueError(f"benchmarks: --json must be a regular file, got {options.json}")
         return options.json
-    folder = Path(os.environ.get("OUT") or HERE / "results")
+    folder = Path(os.environ.get("OUT") or LOCAL)
     if options.only or options.quick:
         folder = Path(tempfile.mkdtemp(prefix="electra_fast-"))
     return folder / f"{device}.json"
@@ -43,27 +47,39 @@ def results_file(options: argparse.Namespace, device: str) -> Path:
 def measure(options: argparse.Namespace) -> int:
     import pytest
 
-    from benchmarks.machine import ROOT, device_slug
+    from benchmarks import STARTED
+    from benchmarks.machine import ROOT, budget, device_slug
+    from benchmarks.progress import Progress
     from benchmarks.report.runs import read
-    from benchmarks.report.text import table
+    from benchmarks.report.text import summary, table
 
     file = results_file(options, device_slug())
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".part")  # a run that is stopped leaves the last result alone
     unfinished.unlink(missing_ok=True)
-    arguments = [str(HERE), f"--rootdir={ROOT}", "-q", "-rN", "-W", "ignore"]
+    arguments = [str(HERE), f"--rootdir={ROOT}", "-rN", "-W", "ignore"]
     arguments += ["--benchmark-quiet", f"--benchmark-json={unfinished}"]
-    arguments += ["-vv"] if options.verbose else ["--tb=no"]
+    arguments += ["-vv"] if options.verbose else ["-qq", "--tb=no"]
     arguments += [] if options.budget is None else [f"--budget={options.budget}"]
     arguments += [f"--only={options.only}"] if options.only else []
     arguments += ["--quick"] if options.quick else []
     arguments += [f"--lines={options.lines}", f"--stage={options.stage}"] if options.lines else []
-    status = pytest.main(arguments)
+    progress = None if options.verbose else Progress(budget(options.budget), STARTED)
+    status = pytest.main(arguments, plugins=[progress] if progress else [])
+    if progress:
+        progress.close()
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise ValueError(
+            f"benchmarks: --only must be part of a case's name, got {options.only!r}; see benchmarks/"
+        )
     if not unfinished.exists():
-        print("nothing was measured", file=sys.stderr)
+        print("nothing was measured; --verbose says why", file=sys.stderr)
         return int(status) or 1
     unfinished.replace(file)
-    print(f"\n{table(read(file))}\n{file}")
+    result = read(file)
+    shown = Path(os.path.relpath(file)) if file.is_relative_to(Path.cwd()) else file
+    print(table(result) if options.only or options.verbose else summary(result))
+    print(f"\nall of it is in {shown}\nas a page: python -m benchmarks report {shown} --out report.html")
     return int(status)
 
 
@@ -81,7 +97,10 @@ def report(arguments: list[str]) -> int:
     options = p.parse_args(arguments)
     if not options.out:
         if options.files:
-            raise ValueError("report: files must come with --out, got none; README.md has benchmarks/results")
+            raise ValueError(
+                "report: files must come with --out, got none; README.md has benchmarks/results, where "
+                "`python -m benchmarks commit FILE` puts a run"
+            )
         return markdown.update_readme()
     found = []
     for file in options.files or runs.files():
@@ -94,6 +113,12 @@ def report(arguments: list[str]) -> int:
     options.out.write_text(page(found, source_hash()))
     print(options.out)
     return 0
+
+
+def commit(arguments: list[str]) -> int:
+    from benchmarks.report import commit
+
+    return commit.main(arguments)
 
 
 def compare(arguments: list[str]) -> int:
@@ -115,7 +140,7 @@ def gpu(arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"report": report, "compare": compare, "static": static, "gpu": gpu}
+    commands = {"report": report, "commit": commit, "compare": compare, "static": static, "gpu": gpu}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])

@@ -7,15 +7,12 @@ GPU under autocast to bfloat16.
 import functools
 from typing import Any
 
-import pytest
 import torch
-import transformers
 from torch import nn
 
-from benchmarks.cases import Case, parametrize
+from benchmarks.cases import Case, Run, parametrize
 from benchmarks.inputs import CUDA, Make, Size
 from benchmarks.providers import COMPILED
-from electra_fast import hf
 from electra_fast.checkpoint import config_to_hugging_face
 from electra_fast.config import ElectraConfig
 
@@ -34,6 +31,7 @@ if CUDA:
 
 class PatchCase(Case):
     providers = PROVIDERS
+    headline = ("fused", "huggingface")
     seconds = 8.0
     rounds = (3, 20)
     compiling = 90.0
@@ -42,6 +40,7 @@ class PatchCase(Case):
         self.head = size.split()[0]
         self.size, self.name = SIZES[size], f"patch, {size}, step"
         self.make = Make(self.size)
+        self.right: set[str] = set()
         ids, key_mask, _ = self.make.batch()
         self.inputs = {"input_ids": ids, "attention_mask": key_mask.long()}
         masked = torch.zeros_like(ids, dtype=torch.bool)
@@ -57,6 +56,10 @@ class PatchCase(Case):
         self.inputs = {name: x.long() for name, x in self.inputs.items()}
 
     def model(self, provider: str) -> nn.Module:
+        import transformers  # as late as possible: it loads for seconds
+
+        from electra_fast import hf
+
         config = transformers.ElectraConfig(**config_to_hugging_face(self.size.config))
         torch.manual_seed(0)
         model = getattr(transformers, self.head)(config).to(self.make.device).train()
@@ -89,8 +92,10 @@ class PatchCase(Case):
         model = self.model(provider)
         allowed = 0.02 if CUDA else 1e-4
         names = ("loss", "gradient norm")
-        for name, got, wanted in zip(names, self.loss_and_gradient(model), self.truth, strict=True):
-            assert abs(got / wanted - 1) < allowed, f"{name}: {got:.6g}, transformers has {wanted:.6g}"
+        if provider not in self.right:
+            for name, got, wanted in zip(names, self.loss_and_gradient(model), self.truth, strict=True):
+                assert abs(got / wanted - 1) < allowed, f"{name}: {got:.6g}, transformers has {wanted:.6g}"
+            self.right.add(provider)
         forward = torch.compile(model, dynamic=False) if provider in COMPILED else model
         optim = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -114,5 +119,4 @@ def case(size: str, passes: str) -> PatchCase:
     return PatchCase(size)
 
 
-runs = [(size, "step", provider) for size in SIZES for provider in PROVIDERS]
-bench_patch = pytest.mark.value(95)(parametrize(case, runs))
+bench_patch = parametrize(case, [Run(size, "step", p, 95) for size in SIZES for p in PROVIDERS])

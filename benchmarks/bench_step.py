@@ -9,13 +9,12 @@ import collections
 import functools
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import roofline
-from benchmarks.cases import Case, parametrize
+from benchmarks.cases import Case, Round, Run, parametrize
 from benchmarks.gate import Errors, check_close
 from benchmarks.huggingface import HuggingFace
 from benchmarks.inputs import CUDA, REHEARSAL, STEPS, Make, batches
@@ -32,11 +31,14 @@ from electra_fast.testing.baseline import TORCH
 OURS = ("fused", "eager", "packed")  # `eager` differs from `fused` on CUDA alone
 PROVIDERS = ("fused", *(["eager"] if CUDA else []), "huggingface", "torch", "packed", "compile")
 PROVIDERS += ("compile_max", "huggingface_compile") if CUDA else ()
+# On a GPU a provider takes seconds, so that all take turns; on a CPU half a minute.
+HEADLINE = tuple(p for p in PROVIDERS if p not in COMPILED) if CUDA else ("fused", "torch")
 DTYPE = torch.bfloat16 if CUDA else None
 
 
 class StepCase(Case):
     providers = PROVIDERS
+    headline = HEADLINE
     seconds = 20.0
     rounds = (3, 20)
     compiling = 120.0 if CUDA else 180.0  # two towers of twelve layers, both directions
@@ -75,7 +77,8 @@ class StepCase(Case):
             mode = "max-autotune" if provider == "compile_max" else None
             forward = torch.compile(model, dynamic=False, mode=mode)
         inputs = self.inputs(provider)
-        self.errors[provider] = self.check(model, forward, inputs)
+        if provider not in self.errors:
+            self.errors[provider] = self.check(model, forward, inputs)
         step = (self.ours if provider in OURS else self.loop)(provider, model, forward, inputs)
         step.eager = "steps as a trainer takes them"  # with a graph of their own, where they have one
         return step
@@ -263,5 +266,10 @@ def case(size: str, passes: str) -> StepCase:
     return StepCase(size)
 
 
-runs = [(size, "step", provider) for size in STEPS for provider in PROVIDERS]
-bench_step = pytest.mark.value(100)(parametrize(case, runs))
+first = next(iter(STEPS))
+runs = [
+    Run(size, "step", p, 100 if size == first else 5, Round.STEP if size == first and p in HEADLINE else None)
+    for size in STEPS
+    for p in PROVIDERS
+]
+bench_step = parametrize(case, runs)

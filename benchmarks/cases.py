@@ -9,6 +9,7 @@ declares the cases of an op: its arguments at `make.size`, and the work that the
 libraries' functions by name, with the op's signature.
 """
 
+import enum
 import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks import gate
 from benchmarks.inputs import SIZES, Make, Size
 from benchmarks.machine import bound, device
+from benchmarks.providers import LATE
 from electra_fast import ops
 from electra_fast.ops._register import served_by
 from electra_fast.testing.baseline import TORCH
@@ -29,6 +31,33 @@ from electra_fast.testing.baseline import TORCH
 BYTES, FLOPS = "B/s", "FLOP/s"
 FORWARD, BOTH = "forward", "forward+backward"
 Functions = dict[str, Callable]
+
+
+class Round(enum.IntEnum):
+    """The order of a run. Repeating what is imprecise comes after all of these."""
+
+    OPS = 1  # each op beside its baseline, once: measured even when the budget is spent
+    STEP = 2
+    OTHERS = 3
+    RIVALS = 4  # and what compiles
+    DEFINITIONS = 5
+
+
+class Run(NamedTuple):
+    """One number: a provider of a case, when it is measured, and how much a reader wants it."""
+
+    size: str
+    passes: str
+    provider: str
+    value: float
+    headline: Round | None = None  # if this is a provider of the headline in that round
+
+    @property
+    def round(self) -> Round:
+        if self.headline:
+            return self.headline
+        late = {"reference": Round.DEFINITIONS} | dict.fromkeys(LATE, Round.RIVALS)
+        return late.get(self.provider, Round.OTHERS)
 
 
 class Call(NamedTuple):
@@ -55,6 +84,7 @@ class Case:
 
     name: str  # of the group: its providers do the same work
     providers: tuple[str, ...]
+    headline: tuple[str, ...] = ("fused", "torch")  # timed together; every other one beside fused alone
     seconds = 0.6  # to measure a provider for
     rounds = (5, 40)  # at least, at most
     compiling = 15.0  # seconds to expect of a first call that compiles
@@ -180,7 +210,7 @@ def cases(
 ) -> Callable:
     """Make a benchmark of every size, pass and provider out of the function that makes arguments.
 
-    `value` says how much a reader wants the number: where time is short, the higher goes first. An op's own
+    `value` says how much a reader wants the number: within a round the higher goes first. An op's own
     `sizes` come after those of all ops, and are timed with their backward, alone only if `forward` is set.
     """
 
@@ -192,21 +222,30 @@ def cases(
         found = {(s, p): OpCase(op, inputs, SIZES[s], p, rivals or {}) for s in SIZES for p in passes}
         own_passes = passes if forward else [BOTH]
         found |= {(s, p): OpCase(op, inputs, own[s], p, rivals or {}) for s in own for p in own_passes}
+        first = next(iter(found))
         runs = [
-            pytest.param(*key, provider, marks=pytest.mark.value(0 if key[0] in own else value))
+            Run(
+                *key,
+                p,
+                0 if key[0] in own else value,
+                Round.OPS if key == first and p in case.headline else None,
+            )
             for key, case in found.items()
-            for provider in case.providers
+            for p in case.providers
         ]
         return parametrize(lambda *key: found[key], runs)
 
     return decorate
 
 
-def parametrize(of: Callable[[str, str], Case], runs: list) -> Callable:
-    """Return the test function over `runs`: size, pass and provider of the case `of(size, passes)`."""
+def parametrize(of: Callable[[str, str], Case], runs: list[Run]) -> Callable:
+    """Return the test function over `runs`, each of the case `of(size, passes)`."""
+    found = {run[:3]: run for run in runs}
 
-    @pytest.mark.parametrize(("size", "passes", "provider"), runs)
+    @pytest.mark.parametrize(("size", "passes", "provider"), list(found))
     def bench(benchmark, runner, size, passes, provider):
-        runner.report(benchmark, of(size, passes), provider)
+        must = found[size, passes, provider].round is Round.OPS
+        runner.report(benchmark, of(size, passes), provider, must=must)
 
+    bench.runs = found
     return bench

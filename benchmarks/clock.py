@@ -46,8 +46,13 @@ def quantile(values: list[float], q: float) -> float:
     return ranked[below] + (place - below) * (ranked[above] - ranked[below])
 
 
-def interleave(timed: list[Timed], rounds: int, sample: Callable[[Timed], None]) -> None:
-    """Sample all in turn, `rounds` times, so that drift hits all alike.
+def interleave(
+    timed: list[Timed],
+    rounds: int,
+    sample: Callable[[Timed], None],
+    enough: Callable[[int], bool] = lambda done: False,
+) -> None:
+    """Sample all in turn, `rounds` times or until `enough(rounds done)`, so that drift hits all alike.
 
     Each round begins with another one, so that none always follows the same neighbour.
     """
@@ -55,6 +60,8 @@ def interleave(timed: list[Timed], rounds: int, sample: Callable[[Timed], None])
     gc.disable()
     try:
         for r in range(rounds):
+            if enough(r):
+                break
             first = r % len(timed)
             for one in timed[first:] + timed[:first]:
                 sample(one)

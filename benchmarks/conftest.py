@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import STARTED
+from benchmarks.cases import Round
 from benchmarks.gpu import lines
 from benchmarks.inputs import REHEARSAL
-from benchmarks.machine import device, info
-from benchmarks.providers import LATE
+from benchmarks.machine import budget, device, info
+from benchmarks.progress import Progress
 from benchmarks.report.runs import SCHEMA
 from benchmarks.runner import CLOCK, Runner
 
-DEFAULT_BUDGET = {"cpu": 240.0, "cuda": 480.0}  # seconds, unless --budget says otherwise
 RUNNER = pytest.StashKey[Runner]()
 REFUSED = pytest.StashKey[dict[str, list[str]]]()
 
@@ -29,7 +29,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "value(v): how much a reader wants this number")
     config.stash[REFUSED] = {"wrong": [], "fails": [], "dropped": []}
     refuse_the_interpreter()
 
@@ -43,34 +42,37 @@ def refuse_the_interpreter() -> None:
 def pytest_collection_modifyitems(config, items):
     only, quick = config.getoption("only") or "", config.getoption("quick")
     wanted = [item for item in items if any(part in item.nodeid for part in only.split("|"))]
-    kept = [item for item in wanted if not (quick and _is_late(item))]
+    kept = [item for item in wanted if not (quick and _plan(item)[0] is Round.RIVALS)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
-    items.sort(key=_order)
+    items.sort(key=_plan)
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=CLOCK))
 
 
-def _budget(config) -> float:
-    given = config.getoption("budget")
-    return DEFAULT_BUDGET[device()] if given is None else given
-
-
-def _order(item) -> tuple[bool, float]:
-    """Sort by value, all that compile after all others; providers of a group stay in their order."""
-    return _is_late(item), -item.get_closest_marker("value").args[0]
-
-
-def _is_late(item) -> bool:
-    return item.callspec.params["provider"] in LATE
+def _plan(item) -> tuple[Round, float]:
+    """Sort by round, then by value; providers of a group stay in their order."""
+    run = item.function.runs[tuple(item.callspec.params.values())]
+    return run.round, -run.value
 
 
 @pytest.fixture
 def runner(request) -> Runner:
     stash = request.config.stash
     if RUNNER not in stash:
-        stash[RUNNER] = Runner(_budget(request.config), STARTED)
+        plugins = request.config.pluginmanager.get_plugins()
+        shown = [plugin.say for plugin in plugins if isinstance(plugin, Progress)]
+        stash[RUNNER] = Runner(budget(request.config.getoption("budget")), STARTED, *shown)
     return stash[RUNNER]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    """Spend what a whole run leaves of its budget on precision."""
+    done = yield
+    if RUNNER in session.config.stash and not session.config.getoption("only"):
+        session.config.stash[RUNNER].sharpen()
+    return done
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,7 +100,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["schema"] = SCHEMA
-    output_json["budget"] = _budget(config)
+    output_json["budget"] = budget(config.getoption("budget"))
+    output_json["only"], output_json["quick"] = config.getoption("only"), config.getoption("quick")
     output_json["seconds"] = time.monotonic() - STARTED
     output_json |= config.stash[REFUSED]
     for benchmark in output_json["benchmarks"]:

@@ -30,6 +30,12 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def budget(given: float | None) -> float:
+    """Return the seconds that a run may take: a GPU has more that compiles."""
+    default = 480.0 if device() == "cuda" else 240.0
+    return default if given is None else given
+
+
 def slug(name: str) -> str:
     """Return the name of a results file: "NVIDIA GeForce RTX 4090" is rtx-4090."""
     words = re.findall(r"[a-z0-9]+", name.lower())

@@ -21,7 +21,7 @@ LABELS = {
 RIVALS = ("linear_ce_chunked", "linear_ce", "liger", "cce")
 RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "flex", "flash_attn")
 COMPILED = ("compile", "compile_max", "huggingface_compile")
-LATE = (*RIVALS, *COMPILED)  # timed after all others, each beside fused alone
+LATE = (*RIVALS, *COMPILED)  # timed after all others
 ORDER = ["fused", "eager", "packed", "torch", "compile", "compile_max", "huggingface", "huggingface_compile"]
 ORDER += [*RIVALS, "reference"]
 

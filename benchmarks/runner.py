@@ -1,6 +1,9 @@
 """Measure groups of providers within a budget of time, and hand each its samples."""
 
+import os
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +14,11 @@ from benchmarks.cases import Case
 from benchmarks.clock import CPU, CUDA, Clock, Timed, interleave, quantile
 from benchmarks.inputs import REHEARSAL
 from benchmarks.machine import device
-from benchmarks.providers import COMPILED, LATE
+from benchmarks.providers import COMPILED
+from benchmarks.report.numbers import standard_error
 
 CLOCK = Clock()
+PRECISE = 0.02  # the standard error of a ratio that needs no more rounds
 
 
 class OutOfTime(Exception):
@@ -22,7 +27,7 @@ class OutOfTime(Exception):
 
 @dataclass
 class Measured:
-    samples: list[float]  # seconds a call
+    timed: Timed
     extra: dict[str, Any]
 
 
@@ -35,19 +40,29 @@ class Refused:
 
 
 class Runner:
-    def __init__(self, budget: float, started: float):
+    def __init__(self, budget: float, started: float, say: Callable[[str], None] = lambda what: None):
         self.deadline = started + budget  # both of time.monotonic()
+        self.say = say  # what runs now
         self.clock = CUDA() if device() == "cuda" else CPU()
         self.results: dict[tuple[str, str], Measured | Refused] = {}
+        self.fixtures: dict[tuple[str, str], Any] = {}  # pytest-benchmark's, of what was reported
+        self.headlines: dict[
+            str, tuple[Case, float]
+        ] = {}  # the cases, and how many seconds a repetition takes
+        self.preparing: dict[
+            str, float
+        ] = {}  # the most seconds that a provider of an op, or of the step, took
         self.longest_compilation = 0.0
 
-    def report(self, benchmark, case: Case, provider: str) -> None:
-        """Give pytest-benchmark the samples of one provider; its group is measured when first met."""
+    def report(self, benchmark, case: Case, provider: str, must: bool = False) -> None:
+        """Give pytest-benchmark the samples of one provider; its group is measured when first met.
+
+        Args:
+            must: measure it whatever time is left.
+        """
         if (case.name, provider) not in self.results:
-            # A late provider brings its group's first along, for a ratio that drift does not touch.
-            early = [p for p in case.providers if p not in LATE]
-            together = [provider, case.providers[0]] if provider in LATE else early
-            for name, result in self.measure(case, together).items():
+            together = case.headline if provider in case.headline else (provider, "fused")
+            for name, result in self.measure(case, together, must).items():
                 self.results.setdefault((case.name, name), result)
             if provider in COMPILED:
                 torch.compiler.reset()  # a function compiles for a few settings only
@@ -59,55 +74,127 @@ class Runner:
             pytest.fail(line, pytrace=False)
         benchmark.group = case.name
         benchmark.extra_info.update(case.info(provider), provider=provider, **result.extra)
-        samples = iter(result.samples)
-        benchmark.pedantic(lambda: CLOCK.add(next(samples)), rounds=len(result.samples))
+        samples = iter(result.timed.times)
+        benchmark.pedantic(lambda: CLOCK.add(next(samples)), rounds=len(result.timed.times))
+        self.fixtures[case.name, provider] = benchmark
 
     def has_numbers(self) -> bool:
         return any(isinstance(result, Measured) for result in self.results.values())
 
-    def measure(self, case: Case, providers: list[str]) -> dict[str, Measured | Refused]:
+    def measure(
+        self, case: Case, providers: tuple[str, ...], must: bool = False
+    ) -> dict[str, Measured | Refused]:
         """Check, warm up and time these providers of a case, their rounds interleaved."""
         refused: dict[str, Refused] = {}
         timed: dict[str, Timed] = {}
         for provider in providers:
+            self.say(f"{case.name}: {provider} is checked")
             try:
+                if not must:
+                    self._need(self._to_prepare(case, provider))
                 timed[provider] = self._prepare(case, provider)
-                self._need(case.rounds[0] * sum(one.seconds for one in timed.values()))
+                if provider not in case.headline:  # a headline that is ready is worth three rounds more
+                    self._need(case.rounds[0] * sum(one.seconds for one in timed.values()))
             except Exception as error:  # whatever it is, the other providers get their numbers
                 timed.pop(provider, None)
                 refused[provider] = _refuse(error)
-                if provider in LATE:
+                if providers[0] != "fused":
                     break  # there is nothing to time fused beside
         if not timed:
             return refused
 
-        least, most = case.rounds
-        longest = max(one.seconds for one in timed.values())
-        affordable = self._left() / sum(one.seconds for one in timed.values())
-        rounds = max(least, int(min(most, case.seconds / longest, affordable)))
-        rounds = least if REHEARSAL else rounds
         try:
-            interleave(list(timed.values()), rounds, self.clock.sample)
+            seconds = self._interleave(case, list(timed.values()))
         except Exception as error:  # the group is not measured again for each of its providers
             return refused | {provider: _refuse(error) for provider in timed}
+        if set(case.headline) <= set(timed):
+            self.headlines[case.name] = case, seconds
 
-        extras = {provider: self._extra(one, timed) for provider, one in timed.items()}
+        extras = {p: self._times(one, timed) for p, one in timed.items()}
         for provider, one in timed.items():
+            extras[provider] |= {"how": one.how, "peak_bytes": self.clock.peak_bytes(one.function)}
+            extras[provider] |= {"apart": True} if provider not in case.headline else {}
             try:
+                self._need(0.0)
                 extras[provider] |= case.counts(provider, one.function)
             except Exception as error:  # a profiler that is denied the device costs no time that was measured
                 extras[provider]["not_counted"] = f"{type(error).__name__}: {error}"
-        return refused | {p: Measured(timed[p].times, extra) for p, extra in extras.items()}
+        for one in timed.values():
+            one.function = one.run = None  # a step's holds a model
+        return refused | {p: Measured(timed[p], extra) for p, extra in extras.items()}
+
+    def sharpen(self) -> None:
+        """Repeat the headline that is least precise, until all are precise or the budget ends."""
+        left = dict(self.headlines)
+        while left:
+            name = max(left, key=self._error)
+            case, seconds = left[name]
+            if self._error(name) <= PRECISE or self._left() <= seconds:
+                del left[name]
+                continue
+            self.say(f"{name}: {self._error(name):.0%} uncertain, measured again")
+            began = time.monotonic()
+            try:
+                timed = {p: self._prepare(case, p) for p in case.headline}
+                self._interleave(case, list(timed.values()))
+            except Exception:  # the first samples are as good as they were
+                del left[name]
+                continue
+            left[name] = case, time.monotonic() - began
+            group = {p: self.results[name, p].timed for p in case.headline}
+            for provider, one in group.items():
+                one.times += timed[provider].times
+                one.host += timed[provider].host
+            for provider, one in group.items():
+                self._correct(name, provider, self._times(one, group))
+
+    def _error(self, name: str) -> float:
+        """Return the largest standard error among the ratios of a headline."""
+        case, _ = self.headlines[name]
+        fused = self.results[name, "fused"]
+        spreads = (fused.extra["spread"][p] for p in case.headline if p != "fused")
+        return max((standard_error(s, len(fused.timed.times)) for s in spreads), default=0.0)
+
+    def _correct(self, name: str, provider: str, extra: dict[str, Any]) -> None:
+        """Replace what was reported of a provider by all of its samples."""
+        result = self.results[name, provider]
+        result.extra |= extra
+        if (benchmark := self.fixtures.get((name, provider))) is None:  # not among what was asked for
+            return
+        benchmark.extra_info.update(extra)
+        stats = type(benchmark.stats.stats)()  # its medians are computed once
+        for seconds in result.timed.times:
+            stats.update(seconds)
+        benchmark.stats.stats = stats
+
+    def _interleave(self, case: Case, timed: list[Timed]) -> float:
+        """Time them in turn for `case.seconds`; return how many seconds it took."""
+        self.say(f"{case.name} is timed")
+        least, most = case.rounds
+        longest = max(one.seconds for one in timed)
+        rounds = least if REHEARSAL else max(least, min(most, int(case.seconds / longest)))
+        began = time.monotonic()
+        interleave(timed, rounds, self.clock.sample, enough=lambda r: r >= least and self._left() < 0)
+        return time.monotonic() - began
+
+    def _to_prepare(self, case: Case, provider: str) -> float:
+        """Return the seconds to expect before a provider can be timed."""
+        if provider in COMPILED:
+            return max(case.compiling, self.longest_compilation)
+        return self.preparing.get(_op(case), 0.0)
 
     def _prepare(self, case: Case, provider: str) -> Timed:
         """Check a provider, call it once so that it compiles, and once more to know what it costs."""
-        compiles = provider in COMPILED
-        self._need(max(case.compiling, self.longest_compilation) if compiles else 0.0)
+        if provider in COMPILED:
+            needs_a_compiler()
         start = time.monotonic()
         function = case.prepare(provider)
         function()
-        if compiles:
-            self.longest_compilation = max(self.longest_compilation, time.monotonic() - start)
+        took = time.monotonic() - start
+        if provider in COMPILED:
+            self.longest_compilation = max(self.longest_compilation, took)
+        else:
+            self.preparing[_op(case)] = max(self.preparing.get(_op(case), 0.0), took)
         timed = self.clock.prepare(function)
         self.clock.synchronize()
         start = time.perf_counter()
@@ -116,14 +203,12 @@ class Runner:
         timed.seconds = time.perf_counter() - start
         return timed
 
-    def _extra(self, one: Timed, group: dict[str, Timed]) -> dict[str, Any]:
+    def _times(self, one: Timed, group: dict[str, Timed]) -> dict[str, Any]:
         median = quantile(one.times, 0.5)
         return {
             "p20": quantile(one.times, 0.2),
             "p80": quantile(one.times, 0.8),
             "host": quantile(one.host, 0.5),
-            "how": one.how,
-            "peak_bytes": self.clock.peak_bytes(one.function),
             # of each other provider's time to this one's: above 1 this one is the faster
             "ratio": {p: quantile(o.times, 0.5) / median for p, o in group.items() if o is not one},
             "spread": {p: spread(o.times, one.times) for p, o in group.items() if o is not one},
@@ -136,6 +221,17 @@ class Runner:
         left = self._left()
         if left <= seconds:
             raise OutOfTime(f"needs {seconds:.0f} s, {max(left, 0):.0f} s are left")
+
+
+def needs_a_compiler() -> None:
+    """Raise ImportError where torch.compile has no C++ compiler for the CPU."""
+    compiler = os.environ.get("CXX", "g++")
+    if device() == "cpu" and shutil.which(compiler.split()[0]) is None:
+        raise ImportError(f"torch.compile needs a C++ compiler for the CPU, got none ({compiler})")
+
+
+def _op(case: Case) -> str:
+    return case.name.partition(",")[0]
 
 
 def spread(times: list[float], others: list[float]) -> tuple[float, float]:

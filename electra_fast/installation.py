@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -26,14 +28,16 @@ def info() -> dict:
 
 
 def _extension() -> str:
+    file = Path(electra_fast.__file__).with_name("_left_out.json")  # by setup.py
+    left_out = json.loads(file.read_text()) if file.exists() else {}
     if importlib.util.find_spec("electra_fast._C") is None:
-        return "not built: no C++ compiler was found at installation"
+        return f"not built: {left_out.get('all', 'not installed by pip from here')}"
     if ("embed_fwd", "CUDA") in _register.COMPILED:  # `linear` is not a kernel of ours there
         return "built for CPU and CUDA"
     why = (
         "this torch is built without CUDA" if torch.version.cuda is None else "nothing in csrc/cuda was built"
     )
-    return f"built for CPU; not for CUDA: {why}"
+    return f"built for CPU; not for CUDA: {left_out.get('CUDA', why)}"
 
 
 def _gpu() -> str:

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import electra_fast
-from electra_fast import ops
+from electra_fast import installation, ops
 from electra_fast.ops import SlowPathWarning, _register
 
 
@@ -26,6 +26,19 @@ def test_info_names_what_serves_each_op():
 def test_info_says_why_nothing_was_built_for_cuda(monkeypatch):
     monkeypatch.setattr(_register, "COMPILED", frozenset({("embed_fwd", "CPU"), ("linear_fwd", "CUDA")}))
     assert electra_fast.info()["extension"].startswith("built for CPU; not for CUDA: ")
+
+
+def test_info_repeats_what_the_build_left_out_and_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(_register, "COMPILED", frozenset({("embed_fwd", "CPU")}))
+    monkeypatch.setattr(electra_fast, "__file__", str(tmp_path / "__init__.py"))
+    found = {"electra_fast._C": object()}
+    monkeypatch.setattr(installation.importlib.util, "find_spec", found.get)
+    (tmp_path / "_left_out.json").write_text('{"CUDA": "no nvcc; install it", "all": "no omp.h; set CXX"}')
+    assert electra_fast.info()["extension"] == "built for CPU; not for CUDA: no nvcc; install it"
+    found.clear()
+    assert electra_fast.info()["extension"] == "not built: no omp.h; set CXX"
+    (tmp_path / "_left_out.json").unlink()
+    assert electra_fast.info()["extension"].startswith("not built: ")
 
 
 def test_info_agrees_with_the_dispatcher():

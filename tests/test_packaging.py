@@ -1,5 +1,6 @@
 """What is built, what it contains, and that it imports where half of what it can use is missing."""
 
+import json
 import os
 import re
 import runpy
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
+from setuptools import Distribution
 from torch.utils import cpp_extension
 
 import electra_fast.kernels
@@ -62,6 +64,33 @@ def test_wheel_without_a_compiler(checkout):
     assert roots == {"electra_fast", top_level.split("/")[0]}
 
 
+def fails(folder: Path, message: str) -> Path:
+    """Return a compiler that says who it is, and fails to compile with this message."""
+    file = folder / "failing-c++"
+    real = shutil.which(os.environ.get("CXX", "c++"))
+    script = f'case "$*" in *-dump*|*--version*) exec {real} "$@";; esac\necho "{message}" >&2\nexit 1'
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return file
+
+
+MESSAGE = "csrc/a.cpp:1:10: fatal error: omp.h: No such file or directory"
+
+
+@needs_compiler
+def test_a_compiler_that_fails_costs_the_extension_and_not_the_installation(checkout, tmp_path):
+    wheel, said = build(checkout, *WHEEL, CXX=str(fails(tmp_path, MESSAGE)))
+    line = f"{MESSAGE}; CXX must be a compiler with C++20 and OpenMP"
+    assert (
+        f"electra_fast: built without electra_fast._C, the reference and Triton serve every op: {line}\n"
+        in said
+    )
+    archive = zipfile.ZipFile(wheel)
+    assert "electra_fast/kernels/embed.py" in archive.namelist()
+    assert not any("/_C" in name for name in archive.namelist())
+    assert json.loads(archive.read("electra_fast/_left_out.json"))["all"] == line, "info repeats it"
+
+
 @needs_compiler
 def test_sdist_holds_what_a_build_needs(checkout):
     sdist, _ = build(checkout, *SDIST)
@@ -93,12 +122,45 @@ def extension(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     monkeypatch.delenv("ELECTRA_FAST_NO_CUDA", raising=False)
+    monkeypatch.delenv("ELECTRA_FAST_BUILD", raising=False)
 
     def build() -> setuptools.Extension:
-        runpy.run_path(str(ROOT / "setup.py"))
+        made.update(runpy.run_path(str(ROOT / "setup.py")))
         return made["ext_modules"][0]
 
+    build.made = made
     return build
+
+
+@pytest.fixture
+def built(extension, monkeypatch, tmp_path):
+    """Return what setup.py's build_ext makes where torch compiles as `compile(extension)` says."""
+
+    def build(compile) -> tuple[list, dict]:
+        monkeypatch.setattr(
+            cpp_extension.BuildExtension, "build_extensions", lambda self: compile(*self.extensions)
+        )
+        first = extension()
+        command = extension.made["Build"](Distribution({"ext_modules": [first]}))
+        command.finalize_options()
+        command.build_lib, command.extensions = str(tmp_path / "lib"), [first]
+        command.build_extensions()
+        return command.extensions, json.loads((tmp_path / "lib/electra_fast/_left_out.json").read_text())
+
+    return build
+
+
+def compiles(suffixes: tuple[str, ...]):
+    """Return a compilation that fails, as ninja does, on sources that end otherwise."""
+
+    def compile(extension):
+        if any(not source.endswith(suffixes) for source in extension.sources):
+            os.write(
+                1, b"FAILED: a.o\n/usr/bin/nvcc -c a.cu\nfatal error: cuda_runtime.h: No such file\n1 error\n"
+            )
+            raise RuntimeError("Error compiling objects for extension")
+
+    return compile
 
 
 def fake_toolkit(folder: Path, nvcc: str = "", header: bool = True) -> None:
@@ -140,6 +202,58 @@ def test_nvcc_without_its_headers_builds_for_the_cpu(extension, tmp_path, capsys
         "include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit\n"
     ) in capsys.readouterr().err
     assert not any(source.endswith(".cu") for source in built.sources)
+
+
+@needs_compiler
+def test_nvcc_that_fails_while_compiling_costs_csrc_cuda_alone(built, tmp_path, capfd):
+    fake_toolkit(tmp_path)
+    (extension,), left_out = built(compiles((".cpp",)))
+    assert extension.sources and all(source.endswith(".cpp") for source in extension.sources)
+    assert extension.define_macros == [] and not any("cudart" in name for name in extension.libraries)
+    why = "fatal error: cuda_runtime.h: No such file; CUDA_HOME must be a whole CUDA 13.0 toolkit, and CXX"
+    assert left_out == {"CUDA": f"{why} a compiler for it"}
+    said = capfd.readouterr().err
+    assert f"electra_fast: built without the kernels of csrc/cuda: {why}" in said
+    assert "/usr/bin/nvcc -c a.cu" in said, "what the compilers printed is not lost"
+
+
+@needs_compiler
+def test_what_fails_without_cuda_too_costs_csrc(built, tmp_path):
+    fake_toolkit(tmp_path)
+    assert built(compiles(()))[0] == []
+
+
+@needs_compiler
+def test_a_build_without_faults_leaves_nothing_out(built, tmp_path):
+    fake_toolkit(tmp_path)
+    (extension,), left_out = built(compiles((".cpp", ".cu")))
+    assert left_out == {} and any(source.endswith(".cu") for source in extension.sources)
+
+
+@needs_compiler
+def test_a_strict_build_fails_where_another_leaves_out(built, extension, tmp_path, monkeypatch):
+    monkeypatch.setenv("ELECTRA_FAST_BUILD", "strict")
+    fake_toolkit(tmp_path)
+    with pytest.raises(SystemExit, match=r"not built without the kernels of csrc/cuda.*No such file"):
+        built(compiles((".cpp",)))
+    (tmp_path / "include/cuda_runtime.h").unlink()
+    with pytest.raises(SystemExit, match="no folder holds bin/nvcc"):
+        extension()
+    monkeypatch.setenv("ELECTRA_FAST_NO_CUDA", "1")  # as wanted
+    assert not any(source.endswith(".cu") for source in extension().sources)
+    monkeypatch.setenv("CXX", "/nonexistent")
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler"):
+        extension()
+    monkeypatch.setenv("ELECTRA_FAST_BUILD", "loose")
+    with pytest.raises(SystemExit, match="must be strict or none, got 'loose'"):
+        extension()
+
+
+def test_a_build_can_leave_csrc_out(extension, monkeypatch, capsys):
+    monkeypatch.setenv("ELECTRA_FAST_BUILD", "none")
+    with pytest.raises(IndexError):
+        extension()
+    assert "serve every op: ELECTRA_FAST_BUILD=none" in capsys.readouterr().err
 
 
 def test_editable_install_maps_kernels():

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import STARTED
 from benchmarks.machine import ROOT
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "build" / "gpu"
 LETTERS = "abcdefghij"
 
 
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks gpu",
         description="All evidence from a few minutes on a GPU: what is right, and how fast it is.",
-        epilog="Results go to $OUT, else to benchmarks/results: <device>.json, .jsonl and .log.",
+        epilog="Results go to $OUT, else to build/gpu: <device>.json, .jsonl and .log.",
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 480, of a rehearsal 1800")
     p.add_argument("--more", action="store_true", help="the stages that a first command has no time for")
@@ -75,6 +75,7 @@ def build_in_place(limit: float = 150.0) -> str:
     import torch
 
     environment = os.environ | {"TORCH_CUDA_ARCH_LIST": "{}.{}".format(*torch.cuda.get_device_capability())}
+    environment |= {"ELECTRA_FAST_BUILD": "strict"}  # without csrc/cuda it would be of no use here
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, process_group=0)
     try:
@@ -118,8 +119,7 @@ def files_of(options: argparse.Namespace) -> tuple[Path, Path, Path]:
 
     parts = ["rehearsal" if options.rehearse else device_slug(), *["more"] * options.more]
     parts += [options.only] if options.only else []
-    folder = RESULTS if parts == [device_slug()] else ROOT / "build" / "gpu"
-    folder = Path(os.environ.get("OUT") or folder)
+    folder = Path(os.environ.get("OUT") or RESULTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{'-'.join(parts)}{suffix}" for suffix in (".jsonl", ".log", ".json")]
@@ -212,6 +212,7 @@ def assemble(files: list[Path]) -> int:
     if len(same) != 1:
         raise ValueError(f"gpu: --assemble must get lines of one GPU, torch and source, got {sorted(same)}")
     target = Path(os.environ.get("OUT") or RESULTS) / f"{machines[0]['device']}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     run = results.write(found, target, sum(line["seconds"] for line in found if line["kind"] == "end"))
     print(f"{results.summary(run)}\n{target}")
     return 0

@@ -101,8 +101,8 @@ def _replace_tokens(d):
 
 
 def _embed(d):
-    shape, site = d.tokens(300, 40)
-    V, P, types = d.size(30522, 300, 1), d.size(600, 60, 1), d.one_of(1, 2, 3)
+    shape, site = d.tokens(300, 17)
+    V, P, types = d.size(30522, 80, 1), d.size(600, 33, 1), d.one_of(1, 2, 3)
     E = d.size(1100 if V < 1000 else 70, 130, 2)
     ids = d.ids(V, *shape)
     places = None if "key_mask" in site and shape[1] <= P and d.one_of(True, False) else d.ids(P, *shape)
@@ -156,7 +156,7 @@ def _bias_gelu(d):
 
 
 def _mlm_head(d):
-    M, V, E = d.size(300, 40), d.size(30522, 600, 1), d.size(200, 70, 1)
+    M, V, E = d.size(300, 33), d.size(30522, 300, 1), d.size(200, 70, 1)
     args = {"x": d.floats(M, E), "table": d.floats(V, E, scale=d.one_of(0.02, 0.3))}
     args["bias"] = d.floats(V, dtype=d.one_of(d.dtype, torch.float32))
     args |= {"targets": d.ids(V, M), "weights": d.weights(M), "rng": d.rng()}

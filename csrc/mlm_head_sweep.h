@@ -212,8 +212,9 @@ class Head {
     const int64_t at = r * tiles + t;
     maxima[at] = maximum;
     if (tempered.data) {
-      const Vec inverse(
-          std::min(static_cast<W>(1 / draw.temperature), std::numeric_limits<W>::max()));
+      // Its product with a difference of 0 is 0, and with one of -inf -inf.
+      const double least = std::numeric_limits<W>::min(), most = std::numeric_limits<W>::max();
+      const Vec inverse(static_cast<W>(std::clamp(1 / draw.temperature, least, most)));
       tempered[at] =
           sum_of_exponentials<false>(c, [&](Vec logit) { return (logit - down) * inverse; });
     }

@@ -33,7 +33,7 @@ ORDER += [
     "recipe",
     "step",
 ]
-ORDER += ["pretrain", "hf", "installation", "testing", "accuracy", "doctor", "__main__"]
+ORDER += ["pretrain", "hf", "versions", "installation", "testing", "accuracy", "doctor", "__main__"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm"}
 ADAPTERS = "electra_fast/hf/"  # of use only to who has the optional package
 

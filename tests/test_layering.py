@@ -38,7 +38,7 @@ ORDER += [
     "run_folder",
     "step",
 ]
-ORDER += ["pretrain", "hf", "installation", "testing", "accuracy", "doctor", "__main__"]
+ORDER += ["pretrain", "hf", "versions", "installation", "testing", "accuracy", "doctor", "__main__"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm", "pyarrow"}
 ADAPTERS = "electra_fast/hf/"  # of use only to who has the optional package
 

@@ -1,14 +1,11 @@
 """The token cache: whole or refused, made once, and found again."""
 
-import errno
-import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -329,58 +326,6 @@ def test_the_default_folder_is_the_users_cache(tmp_path, tokenizer, topics, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tokenize(topics, tokenizer)
     assert len(files(tmp_path / "electra_fast", ".safetensors")) == 1
-
-
-@pytest.mark.parametrize("once", [False, True], ids=["list", "generator"])
-@pytest.mark.parametrize("case", ["XDG_CACHE_HOME", "no home"])
-def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
-    tmp_path, tokenizer, topics, monkeypatch, case, once
-):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if case == "XDG_CACHE_HOME" else "")
-    if case == "no home":
-        monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.warns(UserWarning, match=r"cache folder cannot be written .* Set XDG_CACHE_HOME to a folder"):
-        found = tokenize(iter(topics) if once else topics, tokenizer)
-    assert files(tmp_path) == ["file"]
-    assert_equal(found, encode(topics, tokenizer))  # still mapped
-    with pytest.raises(OSError, match="file"):  # a folder that the caller names has no replacement
-        tokenize(topics, tokenizer, tmp_path / "file")
-
-
-def test_an_error_of_the_corpus_is_not_taken_for_one_of_the_cache(tmp_path, tokenizer):
-    def failing():
-        yield "text"
-        raise PermissionError("the corpus")
-
-    with pytest.raises(PermissionError, match="the corpus"):
-        tokenize(failing(), tokenizer)
-
-
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, tokenizer, topics, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert_equal(tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer))
-    monkeypatch.setattr(data.cache, "_build", lambda *_: pytest.fail("made twice"))
-    assert_equal(tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer))
-    assert files(tmp_path, ".part") == []
-
-
-def test_ids_outlive_a_cache_that_is_removed_or_replaced(tmp_path, tokenizer, topics):
-    found, expected = tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer)
-    (name,) = files(tmp_path, ".safetensors")
-    (tmp_path / name).unlink()
-    (tmp_path / name).write_bytes(b"another")
-    assert_equal(found, expected)
-
-
-def test_a_fifo_is_no_cache(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ValueError, match="fifo: must be a regular file, got a FIFO"):
-        open_cache(tmp_path / "fifo")
 
 
 def test_long_lines_are_tokenized_in_pieces(tokenizer, topics, monkeypatch):

@@ -301,7 +301,10 @@ def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
         ValueError, match=r"--data must have 20 documents or more.* got 19; or name .* --held-out"
     ):
         small(tmp_path / "short.txt", tmp_path / "run")
-    small(tmp_path / "short.txt", tmp_path / "other", held_out=(str(corpus),), steps=1).run()
+    other = {"held_out": (str(corpus),), "steps": 1}  # nearly half of its words are not in the short text
+    with pytest.raises(ValueError, match=r"--vocab must know .* of --held-out, got \[UNK\] for 4"):
+        small(tmp_path / "short.txt", tmp_path / "other", **other)
+    small(tmp_path / "short.txt", tmp_path / "other", **other, allow_unknown=True).run()
 
 
 def test_two_runs_cannot_share_a_folder(corpus, tmp_path):

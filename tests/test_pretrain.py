@@ -261,7 +261,10 @@ def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
         ValueError, match=r"--data must have 20 documents or more.* got 19; or name .* --held-out"
     ):
         trainings.small(tmp_path / "short.txt", tmp_path / "run")
-    trainings.small(tmp_path / "short.txt", tmp_path / "other", held_out=(str(corpus),), steps=1).run()
+    other = {"held_out": (str(corpus),), "steps": 1}  # nearly half of its words are not in the short text
+    with pytest.raises(ValueError, match=r"--vocab must know .* of --held-out, got \[UNK\] for 4"):
+        trainings.small(tmp_path / "short.txt", tmp_path / "other", **other)
+    trainings.small(tmp_path / "short.txt", tmp_path / "other", **other, allow_unknown=True).run()
 
 
 def test_a_resumed_run_keeps_its_precision(corpus, tmp_path, capsys):

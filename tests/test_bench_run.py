@@ -26,8 +26,26 @@ from electra_fast import testing
 def test_the_headline_of_an_op_is_measured_even_when_the_budget_is_spent(monkeypatch):
     run, benchmark = runner.Runner(0.0, time.monotonic()), Benchmark()
     monkeypatch.setattr(run.clock, "peak_bytes", lambda function: 0)
-    run.report(benchmark, Fake(), "fused", must=True)
+    run.report(benchmark, Fake(), "fused", Round.OPS)
     assert len(benchmark.samples) == Fake.rounds[0] and min(benchmark.samples) > 0
+
+
+@pytest.mark.parametrize("when", [Round.STEP, Round.OTHERS])
+def test_a_step_that_is_ready_as_the_budget_ends_is_timed(when, monkeypatch):
+    run, benchmark = runner.Runner(60.0, time.monotonic()), Benchmark()
+    monkeypatch.setattr(run.clock, "peak_bytes", lambda function: 0)
+
+    def ready(function):
+        run.deadline = time.monotonic()
+        return clock.Timed(function, "", function)
+
+    monkeypatch.setattr(run.clock, "prepare", ready)
+    if when is Round.STEP:
+        run.report(benchmark, Fake(), "fused", when)
+        assert len(benchmark.samples) == Fake.rounds[0]
+    else:
+        with pytest.raises(pytest.skip.Exception, match=r"dropped: .*fused: needs"):
+            run.report(benchmark, Fake(), "fused", when)
 
 
 def test_a_run_has_each_op_once_then_the_step_then_the_rest():

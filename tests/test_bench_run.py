@@ -170,7 +170,7 @@ def test_the_end_of_a_run_has_a_line_per_case():
     assert "wrong: rtd_loss, small, forward, reference: loss: 1 from float64" in lines
     precise = copy.deepcopy(RESULT)
     precise["benchmarks"][0]["extra_info"]["spread"] = {"fused": (0.4, 0.6)}
-    assert text.summary(precise).splitlines()[4].endswith("2.00x as fast  ± 0.27       5")
+    assert text.summary(precise).splitlines()[4].endswith("2.00x as fast  ± 13.3%       5")
     several = RESULT | {"only": "mlm", "dropped": ["a, b, c, liger: no liger", "a, b, d, liger: no liger"]}
     assert text.dropped(several) == ["dropped: Liger: no liger"]
     several["dropped"] = RESULT["dropped"] * 2

@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> int:
 
     file = results_file(options, device_slug())
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part")  # a run that is stopped leaves the last result alone
+    unfinished = file.with_suffix(".part")  # it replaces the last result when it is whole
     unfinished.unlink(missing_ok=True)
     arguments = [str(HERE), f"--rootdir={ROOT}", "-rN", "-W", "ignore"]
     arguments += ["--benchmark-quiet", f"--benchmark-json={unfinished}"]
@@ -75,11 +75,18 @@ def measure(options: argparse.Namespace) -> int:
     if not unfinished.exists():
         print("nothing was measured; --verbose says why", file=sys.stderr)
         return int(status) or 1
-    unfinished.replace(file)
-    result = read(file)
+    stopped = status == pytest.ExitCode.INTERRUPTED
+    result = read(unfinished)
+    if stopped:
+        unfinished.unlink()
+    else:
+        unfinished.replace(file)
     shown = Path(os.path.relpath(file)) if file.is_relative_to(Path.cwd()) else file
     print(table(result) if options.only or options.verbose else summary(result))
-    print(f"\nall of it is in {shown}\nas a page: python -m benchmarks report {shown} --out report.html")
+    if stopped:
+        print(f"stopped: {shown} is left as it was", file=sys.stderr)
+        return int(status)
+    print(f"\nall numbers: {shown}\nas a page: python -m benchmarks report {shown} --out report.html")
     return int(status)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, Round
 from benchmarks.clock import CPU, CUDA, Clock, Timed, interleave, quantile
 from benchmarks.inputs import REHEARSAL
 from benchmarks.machine import device
@@ -46,23 +46,15 @@ class Runner:
         self.clock = CUDA() if device() == "cuda" else CPU()
         self.results: dict[tuple[str, str], Measured | Refused] = {}
         self.fixtures: dict[tuple[str, str], Any] = {}  # pytest-benchmark's, of what was reported
-        self.headlines: dict[
-            str, tuple[Case, float]
-        ] = {}  # the cases, and how many seconds a repetition takes
-        self.preparing: dict[
-            str, float
-        ] = {}  # the most seconds that a provider of an op, or of the step, took
+        self.headlines: dict[str, tuple[Case, float]] = {}  # and the seconds that a repetition takes
+        self.preparing: dict[str, float] = {}  # the most seconds that a provider took, by op
         self.longest_compilation = 0.0
 
-    def report(self, benchmark, case: Case, provider: str, must: bool = False) -> None:
-        """Give pytest-benchmark the samples of one provider; its group is measured when first met.
-
-        Args:
-            must: measure it whatever time is left.
-        """
+    def report(self, benchmark, case: Case, provider: str, when: Round = Round.OTHERS) -> None:
+        """Give pytest-benchmark the samples of one provider; its group is measured when first met."""
         if (case.name, provider) not in self.results:
             together = case.headline if provider in case.headline else (provider, "fused")
-            for name, result in self.measure(case, together, must).items():
+            for name, result in self.measure(case, together, when).items():
                 self.results.setdefault((case.name, name), result)
             if provider in COMPILED:
                 torch.compiler.reset()  # a function compiles for a few settings only
@@ -82,18 +74,21 @@ class Runner:
         return any(isinstance(result, Measured) for result in self.results.values())
 
     def measure(
-        self, case: Case, providers: tuple[str, ...], must: bool = False
+        self, case: Case, providers: tuple[str, ...], when: Round = Round.OTHERS
     ) -> dict[str, Measured | Refused]:
-        """Check, warm up and time these providers of a case, their rounds interleaved."""
+        """Check, warm up and time these providers of a case, their rounds interleaved.
+
+        In Round.OPS whatever time is left; in Round.STEP the least rounds, if there was time to prepare.
+        """
         refused: dict[str, Refused] = {}
         timed: dict[str, Timed] = {}
         for provider in providers:
             self.say(f"{case.name}: {provider} is checked")
             try:
-                if not must:
+                if when > Round.OPS:
                     self._need(self._to_prepare(case, provider))
                 timed[provider] = self._prepare(case, provider)
-                if provider not in case.headline:  # a headline that is ready is worth three rounds more
+                if when > Round.STEP:
                     self._need(case.rounds[0] * sum(one.seconds for one in timed.values()))
             except Exception as error:  # whatever it is, the other providers get their numbers
                 timed.pop(provider, None)

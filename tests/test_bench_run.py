@@ -26,8 +26,26 @@ from electra_fast import testing
 def test_the_headline_of_an_op_is_measured_even_when_the_budget_is_spent(monkeypatch):
     run, benchmark = runner.Runner(0.0, time.monotonic()), Benchmark()
     monkeypatch.setattr(run.clock, "peak_bytes", lambda function: 0)
-    run.report(benchmark, Fake(), "fused", must=True)
+    run.report(benchmark, Fake(), "fused", Round.OPS)
     assert len(benchmark.samples) == Fake.rounds[0] and min(benchmark.samples) > 0
+
+
+@pytest.mark.parametrize("when", [Round.STEP, Round.OTHERS])
+def test_a_step_that_is_ready_as_the_budget_ends_is_timed(when, monkeypatch):
+    run, benchmark = runner.Runner(60.0, time.monotonic()), Benchmark()
+    monkeypatch.setattr(run.clock, "peak_bytes", lambda function: 0)
+
+    def ready(function):
+        run.deadline = time.monotonic()
+        return clock.Timed(function, "", function)
+
+    monkeypatch.setattr(run.clock, "prepare", ready)
+    if when is Round.STEP:
+        run.report(benchmark, Fake(), "fused", when)
+        assert len(benchmark.samples) == Fake.rounds[0]
+    else:
+        with pytest.raises(pytest.skip.Exception, match=r"dropped: .*fused: needs"):
+            run.report(benchmark, Fake(), "fused", when)
 
 
 def test_a_run_has_each_op_once_then_the_step_then_the_rest():
@@ -152,7 +170,7 @@ def test_the_end_of_a_run_has_a_line_per_case():
     assert "wrong: rtd_loss, small, forward, reference: loss: 1 from float64" in lines
     precise = copy.deepcopy(RESULT)
     precise["benchmarks"][0]["extra_info"]["spread"] = {"fused": (0.4, 0.6)}
-    assert text.summary(precise).splitlines()[4].endswith("2.00x as fast  ± 0.27       5")
+    assert text.summary(precise).splitlines()[4].endswith("2.00x as fast  ± 13.3%       5")
     several = RESULT | {"only": "mlm", "dropped": ["a, b, c, liger: no liger", "a, b, d, liger: no liger"]}
     assert text.dropped(several) == ["dropped: Liger: no liger"]
     several["dropped"] = RESULT["dropped"] * 2

@@ -45,7 +45,7 @@ def summary(result: dict) -> str:
             )
         for provider, benchmark in found:
             ratio, ms, rounds = times_fused(benchmark), *(benchmark["stats"][x] for x in ("median", "rounds"))
-            error = f"± {ratio * standard_error(spread(benchmark), rounds):.2f}" if spread(benchmark) else ""
+            error = f"± {standard_error(spread(benchmark), rounds):.1%}" if spread(benchmark) else ""
             ours = digits(ms / ratio * 1e3)  # in the same rounds
             rows.append(
                 [name, ours, label(provider), digits(ms * 1e3), f"{ratio:.2f}x as fast", error, str(rounds)]

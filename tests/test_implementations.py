@@ -1,6 +1,7 @@
 """What holds for every implementation of every op."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -97,6 +98,24 @@ def test_signature_is_the_references(op):
     ours = parameters(getattr(ops, op))
     assert ours == parameters(getattr(reference, op))
     assert sum(kind != inspect.Parameter.KEYWORD_ONLY for *_, kind in ours) <= 8
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "value", "rule"),
+    [
+        ("add_norm", "eps", -1e-12, "at least 0 and finite"),
+        ("embed", "eps", math.nan, "at least 0 and finite"),
+        ("attention", "scale", math.nan, "finite"),
+        ("attention_qkv", "scale", math.inf, "finite"),
+        ("add_norm", "stream", -1, r"in \[0, 2\^32\)"),
+        ("embed", "stream", 2**32, r"in \[0, 2\^32\)"),
+        ("attention", "stream", 2**32, r"in \[0, 2\^32\)"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(function, argument, value, rule):
+    example = small(function, "cpu", count=1)[0]
+    with pytest.raises(ValueError, match=f"{function}: {argument} must be {rule}, got"):
+        getattr(ops, function)(**{**example.args, argument: value})
 
 
 def _double(example):

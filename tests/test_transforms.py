@@ -51,6 +51,14 @@ def test_a_second_derivative_is_refused_and_the_remedy_serves_it(differentiable,
     assert penalty(reference, op, loss).isfinite().all()
 
 
+def test_a_second_derivative_by_a_weight_with_a_copy_is_refused():
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(4, 8, requires_grad=True)
+    y = ops.linear(x, weight, low_weight=weight.detach().bfloat16())
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="linear: the second derivative"):
+        torch.autograd.grad(weight.sum() + first.sum(), weight)
+
+
 def test_a_first_derivative_with_create_graph_is_the_same(differentiable):
     call, x = one_argument(ops, differentiable)
     x = x.clone().requires_grad_()

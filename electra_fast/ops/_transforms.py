@@ -20,7 +20,7 @@ def once_differentiable(op: str) -> Callable:
 
     PyTorch's decorator of this name looks only at the gradient that comes in. If that is a constant, or if
     `torch.autograd.grad` asks for the gradient of some tensors, it drops the second derivative in silence.
-    Here the gradients depend on the tensors that `backward` saved too, so `forward` has to save the inputs.
+    Here the gradients depend on the saved tensors too, so `forward` saves every input that they depend on.
     """
 
     def decorate(backward: Callable) -> Callable:

@@ -108,10 +108,10 @@ def add_norm(
         x: ``[..., W]``, any float dtype.
         residual: shape and dtype of x; None: nothing is added.
         weight, bias: ``[W]``, float32 or the dtype of x.
-        eps: added to the variance.
+        eps: added to the variance, 0 or more.
         dropout: probability in [0, 1) that an element of x becomes 0; above 0 it needs `rng`.
         rng: int64 ``[2]`` = (seed, step).
-        stream: the number of this dropout site.
+        stream: the number of this dropout site, in [0, 2^32).
 
     Returns:
         shape and dtype of x.

@@ -141,10 +141,10 @@ def attention(
         cu_seqlens: int32 or int64 ``[B + 1]``, from 0 to T; the batch is packed.
         max_seqlen: the longest sequence of a packed batch, or more.
         causal: a query sees no later key.
-        scale: None is ``D ** -0.5``.
+        scale: finite; None is ``D ** -0.5``.
         dropout: probability in [0, 1) that an attention probability becomes 0; above 0 it needs `rng`.
         rng: int64 ``[2]`` = (seed, step).
-        stream: the number of this dropout site.
+        stream: the number of this dropout site, in [0, 2^32).
 
     Returns:
         shape and dtype of q.

@@ -148,10 +148,10 @@ def embed(
         position_ids: shape of ids, int32 or int64; None: the place in the sequence.
         word, position, type: tables ``[V, E]``, ``[max positions, E]``, ``[types, E]``, of one float dtype.
         norm_weight, norm_bias: ``[E]``, float32 or the tables' dtype.
-        eps: added to LayerNorm's variance.
+        eps: added to LayerNorm's variance, 0 or more.
         dropout: probability in [0, 1) that an element becomes 0; above 0 it needs `rng`.
         rng: int64 ``[2]`` = (seed, step).
-        stream: the number of this dropout site.
+        stream: the number of this dropout site, in [0, 2^32).
         cu_seqlens: int32 or int64 ``[B + 1]``, from 0 to T; the batch is packed.
         padding_idx: the row of `word` to which its lookups give no gradient, as in `F.embedding`.
         return_word: also return `word`, for its next user: the gradient that it gets there is what the sums

@@ -50,7 +50,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, x, weight, bias, low_weight, low_bias):
         low_weight = weight if low_weight is None else low_weight
-        ctx.save_for_backward(x, low_weight)
+        ctx.save_for_backward(x, low_weight, weight)
         ctx.kernels, ctx.dtype = kernels, weight.dtype
         ctx.set_materialize_grads(False)
         return kernels.fwd(x, low_weight, bias if low_bias is None else low_bias)
@@ -61,7 +61,7 @@ class _Linear(torch.autograd.Function):
         if dy is None:
             return (None,) * 6
         wanted = ctx.needs_input_grad[1:4]
-        gradients = ctx.kernels.bwd(dy.contiguous(), *ctx.saved_tensors, ctx.dtype, *wanted)
+        gradients = ctx.kernels.bwd(dy.contiguous(), *ctx.saved_tensors[:2], ctx.dtype, *wanted)
         return None, *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None
 
 

@@ -10,7 +10,8 @@ def launch_ops() -> None:
     for op in testing.OPS:
         kernels = testing.implementations(op, device="cuda")
         for example in testing.examples(op) if "triton" in kernels and "attention" not in op else ():
-            if example.name.startswith(("padded", "packed, int64", "a batch")):
+            # Other layouts are copied before a launch, or compile the same for pointers that are not aligned.
+            if example.name.startswith(("padded", "packed, int64", "a batch")) and not example.layout:
                 testing.run(kernels["triton"], example)
     mask_tokens = testing.implementations("mask_tokens", device="cuda")["triton"]
     for L in (128, 512, 2048, 4096):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import small_patched
 import torch
+from small_halves import halves
 from towers import CONFIG
 
 from electra_fast import hf, ops
@@ -177,3 +178,30 @@ def test_a_compiled_graph_refuses_wrong_bounds():
     args, options = _embed(_ids(B * 20), cu_seqlens=torch.tensor([0, 3, 2, 100], dtype=torch.int32))
     with pytest.raises(RuntimeError, match="embed: cu_seqlens must rise from 0 to the number of tokens"):
         compiled(*args, **options)
+
+
+def _flattened(L):
+    """A batch as `DataCollatorWithFlattening` makes it."""
+    bounds, T = torch.tensor([0, 3, L, 3 * L], dtype=torch.int32), 3 * L
+    packing = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 2 * L, "max_length_k": 2 * L}
+    return {
+        "input_ids": torch.randint(104, 300, (1, T)),
+        "position_ids": torch.arange(T)[None] % 20,
+        **packing,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [None, True], ids=["default", "dynamic"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_pretrainer_is_compiled_twice_for_ten_lengths(layout, dynamic):
+    pretrainer = hf.ElectraPretrainer(*halves(), mask_id=103, special_ids=[0, 101, 102, 103])
+    hf.patch(pretrainer)
+    if layout == "packed":
+        for half in (pretrainer.generator, pretrainer.discriminator):
+            half.set_attn_implementation("electra_fast")
+    ids = [torch.randint(104, 300, (B, L)) for L in LENGTHS]
+    calls = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids]
+    if layout == "packed":
+        calls = [_flattened(L) for L in LENGTHS]
+    compile_and_run(pretrainer, [((), inputs) for inputs in calls], dynamic, "eager")

@@ -84,7 +84,7 @@ def test_a_patched_model_refuses_a_penalty_and_serves_it_after_undo():
     gradient_penalty()
 
 
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
 
 @forward_mode

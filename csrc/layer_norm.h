@@ -24,25 +24,34 @@ W total(at::vec::Vectorized<W> x) {
   return at::vec::vec_reduce_all<W>([](Vec a, Vec b) { return a + b; }, x);
 }
 
+// The sum of f over a row, in four chains: in one, each addition would wait for the last.
+template <class W, class F>
+W sum_of(const W* x, int64_t E, F f) {
+  using Vec = at::vec::Vectorized<W>;
+  constexpr int64_t kChains = 4, kSize = Vec::size();
+  Vec sums[kChains] = {Vec(0), Vec(0), Vec(0), Vec(0)};
+  int64_t e = 0;
+  for (; e + kChains * kSize <= E; e += kChains * kSize)
+    for (int64_t i = 0; i < kChains; ++i) sums[i] = sums[i] + f(Vec::loadu(x + e + i * kSize));
+  for (int64_t i = 0; e < E; e += kSize, ++i) {
+    const int64_t n = std::min(kSize, E - e);
+    sums[i] = Vec::set(sums[i], sums[i] + f(Vec::loadu(x + e, n)), n);
+  }
+  return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 template <class W>
 W refined_mean(const W* x, int64_t E) {
   using Vec = at::vec::Vectorized<W>;
   const Vec share(W(1) / E);
-  const auto average_from = [&](W m) {
-    const Vec from(m);
-    return at::vec::map_reduce_all<W>([&](Vec a) { return (a - from) * share; },
-                                      [](Vec a, Vec b) { return a + b; }, x, E);
-  };
-  const W m = average_from(0);
-  return m + average_from(m);
+  const W m = sum_of(x, E, [&](Vec a) { return a * share; });
+  return m + sum_of(x, E, [&](Vec a) { return (a - Vec(m)) * share; });
 }
 
 template <class W>
 W average_square(const W* x, int64_t E) {
   using Vec = at::vec::Vectorized<W>;
-  return at::vec::map_reduce_all<W>([](Vec a) { return a * a; }, [](Vec a, Vec b) { return a + b; },
-                                    x, E) /
-         E;
+  return sum_of(x, E, [](Vec a) { return a * a; }) / E;
 }
 
 // x becomes x - mean, or y, which may be the same row: `ivdep`, since the compiler cannot know.

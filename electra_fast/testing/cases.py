@@ -17,8 +17,10 @@ from electra_fast.testing.budget import judge, judge_example, run
 from electra_fast.testing.example import DTYPES, NEVER_EXPANDED, Example
 from electra_fast.testing.layouts import LAYOUTS
 
-SMALL = (0.0, 1e-40, 65504.0)  # of weights, which are summed
+SMALL = (0.0, 1e-40, 65504.0)
 EXTREMES = (*SMALL, 1e20, 1e30, 3e38)
+# Of sums of products some orders overflow at 3e38 and others do not.
+FACTORS = {"linear": ("x", "weight"), "mlm_head": ("x", "table")}
 INFINITE = (torch.inf, torch.nan)
 ILLEGAL = (-1, 2**31 - 1, -(2**31), 2**31 + 5, 2**40, -(2**63))
 REFUSALS = (ValueError, TypeError, IndexError, NotImplementedError)  # that begin with the op's name
@@ -103,7 +105,7 @@ def _replace_tokens(d):
 def _embed(d):
     shape, site = d.tokens(300, 17)
     V, P, types = d.size(30522, 80, 1), d.size(600, 33, 1), d.one_of(1, 2, 3)
-    E = d.size(1100 if V < 1000 else 70, 130, 2)
+    E = d.size(1100 if V < 1000 else 70, 130, 3)  # the gradient of a LayerNorm of two numbers is 0
     ids = d.ids(V, *shape)
     places = None if "key_mask" in site and shape[1] <= P and d.one_of(True, False) else d.ids(P, *shape)
     args = {"ids": ids, "type_ids": d.one_of(None, d.ids(types, *shape)), "position_ids": places}
@@ -140,7 +142,7 @@ def _attention_qkv(d):
 
 
 def _add_norm(d):
-    shape, W = d.tokens(70, 20)[0], d.size(1100, 260, 2)
+    shape, W = d.tokens(70, 20)[0], d.size(1100, 260, 3)
     x, norm = d.floats(*shape, W), d.one_of(d.dtype, torch.float32)
     if d.dtype == torch.float32 and d.one_of(True, False):  # constant rows, whose mean must not round
         x[..., :] = x[..., :1] * d.one_of(1, 1000)
@@ -180,12 +182,15 @@ _MAKERS = (
 MAKERS = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
 
 
-def _plant(d: Draw, args: dict, names: list[str], values: tuple) -> None:
+def _plant(d: Draw, args: dict, names: list[str], values: tuple, factors: tuple = ()) -> None:
     """Write some of `values` into a few places of one or two of the tensors `names`."""
     for name in d.random.sample(names, min(len(names), d.one_of(1, 2))):
         flat = args[name].flatten()
         for place in (d.random.randrange(len(flat)) for _ in range(d.one_of(1, 2, 4) if len(flat) else 0)):
-            value = d.random.choice(SMALL if name == "weights" and values is EXTREMES else values)
+            value = d.random.choice(values)
+            if values is EXTREMES:
+                largest = 65504.0 if name == "weights" else 1e30 if name in factors else value
+                value = min(value, largest)
             if flat.is_floating_point():
                 value = value if values is INFINITE else min(value, torch.finfo(flat.dtype).max)
                 flat[place] = value * d.one_of(1, -1)
@@ -203,7 +208,7 @@ def case(op: str, seed: int, small: bool = False) -> Case:
     integers = [name for name in tensors if name != "rng" and args[name].dtype in (torch.int32, torch.int64)]
     kind = d.random.choices(("ordinary", "extreme", "infinite", "illegal"), (8, 2, 1, 1))[0]
     if kind in ("extreme", "infinite") and floats:
-        _plant(d, args, floats, EXTREMES if kind == "extreme" else INFINITE)
+        _plant(d, args, floats, EXTREMES if kind == "extreme" else INFINITE, FACTORS.get(op, ()))
     elif kind == "illegal" and integers:
         _plant(d, args, integers, ILLEGAL)
     else:
@@ -226,10 +231,13 @@ def _judge_extremes(function, example: Example) -> str:
         return ""
     ref = run(getattr(reference, example.op), cpu.to(torch.float64))
     floats = [x.dtype for x in example.args.values() if isinstance(x, Tensor) and x.is_floating_point()]
-    eps = max(torch.finfo(dtype).eps for dtype in floats)  # one rounding, where plain PyTorch is exact
+    # One rounding of the result, and of the largest number, which may have cancelled.
+    eps = max(torch.finfo(dtype).eps for dtype in floats)
+    inputs = (x for x in cpu.args.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel())
+    largest = max(x.abs().nan_to_num(0, 0, 0).max().double() for x in inputs)
     for results, wanted, plain in zip(got, ref, low, strict=True):
         for name in (results.keys() & plain.keys()) - {"samples", "lse"}:
-            rounded = plain[name].double() + eps * wanted[name]
+            rounded = plain[name].double() + eps * (wanted[name] + largest)
             judgement = judge(name, results[name], wanted[name], rounded, LENIENT)
             if judgement.ratio > MARGIN:
                 return judgement.why
@@ -258,7 +266,11 @@ def judge_case(op: str, function, seed: int, *, small: bool = False, device: str
         if kind == "extreme" and not example.exact:
             return Outcome(_judge_extremes(function, example))
         wrong = (j.why for j in judge_example(function, example) if j.why and j.ratio > MARGIN)
-        return Outcome(next(wrong, ""))
+        finding = next(wrong, "")
+        # A float32 gradient beside 16-bit tensors may have one rounding to 16 bits, where PyTorch is exact.
+        mixed = len({x.dtype for x in example.tensors().values() if x.is_floating_point()}) > 1
+        again = finding and mixed and not example.exact
+        return Outcome(_judge_extremes(function, example) if again else finding)
     except REFUSALS as error:
         if str(error).startswith(op.removesuffix("_qkv")):  # the same kernel
             return Outcome(refused=str(error))

@@ -106,6 +106,20 @@ def test_a_hang_is_a_finding(tmp_path):
     assert done.returncode == 1 and "no answer in 20 seconds" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("planted:nope", "got planted:nope; AttributeError: module 'planted' has no attribute 'nope'"),
+        ("absent:right", "got absent:right; ModuleNotFoundError: No module named 'absent'"),
+        (":right", "got :right; ValueError"),
+        ("planted:time", "must name a function, got planted:time, of type module"),
+    ],
+)
+def test_a_name_that_is_no_function_is_refused_before_the_cases(tmp_path, name, message):
+    done = command(tmp_path, "--implementation", name, "--seed", "1")
+    assert done.returncode == 2 and message in done.stderr and not done.stdout, done.stdout + done.stderr
+
+
 def test_a_right_kernel_has_no_finding(tmp_path):
     done = command(tmp_path, "--implementation", "planted:right", "--seconds", "3")
     cases, _, findings = done.stdout.splitlines()[-1].split()[-1].split("/")

@@ -28,6 +28,37 @@ def test_matches_the_reference_within_the_error_budget(implementation, device, s
     testing.check_op(op, function, seed=seed, device=device)
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_plain_tuple_has_the_names_of_the_reference(op, kind):
+    function = getattr(reference, op)
+
+    def plain(**args):
+        result = function(**args)
+        return result if isinstance(result, Tensor) else kind(result)
+
+    testing.check_op(op, plain, seed=0, dtypes=[torch.float32])
+    testing.fuzz_op(op, plain, seed=0, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "result", "message"),
+    [
+        ("rtd_loss", (1, 2, 3), r"rtd_loss: must return RTDLoss\(loss, counts\), got tuple of 3"),
+        ("rtd_loss", None, r"rtd_loss: must return RTDLoss\(loss, counts\), got None"),
+        ("rtd_loss", torch.zeros(()), r"rtd_loss: must return RTDLoss\(loss, counts\), got Tensor"),
+        ("bias_gelu", None, "bias_gelu: must return a Tensor, got None"),
+        ("embed", [1], r"embed: must return a Tensor or Embedded\(x, word\), got list of 1"),
+        ("mlm_head", (1, 2), r"must return MLMHead\(loss, samples, correct, lse, table\), got tuple of 2"),
+        ("rtd_loss", reference.Embedded(1, 2), r"must return RTDLoss\(loss, counts\), got Embedded of 2"),
+        ("rtd_loss", (1, 2), r"rtd_loss: loss must be a Tensor, got int"),
+        ("embed", [torch.zeros(())] * 2, r"embed \(.*\): must return result, got x, word"),
+    ],
+)
+def test_what_is_not_the_result_of_the_op_is_named(function, result, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_op(function, lambda **args: result, seed=0)
+
+
 def test_every_planted_fault_is_found(op):
     function = testing.implementations(op)["reference"]
     for name, fault in testing.mutations(op).items():

@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -41,9 +41,7 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     powers of two that every dtype holds: their rounding is no part of the error.
     """
     args = {n: copied(x).requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
-    result = function(**args)
-    results = result._asdict() if hasattr(result, "_asdict") else {"result": result}
-    results = {name: y for name, y in results.items() if y is not None}
+    results = {name: y for name, y in _named(example, function(**args)).items() if y is not None}
     generator = torch.Generator().manual_seed(len(example.name))
     wanted = [y for y in results.values() if isinstance(y, Tensor) and y.requires_grad]
     gradients = {}
@@ -57,6 +55,35 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found = torch.autograd.grad(wanted, [args[name] for name in names], upstream, allow_unused=True)
         gradients = {name: g for name, g in zip(names, found, strict=True) if g is not None}
     return {name: y.detach() if isinstance(y, Tensor) else y for name, y in results.items()}, gradients
+
+
+def _named(example: Example, result) -> dict[str, Any]:
+    """Return an op's results by name; a plain tuple or list of the right length has the reference's names.
+
+    Raises:
+        AssertionError: something else than the op's results was returned.
+    """
+    kinds = get_type_hints(getattr(reference, example.op))["return"]
+    kinds = get_args(kinds) or (kinds,)  # of embed, with or without its table
+    tuples = [kind for kind in kinds if kind is not Tensor]
+    if isinstance(result, Tensor) and Tensor in kinds:
+        return {"result": result}
+    if isinstance(result, tuple | list):
+        for kind in tuples:
+            required = len(kind._fields) - len(kind._field_defaults)
+            fields = getattr(result, "_fields", kind._fields)
+            if fields == kind._fields and required <= len(result) <= len(kind._fields):
+                results = kind(*result)._asdict()
+                for name, y in results.items():
+                    if not isinstance(y, Tensor) and (y is not None or name not in kind._field_defaults):
+                        got = "None" if y is None else type(y).__name__
+                        raise AssertionError(f"{example.op}: {name} must be a Tensor, got {got}")
+                return results
+    wanted = [f"{kind.__name__}({', '.join(kind._fields)})" for kind in tuples]
+    wanted = " or ".join(["a Tensor"] * (Tensor in kinds) + wanted)
+    length = f" of {len(result)}" if isinstance(result, tuple | list) else ""
+    got = "None" if result is None else type(result).__name__ + length
+    raise AssertionError(f"{example.op}: must return {wanted}, got {got}")
 
 
 class Judgement(NamedTuple):
@@ -181,6 +208,10 @@ def _plain_errors(example: Example) -> dict[str, Tensor]:
     return errors
 
 
+def _other_results(title: str, got: dict, wanted: dict) -> Judgement:
+    return Judgement(title, math.inf, f"{title}: must return {', '.join(wanted)}, got {', '.join(got)}")
+
+
 def judge_example(function, example: Example) -> list[Judgement]:
     """Hold `function` against the reference on one example: a judgement per result and gradient.
 
@@ -191,6 +222,8 @@ def judge_example(function, example: Example) -> list[Judgement]:
     found = []
     if example.exact:
         wanted, _ = run(getattr(reference, example.op), example)
+        if got.keys() != wanted.keys():
+            return [_other_results(title, got, wanted)]
         for field, y in wanted.items():
             name = f"{title}.{field}"
             found.append(_asserted(name, functools.partial(_assert_equal, name, got[field], y)))
@@ -199,6 +232,8 @@ def judge_example(function, example: Example) -> list[Judgement]:
     cpu = example.to(device="cpu")
     ref, ref_gradients = run(getattr(reference, example.op), cpu.to(torch.float64))
     low, low_gradients = run(getattr(REPLAYED, example.op), cpu)
+    if got.keys() != ref.keys():
+        return [_other_results(title, got, ref)]
     plain_errors = functools.cache(functools.partial(_plain_errors, cpu))
 
     def judged(name, field, got, ref, low, factor=2.0):

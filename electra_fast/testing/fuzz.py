@@ -35,10 +35,18 @@ def host_run() -> None:
 
 
 def function_of(op: str, implementation: str):
-    """Return an implementation by its name or by "module:function"."""
+    """Return an implementation by its name or by "module:function"; ValueError if there is no such one."""
     if ":" in implementation:
-        module, function = implementation.split(":")
-        return getattr(importlib.import_module(module), function)
+        module, _, name = implementation.partition(":")
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:  # ValueError: of an empty name
+            rule = "--implementation must be module:function that can be imported"
+            raise ValueError(f"{rule}, got {implementation}; {type(error).__name__}: {error}") from None
+        if not callable(function):
+            kind = type(function).__name__
+            raise ValueError(f"--implementation must name a function, got {implementation}, of type {kind}")
+        return function
     return testing.implementations(op)[implementation]
 
 
@@ -161,6 +169,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not pairs:
         names = ", ".join(dict.fromkeys(name for name, _ in pairs_of(options.op, None)))
         p.error(f"--implementation must be one that runs here, {names}, got {options.implementation}")
+    if ":" in (options.implementation or ""):
+        try:
+            function_of(options.op, options.implementation)
+        except ValueError as error:
+            p.error(str(error))
     cases, refused, findings = fuzz(pairs, options.seconds, options.seed, options.limit)
     print(table(cases, refused, findings))
     return int(findings.total() > 0)

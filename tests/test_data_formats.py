@@ -227,6 +227,39 @@ def test_the_column_of_the_text(tmp_path, form, row, wanted, expected, monkeypat
 
 
 @pytest.mark.parametrize(
+    "rows, wanted, expected",
+    [
+        ([{"text": None}, {"text": "a"}], None, ["a"]),
+        ([{"other": "x", "text": None}, {"other": "y", "text": "a"}], None, ["a"]),
+        ([{"other": "x"}, {"text": "a"}], None, r"(record|line) 1: must be a JSON object with 'text'"),
+        ([{"id": 1, "body": None}, {"id": 2, "body": "a"}], None, ["a"]),
+        ([{"id": 1, "body": None}] * 2, None, r"must have a column of strings, got none; .*'id', 'body'"),
+        ([{"id": 1, "a": "x", "b": "y"}], None, r"--text-column: 'a', 'b'$"),
+        ([{"text": ["t"], "body": "a"}], None, ["a"]),
+        ([{"id": 1}, {"id": 2, "body": "a"}], "body", r"1: must be a JSON object with 'body'"),
+        ([{"n": None}] * 100 + [{"n": "a"}], None, r"must have a column of strings"),
+        ([{"n": None}] * 99 + [{"n": "a"}], None, ["a"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_the_first_records_of_json_decide_the_column(tmp_path, form, rows, wanted, expected):
+    lines = list(map(json.dumps, rows))
+    content = "\n".join(lines) if form == "jsonl" else f"[{', '.join(lines)}]"
+    (tmp_path / f"a.{form}").write_text(content)
+    found = documents(tmp_path / f"a.{form}", text_column=wanted)
+    if isinstance(expected, list):
+        assert list(found) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            list(found)
+
+
+def test_a_column_of_csv_named_text_may_begin_with_a_number(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text\n1,42\n2,words\n")
+    assert list(documents(tmp_path / "a.csv")) == ["42", "words"]
+
+
+@pytest.mark.parametrize(
     "name, content, message",
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', r"line 2: not JSON: .*one object per line"),

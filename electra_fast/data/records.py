@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -15,12 +16,16 @@ from electra_fast.data.streams import Leaf, pyarrow
 
 ROWS = 16  # of a Parquet file at once: a dictionary can make each as long as LIMIT
 BATCH = 2 << 30  # bytes of an Arrow message or of a packed Parquet file
+FIRST = 100  # JSON records, of which each has its own columns, that decide which one is the text
 BETWEEN = re.compile(r"\s*,?\s*")
 
 
 def json_lines(leaf: Leaf, wanted: str | None) -> Iterator[str]:
     """Yield the texts of a file with one JSON object per line."""
-    column = None
+    yield from _texts(leaf, _lines_of_json(leaf), wanted)
+
+
+def _lines_of_json(leaf: Leaf) -> Iterator[tuple[str, Any, int]]:
     for number, line in enumerate(lines(leaf), start=1):
         if not line.strip():
             continue
@@ -30,21 +35,24 @@ def json_lines(leaf: Leaf, wanted: str | None) -> Iterator[str]:
         except (ValueError, RecursionError) as error:
             rule = "a .json or .jsonl file has one object per line, or one array of objects"
             raise ValueError(f"{where}: not JSON: {error}; {rule}") from None
-        column = column or _column_of(where, record, wanted)
-        yield _field(where, record, column)
+        yield where, record, len(line)
 
 
 def json_array(leaf: Leaf, wanted: str | None) -> Iterator[str]:
     """Yield the texts of a file with one JSON array of objects."""
+    yield from _texts(leaf, _array_of_json(leaf), wanted)
+
+
+def _array_of_json(leaf: Leaf) -> Iterator[tuple[str, Any, int]]:
     stream = io.TextIOWrapper(leaf.buffered(), "utf-8-sig", newline="")
-    column, number, decoder = None, 0, json.JSONDecoder()
+    number, decoder = 0, json.JSONDecoder()
     try:
         buffer = stream.read(1 << 16).lstrip()
         start = 1  # behind the bracket
         while True:
             number += 1
             where = f"{leaf.name}, record {number}"
-            start = BETWEEN.match(buffer, start).end()
+            begin = start = BETWEEN.match(buffer, start).end()
             try:
                 record, start = decoder.raw_decode(buffer, start)
             except RecursionError as error:
@@ -60,14 +68,42 @@ def json_array(leaf: Leaf, wanted: str | None) -> Iterator[str]:
                 buffer += more
                 number -= 1
                 continue
-            column = column or _column_of(where, record, wanted)
-            yield _field(where, record, column)
+            yield where, record, start - begin
         if (buffer[start + 1 :] + stream.read(1 << 16)).strip():
             raise ValueError(
                 f"{leaf.name}: has text after its JSON array, which ends with record {number - 1}"
             )
     except UnicodeDecodeError as error:
         raise ValueError(f"{leaf.name}, record {number}: not UTF-8: {error}") from None
+
+
+def _texts(leaf: Leaf, found: Iterator[tuple[str, Any, int]], wanted: str | None) -> Iterator[str]:
+    """Yield the texts of JSON records, each with its place and length; the first ones decide the column.
+
+    Records are held until one has the column that was asked for, or ``text``; at most FIRST, or LIMIT
+    characters of them.
+    """
+    first, columns, texts, size = [], {}, {}, 0
+    for where, record, length in found:
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: must be a JSON object, got {_shown(record)}")
+        first.append((where, record))
+        columns |= dict.fromkeys(record)
+        texts |= {k: 0 for k, v in record.items() if isinstance(v, str) or (k == "text" and v is None)}
+        size += length
+        if (wanted or "text") in (columns if wanted else texts) or len(first) == FIRST or size > LIMIT:
+            break
+    if not first:
+        return
+    column = choose(leaf.name, list(columns), list(texts), wanted)
+    for where, record in itertools.chain(first, (pair[:2] for pair in found)):
+        if not isinstance(record, dict) or column not in record:
+            raise ValueError(f"{where}: must be a JSON object with {column!r}, got {_shown(record)}")
+        yield _text(where, record[column])
+
+
+def _shown(record: Any) -> str:
+    return str(record)[:80]
 
 
 def csv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
@@ -102,7 +138,8 @@ def _rows(
         if len(row) != len(names):
             raise ValueError(f"{where}: has {len(row)} fields, the header has {len(names)}")
         if place is None:
-            texts = [name for name, value in zip(names, row, strict=True) if not _is_number(value)]
+            pairs = zip(names, row, strict=True)
+            texts = [name for name, value in pairs if name == "text" or not _is_number(value)]
             place = names.index(choose(leaf.name, names, texts, wanted))
         yield _unquoted(row[place]) if unquote else row[place]
 
@@ -207,23 +244,14 @@ def choose(where: str, columns: list[str], texts: list[str], wanted: str | None)
     found = ", ".join(map(repr, columns)) or "none"
     if wanted is None:
         wanted = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+    if wanted is None and not texts:
+        raise ValueError(f"{where}: must have a column of strings, got none; its columns are {found}")
     if wanted is None:
+        found = ", ".join(map(repr, texts))
         raise ValueError(f"{where}: which column is the text? Name it with --text-column: {found}")
     if columns.count(wanted) != 1:
         raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
     return wanted
-
-
-def _column_of(where: str, record: Any, wanted: str | None) -> str:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: must be a JSON object, got {type(record).__name__}")
-    return choose(where, list(record), [k for k, value in record.items() if isinstance(value, str)], wanted)
-
-
-def _field(where: str, record: Any, column: str) -> str:
-    if not isinstance(record, dict) or column not in record:
-        raise ValueError(f"{where}: must be a JSON object with {column!r}, got {str(record)[:80]}")
-    return _text(where, record[column])
 
 
 def _text(where: str, value: Any) -> str:

@@ -234,7 +234,7 @@ def _judge_extremes(function, example: Example) -> str:
     # One rounding of the result, and of the largest number, which may have cancelled.
     eps = max(torch.finfo(dtype).eps for dtype in floats)
     inputs = (x for x in cpu.args.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel())
-    largest = max(x.abs().nan_to_num(0, 0, 0).max().double() for x in inputs)
+    largest = max((x.abs().nan_to_num(0, 0, 0).max().item() for x in inputs), default=0)
     for results, wanted, plain in zip(got, ref, low, strict=True):
         for name in (results.keys() & plain.keys()) - {"samples", "lse"}:
             rounded = plain[name].double() + eps * (wanted[name] + largest)

@@ -8,21 +8,26 @@ from typing import Any
 import torch
 
 
-def existing(argument: str, path: str | Path) -> Path:
+def existing(argument: str, path: str | Path, hub: bool = True) -> Path:
     """Return `path` as a `Path`; `argument` names it in the error: "pretrain: --vocab".
+
+    With `hub` the path may be meant as the name of a model.
 
     Raises:
         FileNotFoundError: it does not exist. The message says how to download a model of Hugging Face's hub
             if it looks like the name of one.
     """
     path = Path(path)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # too long a name, say
+        raise OSError(f"{argument} must be on this machine, got {path}: {error.strerror}") from None
     message = f"{argument} must be on this machine, got {path}, which does not exist"
     # A recipe holds absolute paths, and the name of a model then has the current folder before it.
     absolute, here = path.absolute(), Path.cwd()
     name = str(absolute.relative_to(here)) if absolute.is_relative_to(here) else ""
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix not in (".txt", ".json"):
+    if hub and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix not in (".txt", ".json"):
         message += (
             f"; if it is the name of a model on Hugging Face's hub, "
             f"`hf download {name} --local-dir {path.name}` downloads it to the folder {path.name}"
@@ -56,7 +61,7 @@ def device(argument: str, name: str | torch.device | None) -> torch.device:
         ValueError: PyTorch cannot use it; the message says why.
     """
     try:
-        found = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
         torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without that device
         reason = str(error).partition("\n")[0]

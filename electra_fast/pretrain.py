@@ -15,6 +15,7 @@ as one that was not; on the same machine and with as many threads.
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -82,6 +83,9 @@ class Pretraining:
         precision = recipe.precision or self.usual_precision
         self.recipe = recipe = dataclasses.replace(recipe, precision=precision)
         self.autocast = recipe.precision == "bf16"
+        for option, paths in (("--data", recipe.data), ("--held-out", recipe.held_out)):
+            for path in paths:
+                local.existing(f"pretrain: {option}", path, hub=False)
         self.folder = RunFolder(self.out)
 
         weights = initial.read(recipe.init)
@@ -119,6 +123,9 @@ class Pretraining:
         kept, vocab = self.folder.tokenizer, self.recipe.vocab
         if kept.exists():
             return data.load_tokenizer(kept)
+        if any(self.folder.checkpoints.glob("step-*")):
+            rule = f"{kept} must be the tokenizer that the run was begun with"
+            raise ValueError(f"pretrain: {rule}, got nothing there; copy {self.out}/discriminator to {kept}")
         if vocab is None:
             vocab = weights.tokenizer
         if vocab is None:
@@ -331,7 +338,9 @@ class Pretraining:
 
     def _summary(self, metrics: dict[str, float]) -> str:
         words = "step {step}, on held-out text: MLM loss {mlm_loss:.3f}, accuracy {mlm_accuracy:.3f}; "
-        words += "RTD loss {rtd_loss:.4f}, AUC {auc:.3f} [{auc_low:.3f}, {auc_high:.3f}]"
+        words += "RTD loss {rtd_loss:.4f}, AUC {auc:.3f}"
+        if not math.isnan(metrics["auc_low"]):  # one batch has no interval
+            words += " [{auc_low:.3f}, {auc_high:.3f}]"
         return f"{self.out}: " + words.format(step=self.step, **metrics)
 
     @contextlib.contextmanager

@@ -26,10 +26,12 @@ AFTERWARDS = {"steps", "lr", "clip", "data", "held_out", "save_every", "eval_eve
 # Where the text is may change as well: a hash says whether it is the same.
 AFTERWARDS |= {"text_column", "allow_unknown"}
 NORMALIZATION = ("lowercase", "strip_accents", "max_word_chars")  # arguments of `load_tokenizer`
+MOST_PIECES = 2**20  # of a vocabulary that is trained; the trainer ends the process where it has no memory
+MOST_LAYERS = 1000
 MOST_LOGGED = 100_000  # steps per line of the log: the device keeps a row of numbers for each
 
 
-def _option(default: Any, help: str, off: str | None = None) -> Any:
+def _option(default: Any, help: str, off: tuple[str, str] | None = None) -> Any:
     return field(default=None, metadata={"help": help, "default": default, "off": off})
 
 
@@ -47,25 +49,29 @@ class Recipe:
     data: tuple[str, ...] = _option(
         (),
         "files and folders: text (a blank line ends a document), JSON, CSV, TSV, Parquet, Arrow, datasets' "
-        "save_to_disk; packed too (gz, xz, bz2, zst, tar); none: the built-in corpus, Python's manual",
+        "save_to_disk; packed too (gz, xz, bz2, zst, tar); default: the built-in corpus, Python's manual",
     )
     text_column: str | None = _option(
-        None, "the text's name in JSON and tables; none: text, or the only string"
+        None, "the text's name in JSON and tables; default: text, or the only string"
     )
     blanks_separate: bool = _option(
         True, "blank lines end a document of plain text; else only its file's end"
     )
-    held_out: tuple[str, ...] = _option((), "text to evaluate on; none: every 20th document of the data")
+    held_out: tuple[str, ...] = _option((), "text to evaluate on; default: every 20th document of the data")
     vocab: str | None = _option(
         None, "vocab.txt, tokenizer.json, a Hugging Face folder; or a size, and it is trained on the data"
     )
     lowercase: bool | None = _option(
-        None, "lower-case the text; none: what the vocabulary's folder says, else yes", off="--cased"
+        None,
+        "lower-case the text; default: what the vocabulary's folder says, else yes",
+        off=("--cased", "keep the case of the text"),
     )
     strip_accents: bool | None = _option(
-        None, "strip accents, and decompose Korean; none: as --lowercase", off="--keep-accents"
+        None,
+        "strip accents, and decompose Korean; default: as --lowercase",
+        off=("--keep-accents", "keep accents, and Korean as it is"),
     )
-    max_word_chars: int | None = _option(None, "characters above which a word is [UNK]; none: 100, BERT's")
+    max_word_chars: int | None = _option(None, "characters above which a word is [UNK]; default: 100, BERT's")
     allow_unknown: bool = _option(False, "go on where more than 5 percent of the text becomes [UNK]")
 
     seq: int | None = _option(None, "positions of a sequence")
@@ -76,24 +82,31 @@ class Recipe:
 
     steps: int | None = _option(None, "updates in all; the rate falls to 0 there")
     lr: float | None = _option(None, "learning rate at its peak")
-    warmup: int | None = _option(None, "steps over which the rate rises; none: 10000, a tenth of a short run")
+    warmup: int | None = _option(
+        None, "steps over which the rate rises; default: 10000, a tenth of a short run"
+    )
     weight_decay: float = _option(0.01, "of matrices and embeddings")
     beta2: float | None = _option(None, "of Adam's second moment")
-    bias_correction: bool = _option(False, "Adam's; the paper's has none")
+    bias_correction: bool = _option(False, "Adam's bias correction; the paper has none")
     clip: float = _option(1.0, "global norm of the gradient")
-    precision: str | None = _option(None, "bf16 (autocast) or float32; none: bf16 on a GPU")
+    precision: str | None = _option(None, "bf16 (autocast) or float32; default: bf16 on a GPU")
     seed: int = _option(0, "of the weights, the batches, masks, samples and dropout")
 
     save_every: int = _option(1000, "steps from checkpoint to checkpoint")
     eval_every: int = _option(1000, "steps from evaluation to evaluation; one comes at the end")
     eval_batches: int = _option(20, "batches of held-out text in an evaluation")
     log_every: int = _option(10, "steps from line to line of log.jsonl")
-    keep: int = _option(3, "checkpoints that stay")
+    keep: int = _option(3, "checkpoints to keep")
 
     def __post_init__(self) -> None:
         for name in ("data", "held_out", "init"):  # a run may be resumed in another current folder
             if (given := getattr(self, name)) is not None:
+                self._require(
+                    name, "" not in given, "name files or folders"
+                )  # Path("") is the current folder
                 object.__setattr__(self, name, tuple(str(Path(path).resolve()) for path in given))
+
+        self._require("vocab", self.vocab != "", "be a file, a folder or a size")
 
     def resolved(self) -> Self:
         """Return the recipe with the preset's values where it has none, checked.
@@ -114,6 +127,11 @@ class Recipe:
         for name in ("seq", "batch_tokens", *positive):
             recipe._require(name, getattr(recipe, name) >= 1, "be 1 or more")
         recipe._require("log_every", recipe.log_every <= MOST_LOGGED, f"be {MOST_LOGGED} or less")
+        if recipe.max_word_chars is not None:
+            recipe._require("max_word_chars", recipe.max_word_chars >= 1, "be 1 or more")
+        if recipe.vocab is not None and recipe.vocab.isdecimal():
+            fits = len(recipe.vocab) < 10 and 5 <= int(recipe.vocab) <= MOST_PIECES
+            recipe._require("vocab", fits, f"be in [5, {MOST_PIECES}] if it is a size")
         for name in ("lr", "clip"):
             recipe._require(name, 0 < getattr(recipe, name) < float("inf"), "be positive and finite")
         recipe._require("warmup", 0 <= recipe.warmup <= recipe.steps, f"be in [0, {recipe.steps}], the steps")
@@ -157,6 +175,14 @@ class Recipe:
                 self._require("set", False, f"have a value of type {types[name].__name__}", value=assignment)
         changes |= {names[piece]: i for piece, i in special_ids.items() if piece in names}
         config = dataclasses.replace(preset, vocab_size=vocab_size, **changes)
+        for name in ("layers", "generator_layers"):  # to make a million takes hours
+            found = f"{name}={getattr(config, name)}"
+            self._require(
+                "set",
+                getattr(config, name) <= MOST_LAYERS,
+                f"have {name} of {MOST_LAYERS} or less",
+                value=found,
+            )
         rule = f"be at most max_positions ({config.max_positions}); --set max_positions={self.seq} makes more"
         self._require("seq", self.seq <= config.max_positions, rule)
         return config
@@ -203,11 +229,13 @@ class Recipe:
         Raises:
             ValueError: names an option that would.
         """
+        begun = self.resolved()
         for name, value in given.items():
-            mine = getattr(self, name)
-            rule = f"stay {mine!r} in a run that is resumed"
+            mine = getattr(begun, name)
+            stays = mine == value or (name == "precision" and mine is None)  # older runs do not hold it
+            rule = f"stay {'what it was' if mine is None else repr(mine)} in a run that is resumed"
             remedy = "start another with --init and the folder of this one"
-            self._require(name, name in AFTERWARDS or mine in (None, value), rule, remedy, value)
+            self._require(name, name in AFTERWARDS or stays, rule, remedy, value)
         return dataclasses.replace(self, **given).resolved()
 
     def _require(self, name: str, satisfied: bool, rule: str, remedy: str = "", value: Any = None) -> None:
@@ -236,7 +264,8 @@ def add_options(parser) -> None:
         if off := f.metadata["off"]:
             options["action"] = "store_true"
             opposite = {"action": "store_false", "default": argparse.SUPPRESS, "dest": f.name}
-            parser.add_argument(off, **opposite, help=f"the opposite of --{f.name.replace('_', '-')}")
+            either = parser.add_mutually_exclusive_group()
+            either.add_argument(off[0], **opposite, help=off[1])
         elif hints[f.name] is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif hints[f.name] == tuple[str, ...]:
@@ -247,4 +276,4 @@ def add_options(parser) -> None:
             options |= {
                 "type": next(t for t in kinds if t in (hints[f.name], *typing.get_args(hints[f.name])))
             }
-        parser.add_argument(f"--{f.name.replace('_', '-')}", **options)
+        (either if off else parser).add_argument(f"--{f.name.replace('_', '-')}", **options)

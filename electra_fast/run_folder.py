@@ -1,5 +1,6 @@
 """The folder of a pre-training run: its lock, what a resumed run reads first, and the halves for others."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -32,7 +33,12 @@ class RunFolder:
         self._lock()
 
     def _lock(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._made = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            rule = "--out must be a folder that can be made"
+            raise OSError(f"pretrain: {rule}, got {self.path}: {error.strerror}") from error
         self._descriptor = snapshot.lock(self.path)
         self.close = weakref.finalize(self, os.close, self._descriptor)  # at the end of the process too
 
@@ -62,13 +68,23 @@ class RunFolder:
     def require_space(self, parameters: int, keep: int) -> None:
         """Refuse a disk that cannot hold `keep` checkpoints, the one being written, and the halves.
 
+        The folder is removed if this run made it.
+
         Raises:
             OSError: names the bytes needed and free.
         """
         needed, free = 4 * parameters * (3 * (keep + 1) + 2), shutil.disk_usage(self.path).free
         if needed > free:
-            got = f"{needed / 1e9:.1f} GB free for {keep + 1} checkpoints, got {free / 1e9:.1f}"
+            self._remove()
+            got = f"{_size(needed)} free for {keep + 1} checkpoints, got {_size(free)}"
             raise OSError(f"pretrain: --out must have {got}; lower --keep")
+
+    def _remove(self) -> None:
+        """Remove the folder if it is new and empty."""
+        if self._made:
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def export(self, model: nn.Module, tokenizer) -> None:
         """Write discriminator/ and generator/, each with the tokenizer's files.
@@ -83,3 +99,7 @@ class RunFolder:
                     data.save_tokenizer(tokenizer, self.path / name)
                 except Exception as error:  # tokenizers has no class of its own for a full disk
                     raise OSError(f"pretrain: {self.path / name} must be written, got: {error}") from error
+
+
+def _size(bytes_: int) -> str:
+    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.1f} MB"

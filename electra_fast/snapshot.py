@@ -93,12 +93,15 @@ def load(folder: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | N
     Raises:
         FileNotFoundError: there is no whole one.
     """
-    for place in _steps(folder):
+    places = _steps(folder)
+    for place in places:
         try:
             return read(place, groups, facts)
         except Damaged as error:
-            warnings.warn(f"snapshot: {error}; taking the one before", stacklevel=2)
-    raise FileNotFoundError(f"snapshot: {folder} must hold a whole snapshot, got none")
+            before = "" if place == places[-1] else "; taking the one before"
+            warnings.warn(f"snapshot: {error}{before}", stacklevel=2)
+    remedy = "restore one from a copy, or begin another run with --out"
+    raise FileNotFoundError(f"snapshot: {folder} must hold a whole snapshot, got none; {remedy}")
 
 
 def read(place: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | None = None) -> Snapshot:
@@ -130,15 +133,19 @@ def read(place: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | No
             if not re.fullmatch(r"\w+\.safetensors", name):
                 raise Damaged(f"{place / MANIFEST} names a file {name!r}")
             if (found := _measure(place / name)) != wanted:
-                raise Damaged(f"{place / name} is not what was written: {found}, the manifest has {wanted}")
+                sizes = f"{found['bytes']} bytes, the manifest has {wanted['bytes']}"
+                raise Damaged(f"{place / name} is not what was written: its size or SHA-256 differs, {sizes}")
             tensors[Path(name).stem] = load_file(place / name)
         if missing := set(groups) - tensors.keys():
-            raise Damaged(f"{place / MANIFEST} must name the files of {', '.join(groups)}, got no {missing}")
+            raise Damaged(
+                f"{place / MANIFEST} must name the files of {', '.join(groups)}, got no {', '.join(missing)}"
+            )
         return Snapshot(place, step, found_facts, tensors)
     except Damaged:
         raise
     except Exception as error:  # of the file system, of JSON, of safetensors; each with its own class
-        raise Damaged(f"{place} cannot be read: {error!r}") from error
+        got = f"no field {error}" if isinstance(error, KeyError) else error
+        raise Damaged(f"{place} cannot be read: {got}") from error
 
 
 def restore(what: str, mine: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
@@ -208,13 +215,18 @@ def lock(folder: Path) -> int:
     Raises:
         OSError: another process holds the lock, or the file cannot be made.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        rule = f"the folder {folder} must be one that can be written"
+        raise OSError(f"pretrain: {rule}, got: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
-            raise OSError(f"pretrain: --out is locked by another training process, got {folder}") from None
+            got = f"the folder {folder} is in use by another training process"
+            raise OSError(f"pretrain: {got}; wait for its end or name another") from None
         warnings.warn(
             f"pretrain: {folder} cannot be locked: its file system answers {error.strerror!r} to flock. "
             "Training goes on; make sure that no other process trains in this folder",

@@ -1,9 +1,12 @@
 """Whatever stands on pretrain's command line, or in the files it names, is used or refused in a sentence."""
 
+import gc
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ pytest.importorskip("tqdm")
 pytest_plugins = ["corpus"]
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:.*TensorBoard:")]
 
+BEFORE = "; taking the one before"
 SMALL = ["--preset", "tiny", "--set", *trainings.SIZES, "--seq", "32", "--batch-tokens", "256"]
 
 
@@ -64,6 +68,7 @@ NUMBERS = {
     "eval-batches": ["0", "-1"],
     "log-every": ["0", "-1", "1000000000000"],
     "keep": ["0", "-1", "1000000000000"],
+    "max-word-chars": ["0", "-1"],
 }
 
 
@@ -112,6 +117,17 @@ def test_every_numeric_option_is_in_the_table():
         (["--set", "type_vocab=99999999999"], "type_vocab must be less than 2"),
         (["--vocab", "no/vocab.txt"], "--vocab must be on this machine, got no/vocab.txt"),
         (["--vocab", "google/electra-small"], "`hf download google/electra-small --local-dir electra-small`"),
+        (["--vocab", "99999999999"], r"--vocab must be in \[5, 1048576\] if it is a size, got '99999999999'"),
+        (["--vocab", "9" * 5000], r"--vocab must be in \[5, 1048576\]"),
+        (["--vocab", "4"], r"--vocab must be in \[5, 1048576\]"),
+        (["--vocab", ""], "--vocab must be a file, a folder or a size, got ''"),
+        (["--data", ""], "--data must name files or folders"),
+        (["--held-out", ""], "--held-out must name files or folders"),
+        (["--init", ""], "--init must name files or folders"),
+        (["--data", "/nope"], "--data must be on this machine, got /nope, which does not exist$"),
+        (["--held-out", "x/y"], "--held-out must be on this machine, got .*/x/y, which does not exist$"),
+        (["--cased", "--lowercase"], "not allowed with argument --cased"),
+        (["--keep-accents", "--strip-accents"], "not allowed with argument --keep-accents"),
         (["--vocab", "²"], "--vocab must be on this machine, got ²"),
         (["--init", "google/electra-small"], "`hf download google/electra-small --local-dir electra-small`"),
         (["--data", "no.txt"], "no.txt"),
@@ -128,17 +144,48 @@ def test_cuda_without_a_gpu_is_refused(new, tmp_path, capsys):
     assert "got 'cuda': " in refused(capsys, *new, "--out", tmp_path / "run", "--device", "cuda")
 
 
-def test_the_folder_of_a_run_is_checked(new, finished, tmp_path, monkeypatch, capsys):
+def test_the_folder_of_a_run_is_checked(new, finished, corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"name-\xff")
     for arguments, sentence in (
-        (["--out", finished], "--out must be a new folder"),
+        (["--out", finished], "--out must be a new folder.*--resume goes on with its run"),
+        (
+            ["--out", finished / "discriminator"],
+            "--out must be a new folder, .* which holds .*; name another",
+        ),
+        (["--out", corpus], "--out must be a new folder, .* which holds .*; name another"),
+        (["--out", corpus / "text.txt"], "--out must be a folder or a new name, got .*: Not a directory"),
+        (
+            ["--out", corpus / "text.txt" / "run"],
+            "--out must be a folder that can be made, got .*: Not a directory",
+        ),
+        (["--out", "/proc/x"], "--out must be a folder that can be made, got /proc/x: "),
+        (["--out", "x" * 300], "--out must be .*: File name too long"),
+        (["--out", ""], "--out must name a folder, got ''"),
+        (["--resume", ""], "--resume must be the folder of a run, got ''"),
+        (
+            ["--resume", finished / "discriminator"],
+            "--resume must be .*, the folder of a model; --init starts",
+        ),
         (["--resume", "x/y"], "--resume must be on this machine, got x/y, .*`hf download x/y"),
         (["--resume", tmp_path], "--resume must be the folder of a run"),
         (["--out", tmp_path / name], r"--out must be a folder whose name is UTF-8, got '.*name-\\udcff'"),
     ):
         assert re.search(sentence, refused(capsys, *new, *arguments))
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    "size, sentence",
+    [
+        ("embedding=2000000000", "must fit into the memory, got: .*; lower the sizes that --set gives"),
+        ("layers=1000000", "--set must have layers of 1000 or less, got 'layers=1000000'"),
+        ("generator_layers=1001", "--set must have generator_layers of 1000 or less"),
+    ],
+)
+def test_a_model_that_is_too_large_is_refused(corpus, tmp_path, capsys, size, sentence):
+    new = ["pretrain", "--preset", "tiny", "--data", corpus, "--vocab", "300", "--device", "cpu"]
+    assert re.search(sentence, refused(capsys, *new, "--out", tmp_path / "run", "--set", size))
 
 
 def test_one_process_only(new, tmp_path, monkeypatch, capsys):
@@ -261,6 +308,40 @@ def test_another_tokenizer_is_refused(run, capsys):
     file.write_text(file.read_text().replace('"the"', '"thx"'))
     said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu")
     assert "tokenizer must be the tokenizer that the run was begun with, got another" in said
+
+
+def test_a_tokenizer_that_is_gone_is_refused_with_the_way_back(run, capsys):
+    shutil.rmtree(run / "tokenizer")
+    said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu")
+    assert f"got nothing there; copy {run}/discriminator to {run}/tokenizer" in said
+    gc.collect()  # the refused run held the lock
+    shutil.copytree(run / "discriminator", run / "tokenizer")
+    main(["pretrain", "--resume", str(run), "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--cased"], ["--lowercase"], ["--strip-accents"], ["--keep-accents"], ["--max-word-chars", "9"]],
+)
+def test_a_resumed_run_keeps_its_normalization(run, capsys, arguments):
+    before = (run / "config.json").read_text()
+    said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu", *arguments)
+    assert "must stay what it was in a run that is resumed, got " in said
+    assert (run / "config.json").read_text() == before
+
+
+def test_a_damaged_run_is_refused_with_a_remedy_and_plain_warnings(run):
+    for manifest in run.glob("checkpoints/*/manifest.json"):
+        manifest.write_text("{}")
+    command = [sys.executable, "-m", "electra_fast", "pretrain", "--resume", run, "--device", "cpu"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in ended.stderr.splitlines() if "snapshot: " in line]
+    assert ended.returncode == 1 and lines[-1].startswith("error: snapshot: ")
+    assert lines[-1].endswith("got none; restore one from a copy, or begin another run with --out")
+    assert lines[0].startswith("warning: snapshot: ") and lines[0].endswith(
+        "no field 'format'" + BEFORE * (len(lines) > 2)
+    )
+    assert BEFORE not in lines[-2] and "Warning" not in ended.stderr and "warnings.warn" not in ended.stderr
 
 
 def test_what_is_given_to_a_resumed_run_is_kept_even_if_it_is_a_default(new, tmp_path):

@@ -304,7 +304,7 @@ def test_second_moments_that_are_negative_are_refused(corpus, tmp_path):
 
 def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
     first = trainings.small(corpus, tmp_path, steps=1)
-    with pytest.raises(OSError, match="is locked by another training process"):
+    with pytest.raises(OSError, match="is in use by another training process"):
         trainings.small(corpus, tmp_path, steps=1)
     first.close()
     trainings.small(corpus, tmp_path, steps=1)

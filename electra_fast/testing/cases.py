@@ -223,8 +223,8 @@ def case(op: str, seed: int, small: bool = False) -> Case:
     return Case(Example(op, f"seed {seed}", args, gradients, exact=exact, layout=upstream), kind)
 
 
-def _judge_extremes(function, example: Example) -> str:
-    """Say what is wrong where plain PyTorch, in the tensors' own dtype, has only numbers."""
+def _judge_roughly(function, example: Example, factor: float) -> str:
+    """Say what is wrong by more than roundings, where plain PyTorch in the tensors' dtypes has only numbers."""
     got, cpu = run(function, example), example.to(device="cpu")
     low = run(getattr(REPLAYED, example.op), cpu)
     if not all(x.isfinite().all() for results in low for x in results.values()):
@@ -238,7 +238,7 @@ def _judge_extremes(function, example: Example) -> str:
     for results, wanted, plain in zip(got, ref, low, strict=True):
         for name in (results.keys() & plain.keys()) - {"samples", "lse"}:
             rounded = plain[name].double() + eps * (wanted[name] + largest)
-            judgement = judge(name, results[name], wanted[name], rounded, LENIENT)
+            judgement = judge(name, results[name], wanted[name], rounded, factor)
             if judgement.ratio > MARGIN:
                 return judgement.why
     return ""
@@ -264,13 +264,12 @@ def judge_case(op: str, function, seed: int, *, small: bool = False, device: str
         if kind in ("infinite", "illegal"):
             return Outcome(_judge_run(function, example))
         if kind == "extreme" and not example.exact:
-            return Outcome(_judge_extremes(function, example))
+            return Outcome(_judge_roughly(function, example, LENIENT))
         wrong = (j.why for j in judge_example(function, example) if j.why and j.ratio > MARGIN)
         finding = next(wrong, "")
-        # A float32 gradient beside 16-bit tensors may have one rounding to 16 bits, where PyTorch is exact.
-        mixed = len({x.dtype for x in example.tensors().values() if x.is_floating_point()}) > 1
-        again = finding and mixed and not example.exact
-        return Outcome(_judge_extremes(function, example) if again else finding)
+        if finding and not example.exact:  # where terms cancel, plain PyTorch may be exact by luck
+            finding = _judge_roughly(function, example, factor=3.0)
+        return Outcome(finding)
     except REFUSALS as error:
         if str(error).startswith(op.removesuffix("_qkv")):  # the same kernel
             return Outcome(refused=str(error))

@@ -1,5 +1,6 @@
 """The doctor finds what is wrong, says so, and goes on."""
 
+import os
 import subprocess
 import sys
 
@@ -105,3 +106,12 @@ def test_no_other_variable_is_printed(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     facts = doctor.environment()
     assert facts["OMP_NUM_THREADS"] == "3" and "secret" not in str(facts)
+
+
+@pytest.mark.parametrize("set_to", [None, "0", "1"])
+def test_only_the_variables_that_the_user_set_are_printed(set_to):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_INTERPRET": set_to} if set_to else {}
+    code = "from electra_fast import doctor; print(doctor.environment().get('TRITON_INTERPRET'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [str(set_to)], done.stderr

@@ -150,6 +150,16 @@ def test_a_folder_of_hugging_faces_datasets_is_read(tmp_path, splits):
         documents(tmp_path)
 
 
+def test_one_file_passed_over_is_named_in_the_singular(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    assert documents(tmp_path).note == "passed over: 1 linked folder (read if it is named by its own path)"
+    (tmp_path / "again").symlink_to(tmp_path / "sub")
+    expected = "passed over: 2 linked folders (read if they are named by their own paths)"
+    assert documents(tmp_path).note == expected
+
+
 def test_what_a_folder_has_beside_is_counted_in_a_line(tmp_path):
     for name in ("a.txt", "b.md", "c.md", "d.pdf", "LICENSE", ".hidden.txt", "e/f.JSONL"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -165,12 +175,12 @@ def test_what_a_folder_has_beside_is_counted_in_a_line(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"%PDF-1.7\n", "a PDF document"),
+        (b"%PDF-1.7\n", "is a PDF document; extract its text"),
         (b"PK\x03\x04 and more", "a zip archive; unpack it"),
         (b"SQLite format 3\0", "an SQLite database"),
         (b"\x7fELF\0", "a program"),
         (gzip.compress(b"%PDF-1.7\n"), "a PDF document"),
-        (tar_of({"inner.txt": b"%PDF-1.7\n"}), "inner.txt: a PDF document"),
+        (tar_of({"inner.txt": b"%PDF-1.7\n"}), "inner.txt is a PDF document"),
         (b"binary \0", "NUL at byte 7"),
     ],
     ids=["PDF", "zip", "SQLite", "ELF", "PDF in gz", "PDF in tar", "binary"],

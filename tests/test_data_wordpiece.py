@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -186,7 +187,8 @@ def test_a_json_with_a_broken_part_is_refused_by_name(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "Nonsense"}}))
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
         load_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match=r"lowercase must be left out, got True; .*tokenizer\.json says it"):
+    rule = r"lowercase \(--lowercase/--cased on the command line\) must be left out"
+    with pytest.raises(ValueError, match=rf"{rule}, got True; .*tokenizer\.json says it"):
         load_tokenizer(tmp_path, lowercase=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
@@ -296,3 +298,19 @@ def test_the_hash_is_the_same_in_another_process(tmp_path, tokenizer):
     changed = [*pieces(tokenizer)[:-2], *pieces(tokenizer)[:-3:-1]]  # two pieces change places
     (tmp_path / "vocab.txt").write_text("\n".join(changed), "utf-8")
     assert vocab_hash(load_tokenizer(tmp_path / "vocab.txt")) != vocab_hash(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "syllables"),
+    [({}, False), ({"strip_accents": False}, True), ({"lowercase": False}, True)],
+)
+def test_a_vocabulary_that_splits_korean_syllables_says_so(options, syllables):
+    for _ in range(2):  # learnt, and from the cache
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            tokenizer = data.train_tokenizer(["\ud55c\uad6d\uc5b4 \ubb38\uc7a5"] * 3, 300, **options)
+        assert ("\ud55c" in "".join(tokenizer.get_vocab())) == syllables
+        assert ["--keep-accents" in str(w.message) for w in said] == [True] * (not syllables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.train_tokenizer(["caf\u00e9"] * 3, 300)

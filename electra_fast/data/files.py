@@ -25,7 +25,12 @@ def regular(path: Path) -> Path:
         FileNotFoundError: it is missing.
         ValueError: it is something else.
     """
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: must be a file or a folder, got a path with nothing there"
+        ) from None
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path}: must be a regular file, got {KINDS.get(stat.S_IFMT(mode), 'another')}")
     return path

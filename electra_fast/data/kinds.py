@@ -12,7 +12,7 @@ PACKED = (
     ("tar", re.compile(rb"(?s).{257}ustar")),
 )
 UNREADABLE = {
-    b"%PDF": "a PDF document",
+    b"%PDF": "a PDF document; extract its text",
     b"PK\x03\x04": "a zip archive; unpack it",
     b"PK\x05\x06": "a zip archive; unpack it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
@@ -23,16 +23,16 @@ UNREADABLE = {
     b"\xff\xfe\x00\x00": "UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
-    b"{\\rtf": "an RTF document",
-    b"%!PS": "a PostScript document",
-    b"\xd0\xcf\x11\xe0": "a document of older Microsoft Office",
-    b"SQLite format 3\x00": "an SQLite database",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x7fELF": "a program",
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
+    b"{\\rtf": "an RTF document; extract its text",
+    b"%!PS": "a PostScript document; extract its text",
+    b"\xd0\xcf\x11\xe0": "a document of older Microsoft Office; extract its text",
+    b"SQLite format 3\x00": "an SQLite database; write its text to a .jsonl or .csv file",
+    b"\x89HDF": "an HDF5 file; write its text to a .jsonl or .csv file",
+    b"\x93NUMPY": "a NumPy array; write its text to a .jsonl or .csv file",
+    b"\x7fELF": "a program; name a file of text",
+    b"\x89PNG": "a PNG image; name a file of text",
+    b"\xff\xd8\xff": "a JPEG image; name a file of text",
+    b"GIF8": "a GIF image; name a file of text",
 }
 ARROW_STREAM = b"\xff\xff\xff\xff"
 ARROW_FILE = b"ARROW1\0\0"
@@ -59,7 +59,7 @@ def kind(name: str, head: bytes, text_column: str | None) -> str:
         return "arrow"
     for magic, what in UNREADABLE.items():
         if head.startswith(magic):
-            raise ValueError(f"{name}: {what}")
+            raise ValueError(f"{name} is {what}")
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
     first = text.split("\n", 1)[0]
     ending = UNPACKED_NAME.sub("", name).rpartition(".")[2].lower()

@@ -45,7 +45,8 @@ def _decode(name: str, line: bytes, offset: int) -> str:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         bad = f"byte {offset + error.start} (0x{line[error.start]:02x})"
-        raise ValueError(f"{name}: not UTF-8 at {bad}") from None
+        remedy = "convert it, if Latin-1: iconv -f ISO-8859-1 -t UTF-8"
+        raise ValueError(f"{name} is not UTF-8 at {bad}; {remedy}") from None
     if "\0" in text:
-        raise ValueError(f"{name}: NUL at byte {offset + line.index(0)}; is it a binary or UTF-16 file?")
+        raise ValueError(f"{name} has a NUL at byte {offset + line.index(0)}; is it a binary or UTF-16 file?")
     return text

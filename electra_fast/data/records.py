@@ -74,7 +74,9 @@ def _array_of_json(leaf: Leaf) -> Iterator[tuple[str, Any, int]]:
                 f"{leaf.name}: has text after its JSON array, which ends with record {number - 1}"
             )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{leaf.name}, record {number}: not UTF-8: {error}") from None
+        raise ValueError(
+            f"{leaf.name}, record {number}: not UTF-8: {error}; convert it: iconv -t UTF-8"
+        ) from None
 
 
 def _texts(leaf: Leaf, found: Iterator[tuple[str, Any, int]], wanted: str | None) -> Iterator[str]:

@@ -60,8 +60,12 @@ class Documents:
         counts = self.passed_over + self.passed_over_in_tars
         if not counts:
             return None
-        found = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in counts.most_common(10))
-        return f"passed over: {found} (read if named by their own paths)"
+        found = ", ".join(
+            f"{n} {ending or 'without an ending'}{'s' * (n > 1 and ending == 'linked folder')}"
+            for ending, n in counts.most_common(10)
+        )
+        named = "it is named by its own path" if counts.total() == 1 else "they are named by their own paths"
+        return f"passed over: {found} (read if {named})"
 
 
 def documents(
@@ -118,7 +122,9 @@ def _files(path: Path, passed_over: Counter) -> list[Path]:
     found = [file for file in found if not file.is_dir()]
     files = [file for file in found if wanted(file.name)]
     if not files:
-        raise ValueError(f"{path}: no file of text in this folder, but {len(found)} others")
+        others = f"{len(found)} other{'s' * (len(found) > 1)}"
+        got = f"none among its files, {others}; name them by their own paths" if found else "an empty folder"
+        raise ValueError(f"{path}: must hold a file of text, got {got}")
     passed_over.update(file.suffix for file in found if not wanted(file.name))
     return [regular(file) for file in files]
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from electra_fast.data.files import cached, regular, text_hash
 from electra_fast.data.lines import lines_of
 
 SPECIAL_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}  # BERT's
+OPTIONS = {"lowercase": "--lowercase/--cased", "strip_accents": "--strip-accents/--keep-accents"}
+OPTIONS["max_word_chars"] = "--max-word-chars"
 COVERAGE = 0.9999  # share of a text's characters that a trained vocabulary has as pieces
 
 
@@ -46,7 +49,8 @@ def load_tokenizer(
         given = said | given
     if path.suffix == ".json":
         for name, value in given.items():
-            raise ValueError(f"load_tokenizer: {name} must be left out, got {value}; {path} says it")
+            rule = f"{name} ({OPTIONS[name]} on the command line) must be left out"
+            raise ValueError(f"load_tokenizer: {rule}, got {value}; {path} says it")
         return _from_json(path)
     pieces = list(lines_of(path))
     numbers = {}
@@ -238,7 +242,15 @@ def train_tokenizer(
         documents = list(documents)
     how = {"lowercase": lowercase, "strip_accents": strip_accents, "max_word_chars": max_word_chars}
     key = f"vocab 2 {vocab_size} {sorted(how.items())} {text_hash(documents)[0]}"
-    return _wordpiece(cached(key, lambda: "\n".join(_train(documents, vocab_size, how))).split("\n"), **how)
+    learnt = cached(key, lambda: "\n".join(_train(documents, vocab_size, how))).split("\n")
+    strips = lowercase if strip_accents is None else strip_accents
+    if strips and any("\u1100" <= piece.removeprefix("##")[:1] <= "\u11ff" for piece in learnt):
+        warnings.warn(
+            "train_tokenizer: stripping accents splits each Korean syllable of the text into its letters; "
+            "use --keep-accents (strip_accents=False) to keep the syllables",
+            stacklevel=2,
+        )
+    return _wordpiece(learnt, **how)
 
 
 def _train(documents: Iterable[str], vocab_size: int, how: dict) -> list[str]:

@@ -224,7 +224,7 @@ def case(op: str, seed: int, small: bool = False) -> Case:
 
 
 def _judge_roughly(function, example: Example, factor: float) -> str:
-    """Say what is wrong by more than roundings, where plain PyTorch in the tensors' dtypes has only numbers."""
+    """Say what is wrong by more than roundings, where plain PyTorch in the same dtypes has only numbers."""
     got, cpu = run(function, example), example.to(device="cpu")
     low = run(getattr(REPLAYED, example.op), cpu)
     if not all(x.isfinite().all() for results in low for x in results.values()):

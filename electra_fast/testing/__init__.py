@@ -12,11 +12,11 @@ import sys
 
 import torch
 
-if not torch.cuda.is_available():  # Triton decides at import whether it interprets its kernels
-    SET_HERE = () if "TRITON_INTERPRET" in os.environ else ("TRITON_INTERPRET",)
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-else:
-    SET_HERE = ()  # variables of the environment that the user did not set
+if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
+    SET_HERE = ()
+else:  # Triton decides at import whether it interprets its kernels
+    SET_HERE = ("TRITON_INTERPRET",)
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from electra_fast import ops
 from electra_fast.ops import Ops, _register

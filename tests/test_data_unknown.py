@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001
 
+import contextlib
 import json
 import random
 
@@ -32,12 +33,14 @@ def vocabulary(folder, *pieces, **options):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_vocabulary_knows_the_language_it_is_trained_on(language, lowercase, strip_accents):
     texts = [LANGUAGES[language]] * 3
-    trained = train_tokenizer(texts, 2000, lowercase=lowercase, strip_accents=strip_accents)
+    stripped = lowercase if strip_accents is None else strip_accents
+    splits = stripped and language == "Korean"
+    with pytest.warns(UserWarning, match="use --keep-accents") if splits else contextlib.nullcontext():
+        trained = train_tokenizer(texts, 2000, lowercase=lowercase, strip_accents=strip_accents)
     found = encode(texts, trained).unknown
     assert found.unknown == 0 and found.share == 0 and found.words == () and found.tokens > 20
     text = " ".join(piece.removeprefix("##") for piece in trained.get_vocab() if "[" not in piece)
     assert any(c.isupper() for c in text) == (not lowercase and language in ("German", "Russian"))
-    stripped = lowercase if strip_accents is None else strip_accents
     if language in ("German", "Russian"):
         assert any(c in "äöüёй" for c in text) == (not stripped)
     if language == "Korean":

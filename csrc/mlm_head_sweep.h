@@ -49,8 +49,8 @@ struct Want {
 struct Slots {
   std::vector<int64_t> m, target;
   std::vector<double> weight, nll;
-  std::vector<double> top,
-      rest;  // log-sum-exp = top + rest: of large logits the sum loses the rest
+  // log-sum-exp = top + rest: of large logits the sum loses the rest.
+  std::vector<double> top, rest;
   std::vector<int64_t> sample;
   std::vector<char> correct;
 

@@ -235,8 +235,8 @@ def train_tokenizer(
     """Learn a WordPiece vocabulary with BERT's special ids; equal text, equal vocabulary.
 
     ``lowercase``, ``strip_accents`` and ``max_word_chars`` are those of `load_tokenizer`. It has fewer than
-    ``vocab_size`` pieces where the text does not repeat so many. It is cached under a hash of the text, in
-    ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    ``vocab_size`` pieces if the text has fewer that occur twice or more. It is cached under a hash of the
+    text, in ``$XDG_CACHE_HOME`` or ``~/.cache``.
     """
     if isinstance(documents, Iterator):  # it can be read once only
         documents = list(documents)

@@ -13,10 +13,12 @@ from triton.runtime.jit import JITFunction
 
 @functools.cache
 def fix_cache_keys(module: str) -> None:
-    """Hash the kernels of a module of `electra_fast.kernels`: what they import first, in a fixed order."""
+    """Hash the kernels of a module of `electra_fast.kernels`: what it imports first, in a fixed order."""
     members = vars(importlib.import_module(module)).values()
-    kernels = [member for member in members if isinstance(member, JITFunction)]
-    for name in sorted({kernel.__module__ for kernel in kernels} - {module}):
+    modules = {getattr(member, "__module__", None) or "" for member in members}  # of launchers too
+    package = module.rpartition(".")[0]
+    for name in sorted(name for name in modules - {module} if name.startswith(f"{package}.")):
         fix_cache_keys(name)
-    for kernel in kernels:  # in the order of the file: a function stands above those that call it
-        kernel.cache_key  # noqa: B018  computed once, when it is first read
+    for kernel in members:  # in the order of the file: a function stands above those that call it
+        if isinstance(kernel, JITFunction):
+            kernel.cache_key  # noqa: B018  computed once, when it is first read

@@ -26,10 +26,12 @@ SPILLS = {
 }
 
 of_every_gpu = pytest.mark.parametrize("arch", gpus.GPUS)  # sm_89 takes what is compiled for 86
+# Every kernel whose source changed is compiled, and of the others this share.
+shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 
 
 def test_batches_of_many_sizes_share_one_kernel():
-    rows = aot.compiled(90, "packed")
+    rows = aot.compiled(90, "packed", share=0)
     names = [(row["kernel"], *row["constants"].values()) for row in rows]
     assert len(names) == len(set(names)) == 30, names  # `column_sums` for two widths
 
@@ -51,7 +53,7 @@ def check(rows, arch) -> None:
         print(row)
         assert row["arch"] == arch and row["spill_bytes"] <= may_spill(row), row
         assert row["shared_bytes"] <= gpus.GPUS[arch].shared_of_block and row["occupancy"] > 0, row
-        assert row["tensor"] > 0 or row["products"] == 0, row
+        assert row["tensor"] > 0 or row.get("products", 0) == 0, row  # only a compiled kernel tells them
 
 
 def may_spill(row) -> int:
@@ -63,9 +65,10 @@ def may_spill(row) -> int:
     return SPILLS.get(TRITON, {}).get(name, 64 if last else 0)
 
 
+@shares
 @of_every_gpu
-def test_compiles_within_the_resources_of(arch):
-    rows = aot.compiled(arch, "ops")
+def test_compiles_within_the_resources_of(arch, share):
+    rows = aot.compiled(arch, "ops", share)
     check(rows, arch)
     launched = {row["kernel"] for row in rows}
     for operator, implementations in OPERATORS.items():
@@ -75,9 +78,10 @@ def test_compiles_within_the_resources_of(arch):
     hold_to_figures(rows)
 
 
+@shares
 @of_every_gpu
-def test_attention_compiles_within_the_resources_of(arch):
-    rows = aot.compiled(arch, "attention")
+def test_attention_compiles_within_the_resources_of(arch, share):
+    rows = aot.compiled(arch, "attention", share)
     check(rows, arch)
     assert {row["kernel"] for row in rows} == set(TILES)
     if arch == 90:

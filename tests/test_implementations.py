@@ -10,6 +10,7 @@ from torch import Tensor
 from electra_fast import ops, reference, testing
 from electra_fast.ops import _register
 from electra_fast.ops._register import Kernels
+from electra_fast.testing import budget
 
 
 def function_of(implementation):
@@ -65,6 +66,16 @@ def test_every_planted_fault_is_found(op):
         with pytest.raises((AssertionError, IndexError)):
             testing.check_op(op, fault(function), seed=1)
             pytest.fail(f"{op}: the check accepts a fault: {name}", pytrace=False)
+
+
+def test_plain_pytorchs_luck_on_one_element_refuses_nothing_and_hides_nothing():
+    ref, eps = torch.linspace(-1, 1, 1000, dtype=torch.float64), 2.0**-23
+    low, got = ref.float(), ref.float()
+    got[5] += 4 * eps  # low is within eps / 4, so that 2.5 eps are allowed
+    assert budget.judge("y", got, ref, low).why
+    assert not budget.judge("y", got, ref, low, plain_error=2 * eps).why
+    got += 3 * eps  # everywhere
+    assert "L2" in budget.judge("y", got, ref, low, plain_error=10 * eps).why
 
 
 def test_reads_only_what_was_written_and_writes_only_its_own(implementation, device):

@@ -8,7 +8,7 @@ import torch
 from small_halves import halves, tokenizer
 from transformers import TrainingArguments
 
-from electra_fast import ops
+from electra_fast import ops, testing
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
@@ -44,6 +44,8 @@ def names(folder) -> dict:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    fuzz_op = testing.fuzz_op
+    monkeypatch.setattr(testing, "fuzz_op", lambda *args, seconds: fuzz_op(*args, seconds=seconds / 60))
     assert len(BLOCKS) == 6
     known = names(tmp_path)
     for block in BLOCKS:

@@ -48,24 +48,18 @@ def test_the_readme_says_what_spills():
     assert f"attention with heads of 128 columns ({most} bytes)" in (ROOT / "README.md").read_text()
 
 
-def test_code_that_was_read_before_is_not_read_again(monkeypatch):
+def test_a_kernel_that_was_not_compiled_has_the_figures_of_its_source(monkeypatch):
     monkeypatch.setattr(aot, "read", lambda arch, kernel: {"spill_bytes": 7})
-
-    def kernel(code=b"code", shared=0):
-        fn = SimpleNamespace(__name__="_a_kernel", arg_names=["BLOCK"])
-        return SimpleNamespace(
-            asm={"cubin": code, "ptx": "", "ttir": ""},
-            metadata=SimpleNamespace(shared=shared, num_warps=4),
-            src=SimpleNamespace(fn=fn, constants={(0,): 8}, signature={}),
-        )
-
-    row = aot.row_of(90, "ops", kernel(), {})
-    known = {row["code"]: row | {"spill_bytes": 0}}
-    assert aot.row_of(90, "ops", kernel(), known) == row | {"spill_bytes": 0}
-    for other in (kernel(code=b"other"), kernel(shared=16)):
-        assert aot.row_of(90, "ops", other, known)["spill_bytes"] == 7
+    fn = SimpleNamespace(__name__="_a_kernel", arg_names=["BLOCK"])
+    src = SimpleNamespace(fn=fn, constants={(0,): 8}, signature={})
+    committed = {aot.source("1"): {"spill_bytes": 0}}
+    compiled, known = (SimpleNamespace(hash="1", src=src, **asm) for asm in ({"asm": {}}, {}))
+    row = aot.row_of(90, "ops", compiled, committed)
+    assert row["spill_bytes"] == 7 and row["shape"] == "BLOCK=8"
+    assert aot.row_of(90, "ops", known, committed) == row | {"spill_bytes": 0}
+    assert aot.source("2") != aot.source("1")
     monkeypatch.setattr(aot, "COUNTING", [b"counted otherwise"])
-    assert aot.row_of(90, "ops", kernel(), known)["spill_bytes"] == 7
+    assert aot.source("1") not in committed
 
 
 def test_nothing_differs_from_itself(rows):

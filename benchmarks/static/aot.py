@@ -1,21 +1,24 @@
 """Compile Triton kernels for one architecture, as their own launchers call them, without a GPU.
 
-    TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops
+    TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops 1.0
 
 A stand-in driver names the architecture, and a launch stops after the compiler: argument types, alignment and
 launch shapes are the real ones. Prints one JSON object per compiled kernel. Runs in a process of its own,
 because Triton decides at import whether kernels are interpreted.
 
-Reading a kernel's instructions takes as long as compiling it. So a kernel whose machine code is that of a
-committed row takes its figures from this row. The first kernel is always read.
+The same compiler makes the same code of the same source. So a kernel whose source, constants and compiler
+are those of a committed row need not be compiled again, and takes its figures from there. The last argument
+is the share of such kernels that is compiled all the same, chosen at random.
 """
 
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from benchmarks.machine import ROOT
 from benchmarks.static import figures, gpus, sass
@@ -24,11 +27,14 @@ PARTS = ("ops", "attention")  # of launches.py; `packed` compiles nothing that t
 COUNTING = [Path(module.__file__).read_bytes() for module in (gpus, sass)]
 
 
-def compiled(arch: int, part: str) -> list[dict]:
-    """Return a row for each kernel that a part of launches.py compiles for sm_<arch>."""
+def compiled(arch: int, part: str, share: float = 1.0) -> list[dict]:
+    """Return a row for each kernel that a part of launches.py compiles for sm_<arch>.
+
+    Of the kernels that figures.json has from the same source and compiler only `share` is compiled.
+    """
     # Another compiler, or one that is told otherwise, has other figures.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
-    command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), part]
+    command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), part, str(share)]
     # Line numbers would make the machine code depend on comments and on the folder of the sources.
     environment = {**kept, "TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -47,9 +53,18 @@ def named_apart(rows: list[dict]) -> list[dict]:
     return rows
 
 
-def kernels_of(arch: int, run) -> list:
-    """Return each kernel that `run()` launches, compiled for sm_<arch>, in the order of their launches."""
+class Known(Exception):
+    """Raised with the hash of a kernel that is not compiled."""
+
+
+def kernels_of(arch: int, run, known=lambda hash: False) -> list:
+    """Return each kernel that `run()` launches for sm_<arch>, in the order of their launches.
+
+    Those of whose hash `known` is true are not compiled and have nothing but `hash` and `src`.
+    """
+    import triton.compiler
     from triton.backends.compiler import GPUTarget
+    from triton.compiler import compiler
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -59,50 +74,63 @@ def kernels_of(arch: int, run) -> list:
         get_current_target = staticmethod(lambda: GPUTarget("cuda", arch, 32))
 
     found: dict[str, object] = {}
-    launch = JITFunction.run
+    launch, compile, folder = JITFunction.run, triton.compiler.compile, compiler.get_cache_manager
+
+    def cache_folder(hash):  # the first thing that is done with the hash
+        if known(hash):
+            raise Known(hash)
+        return folder(hash)
+
+    def compile_unknown(src, **options):
+        try:
+            return compile(src, **options)
+        except Known as kernel:
+            return SimpleNamespace(hash=kernel.args[0], src=src)
 
     def compile_only(self, *args, **kwargs):
         kernel = launch(self, *args, **{**kwargs, "warmup": True})
         found.setdefault(kernel.hash, kernel)
 
     driver.set_active(Driver())
-    JITFunction.run = compile_only
+    JITFunction.run, triton.compiler.compile = compile_only, compile_unknown
+    compiler.get_cache_manager = cache_folder
     try:
         run()
     finally:
-        JITFunction.run = launch
+        JITFunction.run, triton.compiler.compile = launch, compile
+        compiler.get_cache_manager = folder
     return list(found.values())
 
 
-def row_of(arch: int, part: str, kernel, known: dict[str, dict]) -> dict:
-    """Return a kernel's row; `known` holds rows whose figures need not be read again, by fingerprint."""
-    code = fingerprint(kernel)
+def row_of(arch: int, part: str, kernel, committed: dict[str, dict]) -> dict:
+    """Return a kernel's row; one that was not compiled has its figures from `committed`, by source."""
+    made_from = source(kernel.hash)
     return {
-        **(known.get(code) or read(arch, kernel)),
+        **(read(arch, kernel) if hasattr(kernel, "asm") else committed[made_from]),
         "part": part,
         "arch": arch,
         "kernel": kernel.src.fn.__name__.removeprefix("_"),
         "variant": variant(kernel),
         "shape": shape(kernel),
-        "code": code,
+        "source": made_from,
         "constants": constants(kernel),
-        "products": kernel.asm["ttir"].count("tt.dot"),
     }
 
 
+def source(hash: str) -> str:
+    """Return a hash of all that decides the figures of a kernel: Triton's own, and how code is counted.
+
+    Triton's is of the source, the constants, the options and the compiler.
+    """
+    return hashlib.sha256(b"".join([hash.encode(), *COUNTING])).hexdigest()[:16]
+
+
 def read(arch: int, kernel) -> dict:
-    """Return the figures of a kernel, from its instructions."""
+    """Return the figures of a compiled kernel, from its instructions."""
     ((use, code),) = sass.functions(kernel.asm["cubin"]).values()
     use["shared_bytes"] = kernel.metadata.shared  # asked for at launch, which the cubin does not know
-    return gpus.row(arch, kernel.metadata.num_warps, use, code, sass.tcgen05_flops(kernel.asm["ptx"]))
-
-
-def fingerprint(kernel) -> str:
-    """Return a hash of all that decides the figures of a kernel: its code, and how the code is counted."""
-    state = hashlib.sha256(repr((kernel.metadata.shared, kernel.metadata.num_warps)).encode())
-    for data in (kernel.asm["cubin"], kernel.asm["ptx"].encode(), *COUNTING):
-        state.update(data)
-    return state.hexdigest()[:16]
+    found = gpus.row(arch, kernel.metadata.num_warps, use, code, sass.tcgen05_flops(kernel.asm["ptx"]))
+    return found | {"products": kernel.asm["ttir"].count("tt.dot")}
 
 
 def constants(kernel) -> dict:
@@ -133,7 +161,12 @@ if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "0", "an interpreted kernel is not compiled"
     from benchmarks.static.launches import LAUNCHES
 
-    arch, part = int(sys.argv[1]), sys.argv[2]
-    known = {row["code"]: row for row in figures.load()["rows"] if row["arch"] == arch and row["code"]}
-    for number, kernel in enumerate(kernels_of(arch, LAUNCHES[part])):
-        print(json.dumps(row_of(arch, part, kernel, known if number else {})))
+    arch, part, share = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    rows = figures.load()["rows"] if share < 1 else []
+    committed = {row["source"]: row for row in rows if row["arch"] == arch and row["source"]}
+
+    def known(hash: str) -> bool:
+        return source(hash) in committed and random.random() >= share
+
+    for kernel in kernels_of(arch, LAUNCHES[part], known):
+        print(json.dumps(row_of(arch, part, kernel, committed)))

@@ -1,5 +1,6 @@
 """Compile csrc/cuda for one architecture with nvcc, without a GPU or a torch that knows CUDA."""
 
+import hashlib
 import importlib.metadata
 import re
 import shutil
@@ -11,6 +12,7 @@ from benchmarks.machine import ROOT
 from benchmarks.static import gpus, sass
 
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+INCLUDED = [ROOT / "csrc" / "philox.h", *sorted((ROOT / "csrc" / "cuda").glob("*.*h"))]
 RESERVED = 1024  # bytes of the driver's, which nvcc adds to a block's shared memory from sm_90 on
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32", "short": "i16", "int": "i32"}
 
@@ -34,6 +36,15 @@ def version() -> str | None:
     return found and found[1]
 
 
+def source_hash(source: Path) -> str:
+    """Return a hash of all that decides the figures of a file's kernels; nvcc compiles them together."""
+    files = [source, *INCLUDED, *(Path(module.__file__) for module in (gpus, sass))]
+    state = hashlib.sha256(str(version()).encode())
+    for file in files:
+        state.update(file.read_bytes())
+    return state.hexdigest()[:16]
+
+
 def compiled(arch: int, source: Path) -> list[dict]:
     """Return a row for each kernel that a source instantiates; a warning of the compiler is an error."""
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +59,7 @@ def compiled(arch: int, source: Path) -> list[dict]:
         use["shared_bytes"] = max(use["shared_bytes"] - RESERVED * (arch >= 90), 0)
         kernel, variant = readable(name)
         row = {"part": source.name, "arch": arch, "kernel": kernel, "variant": variant, "shape": ""}
-        row["code"] = ""  # nvcc compiles the kernels of a file together: reading them again costs little
+        row["source"] = source_hash(source)
         rows.append(row | gpus.row(arch, warps[name], use, code))
     return sorted(rows, key=lambda row: (row["kernel"], row["variant"]))
 

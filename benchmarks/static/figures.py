@@ -2,7 +2,7 @@
 
 A kernel is worse if it spills more, if fewer of its warps fit a multiprocessor, if it has fewer tensor-core
 instructions, or over 5% more instructions in a block or clocks of its longest wait; a new one, if it spills.
-Figures are one compiler's: another's are not compared. Nor is `code`, the fingerprint of aot.py.
+Figures are one compiler's: another's are not compared. Nor is `source`, a hash of aot.py.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from benchmarks.static import cuda, gpus, sass
 
 FILE = Path(__file__).with_name("figures.json")
 KEY = ("arch", "part", "kernel", "variant")
-COLUMNS = (*KEY, "shape", "code", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy")
+COLUMNS = (*KEY, "shape", "source", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy")
 COLUMNS += ("instructions", *sass.CLASSES, "other", "main", *(f"{name}_clocks" for name in gpus.WAITS))
 SLACK = 1.05
 UPDATE = "if that is meant: python -m benchmarks static --update, and commit benchmarks/static/figures.json"
@@ -51,6 +51,11 @@ def load(file: Path = FILE) -> dict:
             f"static: {file} must hold the figures of this version, got {error!r}; {remedy}"
         ) from error
     return {"compilers": found["compilers"], "rows": rows}
+
+
+def of_source(arch: int, source: str) -> list[dict]:
+    """Return the committed rows of an architecture that were made from this source by this compiler."""
+    return [row for row in load()["rows"] if (row["arch"], row["source"]) == (arch, source)]
 
 
 def save(rows: list[dict], versions: dict, file: Path = FILE) -> None:
@@ -105,7 +110,7 @@ def changes(rows: list[dict], committed: dict) -> list[Change]:
 
 
 def changed(old: dict, new: dict) -> list[Change]:
-    moves = [f"{c} {old[c]} -> {new[c]}" for c in COLUMNS if old[c] != new[c] and c != "code"]
+    moves = [f"{c} {old[c]} -> {new[c]}" for c in COLUMNS if old[c] != new[c] and c != "source"]
     if not moves:
         return []
     worse = (

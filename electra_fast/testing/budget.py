@@ -9,8 +9,9 @@ with factor 2 for results and 3 for gradients. The second line catches what the 
 small for the maximum but present everywhere. The idea is flash-attention's. One rounding to the result's
 dtype costs eps / 4, also where plain PyTorch is exact or NaN.
 
-On a few elements plain PyTorch may be exact by luck: there the largest of its errors on inputs that are one
-rounding away counts too.
+One element decides the first line, and plain PyTorch may be exact there by luck. Its largest error on inputs
+that are one rounding away therefore counts too, if the excess is at most `LUCK` or there are too few elements
+for the second line.
 """
 
 import functools
@@ -31,7 +32,8 @@ from electra_fast.testing.examples import examples
 from electra_fast.testing.layouts import LAYOUTS, copied, with_layout_of
 
 STATISTICAL = 32  # elements from which the L2 norm of a rounding error says something
-NEIGHBOURS = 8  # inputs one rounding away, of which plain PyTorch's error on fewer elements is the largest
+LUCK = 2  # times the first bound at most, plain PyTorch may just have been lucky
+NEIGHBOURS = 8  # inputs one rounding away, on which plain PyTorch is tried then
 
 
 def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -94,8 +96,13 @@ class Judgement(NamedTuple):
     why: str = ""  # what is wrong, empty if it is right
 
 
-def judge(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0) -> Judgement:
-    """Compare the distance of `got` from `ref` with `factor` times that of `low`; name the worst place."""
+def judge(
+    name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0, plain_error: float = 0.0
+) -> Judgement:
+    """Compare the distance of `got` from `ref` with `factor` times that of `low`; name the worst place.
+
+    `plain_error` is the largest error of plain PyTorch if it is larger than that of `low`.
+    """
     if got.shape != ref.shape:
         why = f"{name}: shape {list(got.shape)}, the reference has {list(ref.shape)}"
         return Judgement(name, math.inf, why)
@@ -119,7 +126,8 @@ def judge(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0)
     got, ref, low = (torch.where(finite, x, 0) for x in (got, ref, low))
 
     error = (got - ref).abs()
-    bound = factor * ((low - ref).abs().max() + eps * ref.abs().max()) + torch.finfo(torch.float32).tiny
+    largest = max((low - ref).abs().max().item(), plain_error)
+    bound = factor * (largest + eps * ref.abs().max()) + torch.finfo(torch.float32).tiny
     worst = torch.unravel_index(error.argmax(), error.shape)
     ratio, why = (error.max() / bound).item(), ""
     if ratio > 1:
@@ -187,8 +195,8 @@ def _assert_equal(name: str, got: Tensor, wanted: Tensor) -> None:
     assert torch.equal(got.cpu(), wanted.cpu()), f"{name}: differs from the reference"
 
 
-def _plain_errors(example: Example) -> dict[str, Tensor]:
-    """Return by name the largest errors of plain PyTorch on inputs that are one rounding away."""
+def _plain_errors(example: Example) -> dict[str, float]:
+    """Return by name the largest error of plain PyTorch on inputs that are one rounding away."""
     generator, errors = torch.Generator().manual_seed(0), {}
 
     def moved(x):
@@ -204,7 +212,7 @@ def _plain_errors(example: Example) -> dict[str, Tensor]:
         for ref, low in zip(refs, lows, strict=True):
             for name in low.keys() & ref.keys():
                 error = (low[name].double() - ref[name].double()).abs().nan_to_num(0, 0, 0)
-                errors[name] = torch.maximum(error, errors.get(name, error))
+                errors[name] = max(errors.get(name, 0.0), error.max().item() if error.numel() else 0.0)
     return errors
 
 
@@ -238,10 +246,10 @@ def judge_example(function, example: Example) -> list[Judgement]:
 
     def judged(name, field, got, ref, low, factor=2.0):
         first = judge(name, got, ref, low, factor)
-        if not first.why or got.shape != ref.shape or ref.numel() >= STATISTICAL or field == "lse":
-            return first
-        error = (low.double() - ref.double()).abs().nan_to_num(0, 0, 0)
-        return judge(name, got, ref, ref + error.maximum(plain_errors()[field]), factor)
+        lucky = ref.numel() < STATISTICAL or first.ratio <= LUCK
+        if not first.why or got.shape != ref.shape or not lucky or field == "lse":
+            return first  # of lse, unused slots may hold anything
+        return judge(name, got, ref, low, factor, plain_errors()[field])
 
     for field, y in got.items():
         name = f"{title}.{field}"

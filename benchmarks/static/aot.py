@@ -163,7 +163,7 @@ if __name__ == "__main__":
 
     arch, part, share = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     rows = figures.load()["rows"] if share < 1 else []
-    committed = {row["source"]: row for row in rows if row["arch"] == arch and row["source"]}
+    committed = {row["source"]: row for row in rows if row["arch"] == arch}
 
     def known(hash: str) -> bool:
         return source(hash) in committed and random.random() >= share

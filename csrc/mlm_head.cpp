@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlm_head(
     for (int64_t i = 0; i < slots.size(); ++i) {
       total += slots.weight[i];
       loss += slots.weight[i] * slots.nll[i];
-      correct += slots.weight[i] * slots.correct[i];
+      correct += slots.unit * slots.weight[i] * slots.correct[i];
     }
     if (want.gradient) std::tie(dx, dtable, dbias) = head.gradients(x.size(0), total);
   });

@@ -85,6 +85,9 @@ Head run(const Tensor& x, const Tensor& table, const Tensor& bias, const Tensor&
   const Tensor loss = at::zeros({}, f32), correct = at::zeros({}, f32), scale = at::zeros({}, f32);
   // An unused slot may hold NaN, and 0 * NaN would reach every row of dtable.
   const Tensor clean = wanted.dtable ? x.masked_fill(weights.eq(0).unsqueeze(1), 0) : x;
+  // The reciprocal of a sum of weights below 3e-39 would be infinite.
+  const Tensor unit = M > 0 ? weights.abs().amax().clamp_max_(1) : at::zeros({}, f32);
+  unit.masked_fill_(unit.le(0), 1);
   Tensor dx = wanted.dx ? at::empty({M, E}, f32) : Tensor(), dtable, dbias;
 
   const int64_t step = chunk_rows(V);
@@ -95,6 +98,7 @@ Head run(const Tensor& x, const Tensor& table, const Tensor& bias, const Tensor&
                            .bias = offsets.const_data_ptr<float>(),
                            .targets = ids.const_data_ptr<int64_t>() + first,
                            .weights = weights.const_data_ptr<float>() + first,
+                           .unit = unit.const_data_ptr<float>(),
                            .R = R,
                            .V = static_cast<int>(V)};
     const MlmHeadDraw draw{.rng = rng.const_data_ptr<int64_t>(),
@@ -119,10 +123,10 @@ Head run(const Tensor& x, const Tensor& table, const Tensor& bias, const Tensor&
     add(dbias, dlogits.sum(0, false, at::kFloat));
   }
   if (M > 0) {
-    C10_CUDA_CHECK(mlm_head_finish(weights.const_data_ptr<float>(), nll.const_data_ptr<float>(),
-                                   hits.const_data_ptr<float>(), M, loss.mutable_data_ptr<float>(),
-                                   correct.mutable_data_ptr<float>(),
-                                   scale.mutable_data_ptr<float>(), stream));
+    C10_CUDA_CHECK(mlm_head_finish(
+        weights.const_data_ptr<float>(), unit.const_data_ptr<float>(), nll.const_data_ptr<float>(),
+        hits.const_data_ptr<float>(), M, loss.mutable_data_ptr<float>(),
+        correct.mutable_data_ptr<float>(), scale.mutable_data_ptr<float>(), stream));
   }
   if (wanted.dtable && M == 0) dtable = at::zeros({V, E}, f32);
   if (wanted.gradient && M == 0) dbias = at::zeros({V}, f32);

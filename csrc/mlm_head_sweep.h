@@ -48,7 +48,10 @@ struct Want {
 // The used slots, and what each of them contributes to the results.
 struct Slots {
   std::vector<int64_t> m, target;
-  std::vector<double> weight, nll;
+  // In units of the largest one, if that is below 1: the reciprocal of the sum is then finite.
+  std::vector<double> weight;
+  double unit = 0;
+  std::vector<double> nll;
   // log-sum-exp = top + rest: of large logits the sum loses the rest.
   std::vector<double> top, rest;
   std::vector<int64_t> sample;
@@ -64,7 +67,10 @@ struct Slots {
                         id[i], " at [", i,
                         "]; electra_fast.check_batch finds such ids before training");
       m.push_back(i), target.push_back(id[i]), weight.push_back(w[i]);
+      unit = std::max(unit, std::abs(weight.back()));
     }
+    unit = unit > 0 ? std::min(unit, 1.0) : 1;
+    for (double& w : weight) w /= unit;
     nll.resize(size()), top.resize(size()), rest.resize(size());
     sample.resize(size()), correct.resize(size());
   }

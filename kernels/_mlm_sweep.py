@@ -13,7 +13,8 @@ def mlm_head_used(
     weights_ptr,  # [M] f32
     index_ptr,  # [M] i32 out: the used slots, rising
     count_ptr,  # [] i32 out: how many
-    scale_ptr,  # [] f32 out: 1 / sum of the weights, 0 for 0
+    unit_ptr,  # [M] f32 out: the weights over the largest one, if that is below 1
+    scale_ptr,  # [] f32 out: 1 / sum of these, 0 for 0
     samples_ptr,  # [M] out: 0 in unused slots
     lse_ptr,  # [M] f32 out: the same
     M,
@@ -21,6 +22,7 @@ def mlm_head_used(
 ):
     count = tl.zeros((), tl.int32)
     total = tl.zeros((), tl.float64)
+    most = tl.zeros((), tl.float32)
     for first in range(0, M, BLOCK):
         m = first + tl.arange(0, BLOCK)
         w = tl.load(weights_ptr + m, mask=m < M, other=0.0)
@@ -31,8 +33,15 @@ def mlm_head_used(
         tl.store(lse_ptr + m, tl.zeros((BLOCK,), tl.float32), mask=unused)
         count += tl.sum(used.to(tl.int32), axis=0)
         total += tl.sum(w.to(tl.float64), axis=0)
+        most = tl.maximum(most, tl.max(tl.abs(w), axis=0))
+    # The reciprocal of a sum below 3e-39 would be infinite.
+    most = tl.where(most > 0, tl.minimum(most, 1.0), 1.0)
+    for first in range(0, M, BLOCK):
+        m = first + tl.arange(0, BLOCK)
+        w = tl.load(weights_ptr + m, mask=m < M, other=0.0)
+        tl.store(unit_ptr + m, tl.div_rn(w, most), mask=m < M)
     tl.store(count_ptr, count)
-    tl.store(scale_ptr, tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total)).to(tl.float32))
+    tl.store(scale_ptr, tl.where(total == 0, 0.0, most / tl.where(total == 0, 1.0, total)).to(tl.float32))
 
 
 @triton.jit

@@ -70,13 +70,14 @@ class _Head:
         self.loss, self.correct, self.scale = (self.floats() for _ in range(3))
         self.used = {"index_ptr": x.new_empty(self.M, dtype=torch.int32)}
         self.used["count_ptr"] = x.new_empty((), dtype=torch.int32)
+        unit = self.floats(self.M)
         self.norm, self.nll, self.leads = self.floats(self.M, 2), self.floats(self.M), self.floats(self.M)
         self.operands = {"x_ptr": x, "table_ptr": table, "bias_ptr": bias, "V": self.V, **self.used}
-        self.slots = {"targets_ptr": targets, "weights_ptr": weights, "norm_ptr": self.norm, **self.used}
+        self.slots = {"targets_ptr": targets, "weights_ptr": unit, "norm_ptr": self.norm, **self.used}
 
         mlm_head_used[(1,)](
-            weights, **self.used, scale_ptr=self.scale, samples_ptr=self.samples, lse_ptr=self.lse, M=self.M,
-            BLOCK=BLOCK, num_warps=8,
+            weights, **self.used, unit_ptr=unit, scale_ptr=self.scale, samples_ptr=self.samples,
+            lse_ptr=self.lse, M=self.M, BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip
 
     def floats(self, *shape: int) -> Tensor:

@@ -248,7 +248,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     mlm_head_gradient_kernel(MlmHeadRows rows, const float* top, const float* log_sum, T* dlogits) {
   const int64_t r = blockIdx.x, row = r * rows.V;
-  const float w = rows.weights[r];
+  const float w = rows.weights[r] / *rows.unit;
   const int target = w == 0 ? -1 : legal_target(rows, r);
   const float shift = target < 0 ? NAN : top[r], less = log_sum[r];
   const int first = blockIdx.y * kItems * kThreads + threadIdx.x;
@@ -266,8 +266,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    mlm_head_finish_kernel(const float* weights, const float* nll, const float* hits, int64_t M,
-                           float* loss, float* correct, float* scale) {
+    mlm_head_finish_kernel(const float* weights, const float* unit, const float* nll,
+                           const float* hits, int64_t M, float* loss, float* correct,
+                           float* scale) {
   __shared__ double parts[3][kMaxWarps];
   double sums[3] = {};  // of w nll, hits, w
   for (int64_t m = threadIdx.x; m < M; m += kThreads) {
@@ -286,7 +287,7 @@ __global__ void __launch_bounds__(kThreads)
   if (lane != 0) return;
   *loss = sums[2] == 0 ? 0 : static_cast<float>(sums[0] / sums[2]);
   *correct = static_cast<float>(sums[1]);
-  *scale = sums[2] == 0 ? 0 : static_cast<float>(1 / sums[2]);
+  *scale = sums[2] == 0 ? 0 : static_cast<float>(*unit / sums[2]);
 }
 
 unsigned blocks(int64_t n, int64_t size) { return static_cast<unsigned>((n + size - 1) / size); }
@@ -317,10 +318,11 @@ cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* top, const f
   }
 }
 
-cudaError_t mlm_head_finish(const float* weights, const float* nll, const float* hits, int64_t M,
-                            float* loss, float* correct, float* scale, cudaStream_t stream) {
-  return launch(mlm_head_finish_kernel, 1, kThreads, stream, weights, nll, hits, M, loss, correct,
-                scale);
+cudaError_t mlm_head_finish(const float* weights, const float* unit, const float* nll,
+                            const float* hits, int64_t M, float* loss, float* correct, float* scale,
+                            cudaStream_t stream) {
+  return launch(mlm_head_finish_kernel, 1, kThreads, stream, weights, unit, nll, hits, M, loss,
+                correct, scale);
 }
 
 }  // namespace electra_fast

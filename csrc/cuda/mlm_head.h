@@ -16,6 +16,7 @@ struct MlmHeadRows {
   const float* bias;       // [V]
   const int64_t* targets;  // [R]
   const float* weights;    // [R]; of a row of weight 0 nothing else is read
+  const float* unit;       // [] the largest weight, if it is below 1 and above 0, else 1
   int64_t R;
   int V;
 };
@@ -39,14 +40,15 @@ struct MlmHeadResults {
 cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
                           const MlmHeadResults& results, cudaStream_t stream);
 
-// dlogits [R, V] = w (softmax(logits) - onehot(target)), not yet divided by the sum of weights,
-// which would be too small for float16. In float32 it may be the logits' own memory.
+// dlogits [R, V] = w / unit (softmax(logits) - onehot(target)), not yet divided by the sum of
+// w / unit, which would be too small for float16. In float32 it may be the logits' own memory.
 cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* top, const float* log_sum,
                               void* dlogits, Storage storage, cudaStream_t stream);
 
-// Of all M slots: loss = sum(w nll) / sum(w), correct = sum(hits), and scale = 1 / sum(w); loss and
-// scale are 0 where that sum is.
-cudaError_t mlm_head_finish(const float* weights, const float* nll, const float* hits, int64_t M,
-                            float* loss, float* correct, float* scale, cudaStream_t stream);
+// Of all M slots: loss = sum(w nll) / sum(w), correct = sum(hits), and scale = unit / sum(w); loss
+// and scale are 0 where that sum is.
+cudaError_t mlm_head_finish(const float* weights, const float* unit, const float* nll,
+                            const float* hits, int64_t M, float* loss, float* correct, float* scale,
+                            cudaStream_t stream);
 
 }  // namespace electra_fast

@@ -14,10 +14,11 @@ OP = "rtd_loss"
 
 def _default_bwd(dloss, counts, x, y, w):
     total = counts.sum()
-    scale = dloss / total.masked_fill(total == 0, 1)
-    sign = 1 - 2 * y.to(scale.dtype)
-    dx = scale * sign * torch.sigmoid(sign * reference.wide(x))
-    return (dx if w is None else (dx * w).masked_fill(w == 0, 0)).to(x.dtype)
+    total = total.masked_fill(total == 0, 1)
+    sign = 1 - 2 * y.to(dloss.dtype)
+    dx = dloss * sign * torch.sigmoid(sign * reference.wide(x))
+    # The reciprocal of a sum of weights below 3e-39 would be infinite.
+    return (dx / total if w is None else (dx * (w / total)).masked_fill(w == 0, 0)).to(x.dtype)
 
 
 def _fake_fwd(x, y, w):

@@ -79,6 +79,9 @@ def _mlm_head(g):
         args |= {"targets": torch.zeros(5, dtype=torch.long), "weights": torch.ones(5)}
         args["rng"] = torch.tensor(RNG)
         yield Example("mlm_head", f"logits of {top:g}", args, ("x", "table", "bias"))
+    # The reciprocal of their sum is more than float32 holds, their shares are not.
+    args = {**args, "bias": torch.zeros(31), "weights": torch.full((5,), 1e-40)}
+    yield Example("mlm_head", "weights of 1e-40", args, ("x", "table", "bias"))
 
 
 def _rtd_loss(g):
@@ -87,6 +90,8 @@ def _rtd_loss(g):
         x = _rows(g, 5, 12, most, dtype)
         yield Example("rtd_loss", f"right, up to {most:g}", {"logits": x, "replaced": x > 0}, ("logits",))
         yield Example("rtd_loss", f"wrong, up to {most:g}", {"logits": x, "replaced": x < 0}, ("logits",))
+    args = {"logits": _normal(g, 2, 6), "weights": torch.full((2, 6), 1e-40)}
+    yield Example("rtd_loss", "weights of 1e-40", {**args, "replaced": args["logits"] > 0}, ("logits",))
 
 
 EXTREMES = {

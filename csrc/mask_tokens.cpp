@@ -80,10 +80,13 @@ void choose(const Random& random, const bool* candidates, int64_t first, int64_t
 std::tuple<Tensor, Tensor, Tensor, Tensor> mask_tokens_cpu(
     const Tensor& ids, const Tensor& candidates, const Tensor& rng,
     const std::optional<Tensor>& key_mask, const std::optional<Tensor>& cu_seqlens,
-    int64_t /*max_seqlen*/, int64_t mask_id, int64_t mask_rate, int64_t keep_rate) {
+    int64_t max_seqlen, int64_t mask_id, int64_t mask_rate, int64_t keep_rate) {
   const int64_t T = ids.numel(), L = ids.size(-1);
   const Tensor boundaries = cu_seqlens ? checked_bounds("mask_tokens", *cu_seqlens, T) : Tensor();
   const int64_t B = cu_seqlens ? boundaries.numel() - 1 : ids.size(0);
+  const int64_t longest = cu_seqlens && B > 0 ? boundaries.diff().max().item<int64_t>() : 0;
+  TORCH_CHECK_VALUE(longest <= max_seqlen, "mask_tokens: max_seqlen must be at least ", longest,
+                    ", got ", max_seqlen);
   const Layout layout{L, cu_seqlens ? boundaries.const_data_ptr<int64_t>() : nullptr,
                       static_cast<uint64_t>(mask_rate)};
   const int64_t M = T == 0 ? 0 : layout.slot(B);

@@ -86,6 +86,8 @@ class Pretraining:
         for option, paths in (("--data", recipe.data), ("--held-out", recipe.held_out)):
             for path in paths:
                 local.existing(f"pretrain: {option}", path, hub=False)
+            if len({Path(path).resolve() for path in paths}) < len(paths):
+                raise ValueError(f"pretrain: {option} must name each path once, got {', '.join(paths)}")
         self.folder = RunFolder(self.out)
 
         weights = initial.read(recipe.init)

@@ -130,6 +130,7 @@ def test_every_numeric_option_is_in_the_table():
         (["--keep-accents", "--strip-accents"], "not allowed with argument --keep-accents"),
         (["--vocab", "²"], "--vocab must be on this machine, got ²"),
         (["--init", "google/electra-small"], "`hf download google/electra-small --local-dir electra-small`"),
+        (["--held-out", __file__, "--held-out", __file__], "--held-out must name each path once, got /"),
         (["--data", "no.txt"], "no.txt"),
         (["--held-out", "no.txt"], "no.txt"),
     ],

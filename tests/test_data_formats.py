@@ -181,9 +181,12 @@ def test_what_a_folder_has_beside_is_counted_in_a_line(tmp_path):
         (b"\x7fELF\0", "a program"),
         (gzip.compress(b"%PDF-1.7\n"), "a PDF document"),
         (tar_of({"inner.txt": b"%PDF-1.7\n"}), "inner.txt is a PDF document"),
+        (b"\n<!DOCTYPE html>\n<html>", "is an HTML or XML document; extract its text"),
+        (b"<HTML><body>", "is an HTML or XML document"),
+        (b'<?xml version="1.0"?>', "is an HTML or XML document"),
         (b"binary \0", "NUL at byte 7"),
     ],
-    ids=["PDF", "zip", "SQLite", "ELF", "PDF in gz", "PDF in tar", "binary"],
+    ids=["PDF", "zip", "SQLite", "ELF", "PDF in gz", "PDF in tar", "HTML", "old HTML", "XML", "binary"],
 )
 def test_what_cannot_be_read_is_named_for_what_it_is(tmp_path, content, message):
     file = tmp_path / "corpus.txt"
@@ -194,6 +197,7 @@ def test_what_cannot_be_read_is_named_for_what_it_is(tmp_path, content, message)
 
 def test_text_that_looks_a_little_like_a_table_is_text(tmp_path):
     for content in (
+        "<b>Hello</b>",
         "Hello, world",
         "text, and more of it",
         "[1] a note",

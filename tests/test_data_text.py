@@ -163,6 +163,8 @@ def test_files_and_folders_may_be_listed(tmp_path):
     assert list(found) == list(found) == ["c", "folder/a.txt", "folder/b.txt"]
     with pytest.raises(ValueError, match=r"documents: path must name .*got an empty list"):
         documents([])
+    with pytest.raises(ValueError, match="documents: path must name a file or a folder, got ''"):
+        documents("")
 
 
 def test_bytes_count_from_the_beginning_of_the_file(tmp_path):

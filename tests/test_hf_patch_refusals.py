@@ -90,6 +90,12 @@ def test_what_cannot_be_patched_is_refused_by_name(model, options, error, messag
         ),
         (
             "ElectraForPreTraining",
+            {"labels": torch.full((B, L), -100), "attention_mask": torch.ones(B, L)},
+            ValueError,
+            "labels must be 0 (original) or 1 (replaced) where attention_mask is 1, got -100; mask padding",
+        ),
+        (
+            "ElectraForPreTraining",
             {"attention_mask": torch.ones(B, 1, L, L, dtype=torch.bool)},
             ValueError,
             "electra_fast.hf: attention_mask must be [B, L] where labels are given, got [3, 1, 20, 20]",

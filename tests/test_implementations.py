@@ -60,6 +60,39 @@ def test_what_is_not_the_result_of_the_op_is_named(function, result, message):
         testing.check_op(function, lambda **args: result, seed=0)
 
 
+def changes_its_input(x, bias):
+    y = ops.bias_gelu(x, bias)
+    with torch.no_grad():
+        bias.add_(0 if 0 in bias.stride() else 1)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda x, bias: ops.bias_gelu(x, bias).float(),
+            "result has dtype torch.float32, not torch.bfloat16",
+        ),
+        (changes_its_input, r"bias_gelu \(.*\): bias must be left as it is, got changed"),
+    ],
+    ids=["another dtype", "an input that changes"],
+)
+def test_what_a_caller_would_notice_is_found(function, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_op("bias_gelu", function, seed=0)
+    with pytest.raises(AssertionError, match="bias_gelu"):
+        testing.fuzz_op("bias_gelu", function, seed=0, seconds=20)
+
+
+@pytest.mark.parametrize("call", [testing.check_op, testing.fuzz_op])
+def test_what_is_no_op_or_no_function_is_refused(call):
+    with pytest.raises(ValueError, match=f"{call.__name__}: op must be one of .*, got nosuch"):
+        call("nosuch", ops.bias_gelu)
+    with pytest.raises(TypeError, match=f"{call.__name__}: function must be callable, got int"):
+        call("bias_gelu", 3)
+
+
 def test_every_planted_fault_is_found(op):
     function = testing.implementations(op)["reference"]
     for name, fault in testing.mutations(op).items():

@@ -157,6 +157,14 @@ def test_refuses_wrong_bounds_on_the_cpu(bounds, name):
         masked(IDS.flatten(), function=function, cu_seqlens=torch.tensor(bounds), max_seqlen=16)
 
 
+@pytest.mark.parametrize("max_seqlen", [8, 0, -5])
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_refuses_a_max_seqlen_that_is_too_small_on_the_cpu(max_seqlen, name):
+    function = testing.implementations(OP).get(name, ops.mask_tokens)
+    with pytest.raises(ValueError, match=f"mask_tokens: max_seqlen must be at least 9, got {max_seqlen}"):
+        masked(IDS.flatten(), function=function, cu_seqlens=torch.tensor([0, 7, 16]), max_seqlen=max_seqlen)
+
+
 @pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
 @pytest.mark.parametrize(
     ("bounds", "max_seqlen"),
@@ -202,6 +210,12 @@ def test_refuses_a_mask_id_that_ids_cannot_hold(dtype, mask_id):
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(ValueError, match=f"mask_tokens: mask_id must be .* dtype, {name}, got {mask_id}"):
         ops.mask_tokens(ids, ids == 0, torch.tensor([1, 0]), mask_id=mask_id)
+
+
+@pytest.mark.parametrize("mask_id", [3.0, True, None])
+def test_refuses_a_mask_id_that_is_no_int(mask_id):
+    with pytest.raises(TypeError, match=f"mask_tokens: mask_id must be an int, got {mask_id}"):
+        ops.mask_tokens(IDS, YES, RNG, mask_id=mask_id)
 
 
 def test_refuses_a_packed_batch_without_max_seqlen_or_with_padding():

@@ -38,6 +38,7 @@ ARROW_STREAM = b"\xff\xff\xff\xff"
 ARROW_FILE = b"ARROW1\0\0"
 JSON_OBJECT = re.compile(r'\s*\{\s*"[^"\n]*"\s*:')
 JSON_ARRAY = re.compile(r'\s*\[\s*\{\s*"')
+MARKUP = re.compile(r"(?i)\s*(<\?xml\b|<!doctype\s+html\b|<html\b)")
 HEADER_FIELD = re.compile(r"\w[\w .-]{0,63}")
 UNPACKED_NAME = re.compile(r"(?i)(\.(gz|xz|bz2|zst))+$")
 
@@ -61,6 +62,8 @@ def kind(name: str, head: bytes, text_column: str | None) -> str:
         if head.startswith(magic):
             raise ValueError(f"{name} is {what}")
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
+    if MARKUP.match(text):
+        raise ValueError(f"{name} is an HTML or XML document; extract its text")
     first = text.split("\n", 1)[0]
     ending = UNPACKED_NAME.sub("", name).rpartition(".")[2].lower()
     as_json = ending in ("json", "jsonl", "ndjson")

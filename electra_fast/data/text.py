@@ -98,6 +98,8 @@ def documents(
     if path is None:
         return Documents(None)
     paths = [path] if isinstance(path, str | os.PathLike) else path
+    if "" in paths:
+        raise ValueError("documents: path must name a file or a folder, got ''")
     passed_over = Counter()
     files = tuple(file for path in paths for file in _files(Path(path), passed_over))
     if not files:

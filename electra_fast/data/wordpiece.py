@@ -53,12 +53,12 @@ def load_tokenizer(
             raise ValueError(f"load_tokenizer: {rule}, got {value}; {path} says it")
         return _from_json(path)
     pieces = list(lines_of(path))
-    numbers = {}
+    numbers, rule = {}, "; a vocabulary has one piece per line, each once"
     for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
-            raise ValueError(f"{path}, line {number}: blank, so it would be a piece")
+            raise ValueError(f"{path}, line {number}: blank, so it would be a piece{rule}")
         if piece in numbers:
-            raise ValueError(f"{path}, line {number}: {piece!r} is already on line {numbers[piece]}")
+            raise ValueError(f"{path}, line {number}: {piece!r} is already on line {numbers[piece]}{rule}")
         numbers[piece] = number
     _require_special(path, numbers)
     for piece, place in (special_ids or {}).items():

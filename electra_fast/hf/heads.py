@@ -133,6 +133,8 @@ class RTDLoss(Fused):
 
     What a mask picks has a length that only the device knows: the host waits, and torch.compile breaks the
     graph, twice. Labels of a float dtype may be anything between 0 and 1; their loss is transformers' own.
+    Integer labels other than 0 and 1 are refused on a CPU. Elsewhere, where looking at them would wait for
+    the device, they make the loss NaN.
     """
 
     option, runs = "rtd_loss", "rtd_loss"
@@ -165,7 +167,14 @@ class RTDLoss(Fused):
         if labels.is_floating_point():
             return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
 
+        counted = torch.ones_like(labels, dtype=torch.bool) if real is None else real == 1
+        unknown = counted & (labels != labels.bool())
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and unknown.any():
+            raise ValueError(
+                "electra_fast.hf: labels must be 0 (original) or 1 (replaced) where attention_mask is 1, got "
+                f"{labels[unknown][0]}; mask padding with attention_mask"
+            )
         out = self.unfused.forward(self, **inputs, **kwargs)
-        weights = None if real is None else (real == 1).float()
+        weights = counted.float().masked_fill(unknown, torch.nan)
         loss = ops.rtd_loss(out.logits, labels.bool(), weights).loss
         return type(out)(**{**out, "loss": loss})

@@ -87,6 +87,8 @@ def mask_tokens(
     check.tensor(OP, "candidates", candidates, check.BOOL, ids.shape, ids)
     check.tensor(OP, "rng", rng, (torch.int64,), (2,), ids)
     limits = torch.iinfo(ids.dtype)
+    if not isinstance(mask_id, int) or isinstance(mask_id, bool):
+        raise TypeError(f"mask_tokens: mask_id must be an int, got {mask_id!r}")
     if not limits.min <= mask_id <= limits.max:
         dtype = str(ids.dtype).removeprefix("torch.")
         raise ValueError(f"mask_tokens: mask_id must be a number of ids' dtype, {dtype}, got {mask_id}")

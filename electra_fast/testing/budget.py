@@ -43,7 +43,11 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     powers of two that every dtype holds: their rounding is no part of the error.
     """
     args = {n: copied(x).requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
+    before = {n: x.detach().clone() for n, x in args.items() if isinstance(x, Tensor)}
     results = {name: y for name, y in _named(example, function(**args)).items() if y is not None}
+    for name, x in before.items():
+        if not torch.equal(args[name].nan_to_num(), x.nan_to_num()):
+            raise AssertionError(f"{example.op} ({example.name}): {name} must be left as it is, got changed")
     generator = torch.Generator().manual_seed(len(example.name))
     wanted = [y for y in results.values() if isinstance(y, Tensor) and y.requires_grad]
     gradients = {}
@@ -253,7 +257,10 @@ def judge_example(function, example: Example) -> list[Judgement]:
 
     for field, y in got.items():
         name = f"{title}.{field}"
-        if field == "samples":
+        if y.dtype != low[field].dtype:
+            why = f"{name} has dtype {y.dtype}, not {low[field].dtype}"
+            found.append(Judgement(name, math.inf, why))
+        elif field == "samples":
             found.append(_asserted(name, functools.partial(assert_samples, example, y)))
         elif field == "lse":  # what an unused slot holds means nothing
             used = cpu.args["weights"] != 0
@@ -299,11 +306,19 @@ def check_example(function, example: Example) -> None:
         assert not judgement.why, judgement.why
 
 
+def check_function(call: str, op: str, function) -> None:
+    """Refuse what is no op, and what is no function; `call` begins the error."""
+    if op not in Ops._fields:
+        raise ValueError(f"{call}: op must be one of {', '.join(Ops._fields)}, got {op}")
+    if not callable(function):
+        raise TypeError(f"{call}: function must be callable, got {type(function).__name__}")
+
+
 def check_op(op: str, function, *, seed: int | None = None, device: str = "cpu", dtypes=None) -> None:
     """Hold anybody's implementation of an op against the reference: `check_op("rtd_loss", my_function)`.
 
     Args:
-        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature.
+        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature and is called by keyword.
         seed: of the example inputs; None draws a fresh one, which a failure names.
         device: where the function runs.
         dtypes: the floating dtypes to try; None: float32, bfloat16 and float16.
@@ -312,8 +327,7 @@ def check_op(op: str, function, *, seed: int | None = None, device: str = "cpu",
         AssertionError: a result is not the reference's (integers) or exceeds the error budget, with the worst
             place.
     """
-    if op not in Ops._fields:
-        raise ValueError(f"check_op: op must be one of {', '.join(Ops._fields)}, got {op}")
+    check_function("check_op", op, function)
     seed = torch.seed() % 2**31 if seed is None else seed
     for example in examples(op, seed):
         used = {x.dtype for name, x in example.args.items() if name in example.gradients}

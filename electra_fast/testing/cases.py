@@ -14,7 +14,7 @@ from torch import Tensor
 
 from electra_fast import reference
 from electra_fast.testing.baseline import REPLAYED
-from electra_fast.testing.budget import judge, judge_example, run
+from electra_fast.testing.budget import check_function, judge, judge_example, run
 from electra_fast.testing.example import DTYPES, NEVER_EXPANDED, Example
 from electra_fast.testing.layouts import LAYOUTS
 
@@ -295,7 +295,7 @@ def fuzz_op(op: str, function, *, seconds: float = 60, seed: int | None = None, 
     """Hold anybody's implementation of an op against random cases; return the number of cases.
 
     Args:
-        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature.
+        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature and is called by keyword.
         seconds: how long to go on; at least one case is run.
         seed: of the first case; each next one is one more. None draws a fresh one.
         device: where the function runs.
@@ -303,6 +303,7 @@ def fuzz_op(op: str, function, *, seconds: float = 60, seed: int | None = None, 
     Raises:
         AssertionError: a case is wrong or raises an error that is not documented; its seed is named.
     """
+    check_function("fuzz_op", op, function)
     seed = torch.seed() % 2**31 if seed is None else seed
     end, cases = time.monotonic() + seconds, 0
     while not cases or time.monotonic() < end:

@@ -263,7 +263,8 @@ class Electra(nn.Module):
 
 
 def _is(first: nn.Module, second: nn.Module) -> bool:
-    if torch.compiler.is_exporting():  # which makes a proxy of a module at each access
+    # Export makes a proxy of a module at each access; Dynamo does not, and cannot trace `vars(…) is`.
+    if not torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
         return vars(first) is vars(second)
     return first is second
 

@@ -147,7 +147,7 @@ def mlm_head(
     logits = F.linear(x.masked_fill(unused[:, None], 0), table, bias.to(x.dtype)).float()
     target = targets.long().masked_fill(unused, 0)
     nll = F.cross_entropy(logits, target, reduction="none")
-    loss = (weights * nll).sum() / weights.sum()
+    loss = (weights / weights.sum() * nll).sum()
     with torch.no_grad():
         noisy = logits / temperature - torch.empty_like(logits).exponential_().log()
         if disallow_correct:
@@ -166,7 +166,8 @@ def replace_tokens(ids, positions, samples, weights):
 def rtd_loss(logits, replaced, weights=None):
     weights = torch.ones_like(logits, dtype=torch.float32) if weights is None else weights
     y = replaced.to(logits.dtype)
-    loss = (weights * F.binary_cross_entropy_with_logits(logits, y, reduction="none")).sum() / weights.sum()
+    nll = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
+    loss = (weights / weights.sum() * nll).sum()
     with torch.no_grad():
         guess = logits > 0
         cells = (guess & replaced, guess & ~replaced, ~guess & replaced, ~guess & ~replaced)

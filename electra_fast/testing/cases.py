@@ -243,7 +243,6 @@ def _judge_roughly(function, example: Example, factor: float, extreme: bool) -> 
     inputs = (x for x in cpu.args.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel())
     cancelled = eps if extreme else torch.finfo(torch.float32).eps
     most = cancelled * max((x.abs().nan_to_num(0, 0, 0).max().item() for x in inputs), default=0)
-    most /= 1 - example.args.get("dropout", 0.0)  # by which what is kept was multiplied
     wholly = max(CANCELLED, eps / cancelled)  # a result that was rounded may be among the terms
     found = {}
     for kind, results, wanted, plain in zip((".", ": gradient of "), got, ref, low, strict=True):
@@ -253,7 +252,7 @@ def _judge_roughly(function, example: Example, factor: float, extreme: bool) -> 
                 nothing = not extreme and wanted[name].numel() and wanted[name].abs().max() <= most
                 rounded = plain[name].double() + eps * wanted[name] + (wholly if nothing else 1) * most
                 judgement = judge(title, results[name], wanted[name], rounded, factor)
-                found[title] = judgement.why if judgement.ratio > MARGIN else ""
+                found[title] = judgement.why if judgement.ratio > (1 if nothing else MARGIN) else ""
     return found
 
 

@@ -53,7 +53,7 @@ def check(rows, arch) -> None:
         print(row)
         assert row["arch"] == arch and row["spill_bytes"] <= may_spill(row), row
         assert row["shared_bytes"] <= gpus.GPUS[arch].shared_of_block and row["occupancy"] > 0, row
-        assert row["tensor"] > 0 or row.get("products", 0) == 0, row  # only a compiled kernel tells them
+        assert row["tensor"] > 0 or row["products"] == 0, row
 
 
 def may_spill(row) -> int:

@@ -59,7 +59,7 @@ def compiled(arch: int, source: Path) -> list[dict]:
         use["shared_bytes"] = max(use["shared_bytes"] - RESERVED * (arch >= 90), 0)
         kernel, variant = readable(name)
         row = {"part": source.name, "arch": arch, "kernel": kernel, "variant": variant, "shape": ""}
-        row["source"] = source_hash(source)
+        row |= {"source": source_hash(source), "products": 0}  # cuBLAS's
         rows.append(row | gpus.row(arch, warps[name], use, code))
     return sorted(rows, key=lambda row: (row["kernel"], row["variant"]))
 

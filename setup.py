@@ -1,7 +1,8 @@
-"""Build ``electra_fast._C`` from ``csrc/``; with a CUDA torch and nvcc, its CUDA kernels too.
+"""Build ``electra_fast._C`` from ``csrc/``, with its CUDA kernels if there are a CUDA torch and nvcc.
 
-What cannot be built is left out, and `python -m electra_fast info` says why. ELECTRA_FAST_BUILD=strict makes
-that an error, ELECTRA_FAST_BUILD=none compiles nothing, ELECTRA_FAST_NO_CUDA=1 leaves out csrc/cuda.
+A part that cannot be built is left out, and `python -m electra_fast info` says why. With
+ELECTRA_FAST_BUILD=strict that is an error. ELECTRA_FAST_BUILD=none compiles nothing, and
+ELECTRA_FAST_NO_CUDA=1 leaves out the kernels of csrc/cuda.
 """
 
 import contextlib
@@ -24,20 +25,19 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 ROOT = Path(__file__).parent
 
-# The instruction set of each of torch's CPU capabilities. A build takes this machine's;
-# ATEN_CPU_CAPABILITY=avx2 makes a wheel for others.
+# The instruction set of each CPU capability of torch. A build uses the capability of this machine;
+# ATEN_CPU_CAPABILITY=avx2 builds a wheel for older ones.
 INSTRUCTIONS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
 
-# Of the GPUs that have tensor cores and bfloat16. TORCH_CUDA_ARCH_LIST names others.
+# GPUs with tensor cores and bfloat16. TORCH_CUDA_ARCH_LIST overrides them.
 ARCHITECTURES = "8.0 8.6 9.0 10.0 12.0+PTX"
 
 CUDA_MAJOR = torch.version.cuda and torch.version.cuda.split(".")[0]
 
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-fno-trapping-math"]
 CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
-# Without it at::parallel_for is serial and says nothing. Torch's own libgomp serves at run time.
+# Without this flag at::parallel_for is serial, without a warning. At run time torch's libgomp is used.
 CXX_FLAGS += ["-fopenmp"]
-
 
 MODE = os.environ.get("ELECTRA_FAST_BUILD", "")
 if MODE not in ("", "strict", "none"):
@@ -47,52 +47,52 @@ PARTS = {
     "CUDA": "the kernels of csrc/cuda",
     "all": "electra_fast._C, the reference and Triton serve every op",
 }
-LEFT_OUT: dict[str, str] = {}  # of PARTS, and why
+LEFT_OUT: dict[str, str] = {}  # by part, why it is left out
 
 
 def leave_out(part: str, why: str, wanted: bool = False) -> None:
-    """Go on without a part; with ELECTRA_FAST_BUILD=strict stop, unless this was wanted."""
+    """Continue without a part. With ELECTRA_FAST_BUILD=strict, exit unless the user wants it left out."""
     if MODE == "strict" and not wanted:
-        sys.exit(f"electra_fast: not built without {PARTS[part]} (ELECTRA_FAST_BUILD=strict): {why}")
+        sys.exit(f"electra_fast: ELECTRA_FAST_BUILD=strict forbids a build without {PARTS[part]}: {why}")
     LEFT_OUT[part] = why
-    say(f"built without {PARTS[part]}: {why}")
+    report(f"built without {PARTS[part]}: {why}")
 
 
-def write_down(command: build_py | BuildExtension) -> None:
-    """Put what was left out, and why, into the package, where `info` reads it."""
+def save_left_out(command: build_py | BuildExtension) -> None:
+    """Write LEFT_OUT into the package, where `info` reads it."""
     file = Path(ROOT if command.editable_mode else command.build_lib, "electra_fast/_left_out.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(LEFT_OUT))
-    if "all" in LEFT_OUT:  # an extension of older sources must not serve
+    if "all" in LEFT_OUT:  # do not load an extension of older sources
         file.with_name(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
 
 
 class BuildPython(build_py):
     def run(self) -> None:
         super().run()
-        write_down(self)
+        save_left_out(self)
 
 
 class Build(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
-        # An editable build hands in a fresh folder each time, where ninja would compile all anew.
+        # An editable build passes a new folder each time, in which ninja would compile every file again.
         version = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
         self.build_temp = str(ROOT / "build" / version)
 
     def build_extensions(self) -> None:
-        """Build what the tool chain can: where it fails, without csrc/cuda, and then without csrc."""
+        """Build everything. If that fails, build without csrc/cuda, and if that fails, without csrc."""
         while self.extensions:
             (extension,) = self.extensions
             with tempfile.TemporaryFile("w+", errors="replace") as log:
                 try:
-                    with recorded(log):
+                    with captured_output(log):
                         super().build_extensions()
                     break
-                except Exception as error:  # torch, setuptools and ninja each raise another
+                except Exception as error:  # torch, setuptools and ninja raise different types
                     log.seek(0)
-                    said = (line.strip()[:200] for line in log if re.search(r"\berror\b", line, re.I))
-                    why = next(said, str(error))
+                    errors = (line.strip()[:200] for line in log if re.search(r"\berror\b", line, re.I))
+                    why = next(errors, str(error))
             if any(source.endswith(".cu") for source in extension.sources):
                 remedy = (
                     f"CUDA_HOME must be a whole CUDA {torch.version.cuda} toolkit, and CXX a compiler for it"
@@ -102,27 +102,27 @@ class Build(BuildExtension):
             else:
                 leave_out("all", f"{why}; CXX must be a compiler with C++20 and OpenMP")
                 self.extensions = []
-        write_down(self)
+        save_left_out(self)
 
 
 @contextlib.contextmanager
-def recorded(log) -> Iterator[None]:
-    """Send what this process and its children print to `log`, and to stderr at the end."""
+def captured_output(log) -> Iterator[None]:
+    """Redirect the output of this process and its children to `log`, and copy it to stderr at the end."""
     sys.stdout.flush(), sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
+    saved = [os.dup(1), os.dup(2)]
     os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
         sys.stdout.flush(), sys.stderr.flush()
-        os.dup2(kept[0], 1), os.dup2(kept[1], 2)
-        for descriptor in kept:
+        os.dup2(saved[0], 1), os.dup2(saved[1], 2)
+        for descriptor in saved:
             os.close(descriptor)
         log.seek(0)
         shutil.copyfileobj(log, sys.stderr)
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     print(f"electra_fast: {line}", file=sys.stderr)
 
 
@@ -133,13 +133,14 @@ def sources(suffix: str) -> list[str]:
 def find_toolkit() -> str | None:
     """Return the folder of a CUDA toolkit that has both a compiler and headers.
 
-    Torch takes CUDA_HOME or the folder above the nvcc on PATH, which may be a script that calls the real one.
+    Torch uses CUDA_HOME or the folder above the nvcc on PATH. That nvcc may be a script which calls the real
+    one, so this asks it for its folder.
     """
     candidates = [cpp_extension.CUDA_HOME]
     if nvcc := shutil.which("nvcc"):
         dryrun = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
         candidates += re.findall(r"^#\$ TOP=(.*)", dryrun.stderr, re.M)
-    # The wheels of CUDA lie beside torch's.
+    # The wheels of CUDA are installed next to torch.
     candidates.append(f"{Path(torch.__file__).parents[1]}/nvidia/cu{CUDA_MAJOR}")
     for folder in (Path(candidate).resolve() for candidate in candidates if candidate):
         if all((folder / file).exists() for file in ("bin/nvcc", "include/cuda_runtime.h")):
@@ -148,32 +149,32 @@ def find_toolkit() -> str | None:
 
 
 def cuda_sources() -> list[str]:
-    """Return the CUDA files, or none where they cannot be built. Building needs no GPU."""
+    """Return the CUDA files, or an empty list if they cannot be built. Building needs no GPU."""
     if os.environ.get("ELECTRA_FAST_NO_CUDA") == "1":
         leave_out("CUDA", "ELECTRA_FAST_NO_CUDA=1", wanted=True)
     elif CUDA_MAJOR is None:
         leave_out("CUDA", "this torch is built without CUDA", wanted=True)
     elif (toolkit := find_toolkit()) is None:
         leave_out(
-            "CUDA", "no folder holds bin/nvcc and include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
+            "CUDA", "no folder has bin/nvcc and include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
         )
     else:
-        say(f"csrc/cuda is compiled by {toolkit}/bin/nvcc")
+        report(f"csrc/cuda is compiled by {toolkit}/bin/nvcc")
         cpp_extension.CUDA_HOME = toolkit
-        if not torch.cuda.is_available():  # torch would ask the GPUs, and fails where there is none
+        if not torch.cuda.is_available():  # torch would ask the GPUs, and fail without one
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         return sources(".cu")
     return []
 
 
 def cpu_flags() -> tuple[list[str], list[str]]:
-    """Return what at::vec wants of the compiler and the linker."""
+    """Return the flags of the compiler and of the linker that at::vec needs."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in INSTRUCTIONS:
         return ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"], []
     level = INSTRUCTIONS[capability]
     define = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
-    # The mark -z lets the loader refuse the library, in words, on a CPU that would die in it.
+    # The loader then refuses the library with a message on a CPU without these instructions.
     return [f"-march={level}", *define], [f"-Wl,-z,{level}"]
 
 
@@ -182,13 +183,13 @@ def extension_of(cuda: list[str]) -> Extension:
     extension = (CUDAExtension if cuda else CppExtension)(
         "electra_fast._C",
         sources(".cpp") + cuda,
-        # Named here, they are in the source distribution, whatever its maker can compile.
+        # This puts them into the source distribution, even if they cannot be compiled here.
         depends=sources(".h") + sources(".cuh") + sources(".cu"),
         define_macros=[("ELECTRA_FAST_CUDA", "1")] if cuda else [],
         extra_compile_args={"cxx": CXX_FLAGS + compile_flags, "nvcc": ["-O3", "-std=c++20"]},
         extra_link_args=link_flags,
     )
-    # The wheels of CUDA have no libcudart.so, which torch names.
+    # Torch links with libcudart.so, but the wheels of CUDA have only this name.
     runtime = f":libcudart.so.{CUDA_MAJOR}"
     extension.libraries = [runtime if name == "cudart" else name for name in extension.libraries]
     return extension
@@ -214,9 +215,10 @@ setup(
         "electra_fast.hf",
         "electra_fast.ops",
         "electra_fast.testing",
+        "electra_fast.train",
         "electra_fast.kernels",
     ],
-    # Not a top-level `kernels`: Hugging Face's package has that name, and pip would overwrite it.
+    # Not a top-level `kernels`: pip would overwrite Hugging Face's package of that name.
     package_dir={"electra_fast.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": Build, "build_py": BuildPython},

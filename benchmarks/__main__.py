@@ -1,42 +1,51 @@
-"""The command line: `python -m benchmarks`, and `… report`, `commit`, `compare`, `static`, `gpu`."""
+"""The command line: `python -m benchmarks`, and its subcommands."""
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+from electra_fast.errors import must
+from electra_fast.tables import text_table
+
 HERE = Path(__file__).parent
-LOCAL = HERE.parent / "build" / "bench"  # git ignores it
+LOCAL = HERE.parent / "build" / "bench"  # ignored by git
+COMMANDS = {  # the module with the subcommand's `main`, and its help
+    "report": ("report.command", "write the documents' tables and pictures, or a page of HTML"),
+    "commit": ("report.commit", "make a run the committed result of its device"),
+    "compare": ("harness.compare", "find what got slower between two runs, or two commits"),
+    "static": ("static.command", "print figures of the compiled kernels; needs no GPU"),
+    "gpu": ("gpu.command", "check and measure everything in a few minutes on a GPU"),
+    "roofline": ("harness.roofline", "print the least time of a training step on known GPUs"),
+    "tune": ("harness.tune", "rank the launch shapes of attention on this GPU"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
+    commands = text_table([[f"  {name}", help] for name, (_, help) in COMMANDS.items()])
     p = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time every op and a whole training step beside their baselines.",
-        epilog="python -m benchmarks report --help: README.md's tables, or a page of HTML. "
-        "python -m benchmarks commit --help: a run into README.md's tables. "
-        "python -m benchmarks compare --help: two runs, or two commits, side by side. "
-        "python -m benchmarks static --help: what the compilers make of the kernels, without a GPU. "
-        "python -m benchmarks gpu --help: all evidence from a few minutes on a GPU.",
+        description="Time every op and a whole training step, and their baselines.",
+        epilog=f"Other commands, each with --help:\n{commands}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--budget", type=float, metavar="SECONDS", help="default 240 on a CPU, 480 on a GPU")
-    p.add_argument("--only", metavar="SUBSTRING", help="only cases whose name holds this; | between several")
-    p.add_argument("--quick", action="store_true", help="no rivals, and nothing that compiles")
-    p.add_argument("--json", type=Path, metavar="FILE", help="where the results go, else build/bench")
-    p.add_argument("--lines", type=Path, metavar="FILE", help="append each result the moment it is known")
-    p.add_argument("--stage", default="", help="what these lines say they belong to")
-    p.add_argument(
-        "--verbose", action="store_true", help="name each case, show every number, and failures in full"
-    )
+    p.add_argument("--only", metavar="TEXT", help="run cases whose names contain it; separate several by |")
+    p.add_argument("--quick", action="store_true", help="leave out rivals and compiled providers")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the results there instead of build/bench")
+    p.add_argument("--lines", type=Path, metavar="FILE", help="append each result to it immediately")
+    p.add_argument("--stage", default="", help="the stage that the lines name")
+    p.add_argument("--verbose", action="store_true", help="print each case, all numbers and whole failures")
     return p
 
 
 def results_file(options: argparse.Namespace, device: str) -> Path:
-    """Return where the JSON goes. A part of a run is no result: it takes no result's place."""
+    """Return the path of the JSON; part of a run goes to a temporary folder."""
     if options.json:
-        if options.json.exists() and not options.json.is_file():  # it is replaced, which ends a device
-            raise ValueError(f"benchmarks: --json must be a regular file, got {options.json}")
+        if options.json.exists() and not options.json.is_file():  # replacing a device file would delete it
+            raise ValueError(must("benchmarks: --json", "be a regular file", options.json))
         return options.json
     folder = Path(os.environ.get("OUT") or LOCAL)
     if options.only or options.quick:
@@ -48,14 +57,14 @@ def measure(options: argparse.Namespace) -> int:
     import pytest
 
     from benchmarks import STARTED
-    from benchmarks.machine import ROOT, budget, device_slug
-    from benchmarks.progress import Progress
+    from benchmarks.harness.machine import ROOT, budget, device_slug
+    from benchmarks.harness.progress import Progress
     from benchmarks.report.runs import read
     from benchmarks.report.text import summary, table
 
     file = results_file(options, device_slug())
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part")  # it replaces the last result when it is whole
+    unfinished = file.with_suffix(".part")  # replaces the last result when it is complete
     unfinished.unlink(missing_ok=True)
     arguments = [str(HERE), f"--rootdir={ROOT}", "-rN", "-W", "ignore"]
     arguments += ["--benchmark-quiet", f"--benchmark-json={unfinished}"]
@@ -69,11 +78,10 @@ def measure(options: argparse.Namespace) -> int:
     if progress:
         progress.close()
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise ValueError(
-            f"benchmarks: --only must be part of a case's name, got {options.only!r}; see benchmarks/"
-        )
+        rule, got = "be part of a case's name", repr(options.only)
+        raise ValueError(must("benchmarks: --only", rule, got, "see benchmarks/"))
     if not unfinished.exists():
-        print("nothing was measured; --verbose says why", file=sys.stderr)
+        print("nothing was measured; --verbose prints the reasons", file=sys.stderr)
         return int(status) or 1
     stopped = status == pytest.ExitCode.INTERRUPTED
     result = read(unfinished)
@@ -84,75 +92,19 @@ def measure(options: argparse.Namespace) -> int:
     shown = Path(os.path.relpath(file)) if file.is_relative_to(Path.cwd()) else file
     print(table(result) if options.only or options.verbose else summary(result))
     if stopped:
-        print(f"stopped: {shown} is left as it was", file=sys.stderr)
+        print(f"stopped: {shown} was not changed", file=sys.stderr)
         return int(status)
     print(f"\nall numbers: {shown}\nas a page: python -m benchmarks report {shown} --out report.html")
     return int(status)
 
 
-def report(arguments: list[str]) -> int:
-    from benchmarks.machine import source_hash
-    from benchmarks.report import markdown, runs
-    from benchmarks.report.page import page
-
-    p = argparse.ArgumentParser(
-        prog="python -m benchmarks report",
-        description="Write benchmarks/results into README.md as tables; with --out, a page of HTML instead.",
-    )
-    p.add_argument("files", nargs="*", type=Path, help="results of the page, else all of benchmarks/results")
-    p.add_argument("--out", type=Path, metavar="PAGE.html", help="one file that needs no network")
-    options = p.parse_args(arguments)
-    if not options.out:
-        if options.files:
-            raise ValueError(
-                "report: files must come with --out, got none; README.md has benchmarks/results, where "
-                "`python -m benchmarks commit FILE` puts a run"
-            )
-        return markdown.update_readme()
-    found = []
-    for file in options.files or runs.files():
-        try:
-            found.append(runs.read(file))
-        except runs.NotARun as other:
-            print(f"{other}; the page goes without", file=sys.stderr)
-    if not found:
-        raise ValueError("report: there must be a run to show, got none; `python -m benchmarks` makes one")
-    options.out.write_text(page(found, source_hash()))
-    print(options.out)
-    return 0
-
-
-def commit(arguments: list[str]) -> int:
-    from benchmarks.report import commit
-
-    return commit.main(arguments)
-
-
-def compare(arguments: list[str]) -> int:
-    from benchmarks import compare
-
-    return compare.main(arguments)
-
-
-def static(arguments: list[str]) -> int:
-    from benchmarks.static import command
-
-    return command.main(arguments)
-
-
-def gpu(arguments: list[str]) -> int:
-    from benchmarks.gpu import command
-
-    return command.main(arguments)
-
-
 def main(arguments: list[str]) -> int:
-    commands = {"report": report, "commit": commit, "compare": compare, "static": static, "gpu": gpu}
     try:
-        if arguments and arguments[0] in commands:
-            return commands[arguments[0]](arguments[1:])
+        if arguments and arguments[0] in COMMANDS:
+            module = importlib.import_module(f"benchmarks.{COMMANDS[arguments[0]][0]}")
+            return module.main(arguments[1:])
         return measure(parser().parse_args(arguments))
-    except ValueError as error:  # a sentence for the user
+    except ValueError as error:  # its message is for the user
         print(error, file=sys.stderr)
         return 2
 

@@ -1,6 +1,6 @@
-"""add_norm: the end of both halves of a layer."""
+"""add_norm, which ends both halves of a layer."""
 
-from benchmarks.cases import BYTES, Call, cases
+from benchmarks.harness.cases import BYTES, Call, cases
 
 
 @cases(value=70)
@@ -8,9 +8,9 @@ def bench_add_norm(make):
     W = make.config.hidden
     x, residual = (make.normal(make.B, make.L, W) for _ in range(2))
     norm = {"weight": make.normal(W, scale=0.1, mean=1.0), "bias": make.normal(W, scale=0.1)}
-    kept = x.nbytes if make.config.dropout else 0  # x and its residual then have two gradients
+    kept = x.nbytes if make.config.dropout else 0  # then x and residual have different gradients
     return Call(
-        {"x": x, "residual": residual, **norm, "eps": make.config.eps, **make.site(4)},
+        {"x": x, "residual": residual, **norm, "eps": make.config.eps, **make.dropout(4)},
         gradients=("x", "residual", "weight", "bias"),
         unit=BYTES,
         forward=3 * x.nbytes,  # read x and residual, write y

@@ -1,4 +1,4 @@
-"""attention: q, k, v apart and no padding, as published numbers have it; a real text's lengths, packed."""
+"""attention: separate q, k, v without padding, as in published benchmarks, and packed with real lengths."""
 
 import functools
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.cases import FLOPS, Call, cases
-from benchmarks.inputs import CUDA, Size, by_name
+from benchmarks.harness.cases import FLOPS, Call, cases
+from benchmarks.harness.inputs import CUDA, Size, by_name
 from electra_fast.config import ElectraConfig
 
 small, base, large = ElectraConfig.small, ElectraConfig.base, ElectraConfig.large
@@ -32,9 +32,9 @@ else:
 
 
 def sdpa(backend, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
-    """torch's attention with one of its kernels, which it would not always choose."""
+    """torch's attention, forced to use one of its kernels."""
     if cu_seqlens is not None:
-        raise ImportError("torch's kernels take no bounds; `torch` pads them")
+        raise ImportError("torch's kernels do not support packed batches; `torch` pads them")
     with sdpa_kernel(backend):
         heads = (x.transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(*heads, dropout_p=dropout).transpose(1, 2)
@@ -49,7 +49,7 @@ def compiled_flex():
 
 def flex(q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
     if dropout > 0 or cu_seqlens is not None:
-        raise ImportError("FlexAttention has no dropout, and takes bounds as a mask made for each batch")
+        raise ImportError("FlexAttention has no dropout, and needs a block mask per packed batch")
     return compiled_flex()(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
@@ -83,10 +83,10 @@ def bench_attention(make):
     size = q.numel() * q.element_size()
     product = 2 * H * pairs * D
     return Call(
-        {"q": q, "k": k, "v": v, **bounds, **make.site(3)},
+        {"q": q, "k": k, "v": v, **bounds, **make.dropout(3)},
         gradients=("q", "k", "v"),
         unit=FLOPS,
         forward=2 * product,  # q k^T and p v
         backward=5 * product,  # q k^T again, and the gradients of p, q, k and v
-        moved=(4 * size, 8 * size),  # q, k, v, o; these, and the gradients of all
+        moved=(4 * size, 8 * size),  # q, k, v, o; these and their gradients
     )

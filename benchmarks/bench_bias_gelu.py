@@ -1,6 +1,6 @@
-"""bias_gelu: between the two products of a feed-forward."""
+"""bias_gelu, between the two products of a feed-forward block."""
 
-from benchmarks.cases import BYTES, Call, cases
+from benchmarks.harness.cases import BYTES, Call, cases
 
 
 @cases(value=60)

@@ -1,9 +1,9 @@
-"""embed: the lookup that both towers share; its backward adds up the tokens of each row of the table."""
+"""embed: the lookup that both towers share; its backward sums the gradients of equal ids."""
 
 import torch
 
-from benchmarks.cases import BYTES, Call, cases
-from benchmarks.inputs import CUDA, Size, by_name
+from benchmarks.harness.cases import BYTES, Call, cases
+from benchmarks.harness.inputs import CUDA, Size, by_name
 from electra_fast.config import ElectraConfig
 
 small, base = ElectraConfig.small, ElectraConfig.base
@@ -37,9 +37,9 @@ def bench_embed(make):
     }
     rows = ids.numel() * E * tables["word"].element_size()
     return Call(
-        {"ids": ids, "type_ids": None, "position_ids": None, **tables, "eps": c.eps, **make.site(2)},
+        {"ids": ids, "type_ids": None, "position_ids": None, **tables, "eps": c.eps, **make.dropout(2)},
         gradients=tuple(tables),
         unit=BYTES,
-        forward=2 * rows,  # read a row of the table, write it normalised
+        forward=2 * rows,  # read a row of the table, write the normalised row
         backward=2 * rows + tables["word"].nbytes,  # read a row and dy, write the table's gradient
     )

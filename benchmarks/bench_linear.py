@@ -1,6 +1,6 @@
-"""linear: the first product of a feed-forward, and its gradients."""
+"""linear: the first product of a feed-forward block, and its gradients."""
 
-from benchmarks.cases import FLOPS, Call, cases
+from benchmarks.harness.cases import FLOPS, Call, cases
 
 
 @cases(value=20)

@@ -1,6 +1,6 @@
-"""mask_tokens: which tokens the generator has to fill in, on real ids."""
+"""mask_tokens: choose the tokens that the generator predicts, on real ids."""
 
-from benchmarks.cases import BYTES, Call, cases
+from benchmarks.harness.cases import BYTES, Call, cases
 
 
 @cases(value=40)
@@ -11,6 +11,6 @@ def bench_mask_tokens(make):
     return Call(
         args | {"mask_id": make.config.mask_id, "mask_prob": make.config.mask_prob},
         unit=BYTES,
-        # read ids and two masks, write ids and for each slot its place, target and weight
+        # read ids and two masks; write ids, and position, target and weight of each slot
         forward=2 * ids.nbytes + 2 * key_mask.nbytes + slots * 20,
     )

@@ -1,15 +1,15 @@
-"""mlm_head: loss and samples over the vocabulary at the masked positions of a real batch."""
+"""mlm_head: loss and samples over the vocabulary, at the masked positions of a real batch."""
 
-from benchmarks.cases import FLOPS, Call, cases
-from benchmarks.inputs import CUDA, REHEARSAL, Size, by_name
-from benchmarks.rivals import RIVALS
+from benchmarks.harness.cases import FLOPS, Call, cases
+from benchmarks.harness.inputs import CUDA, REHEARSAL, Size, by_name
+from benchmarks.harness.rivals import RIVALS
 from electra_fast.config import ElectraConfig
 
 if REHEARSAL:
     LARGER = {}
 elif CUDA:
     LARGER = by_name(
-        Size("large 64x512", 64, 512, ElectraConfig.large),  # masks a quarter
+        Size("large 64x512", 64, 512, ElectraConfig.large),  # masks a quarter of the tokens
         Size("small 128x128 V=128100", 128, 128, ElectraConfig.small, 128_100),  # DeBERTa-v3's vocabulary
         Size("base 256x512 V=128100", 256, 512, ElectraConfig.base, 128_100),
     )

@@ -1,7 +1,7 @@
-"""A training step of transformers' own models, patched and as they are: forward, backward, AdamW.
+"""A training step of transformers' models, patched and unpatched: forward, backward, AdamW.
 
-`fused` is `electra_fast.hf.patch` of the model that `huggingface` is; nothing else of the step differs. On a
-GPU under autocast to bfloat16.
+`huggingface` is the unpatched model, and `fused` is the same model after `electra_fast.hf.patch`. The rest of
+the step is the same. On a GPU the step runs under autocast to bfloat16.
 """
 
 import functools
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cases import Case, Run, parametrize
-from benchmarks.inputs import CUDA, Make, Size
-from benchmarks.providers import COMPILED
-from electra_fast.checkpoint import config_to_hugging_face
+from benchmarks.harness.cases import Case, Run, parametrize
+from benchmarks.harness.inputs import CUDA, Make, Size
+from benchmarks.harness.providers import COMPILED
 from electra_fast.config import ElectraConfig
+from electra_fast.pretrained import config_to_hugging_face
 
 DTYPE = torch.bfloat16 if CUDA else None
 PROVIDERS = ("fused", "huggingface", *(["huggingface_compile"] if CUDA else []))
@@ -56,7 +56,7 @@ class PatchCase(Case):
         self.inputs = {name: x.long() for name, x in self.inputs.items()}
 
     def model(self, provider: str) -> nn.Module:
-        import transformers  # as late as possible: it loads for seconds
+        import transformers  # imported late, because it takes seconds
 
         from electra_fast import hf
 
@@ -76,7 +76,7 @@ class PatchCase(Case):
         return self.loss_and_gradient(self.model("huggingface"))
 
     def loss_and_gradient(self, model) -> tuple[float, float]:
-        """Return the loss, and the norm of its gradient, without dropout."""
+        """Return the loss and the norm of its gradient, without dropout."""
         layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
         for layer in layers:
             layer.p = 0.0
@@ -104,7 +104,7 @@ class PatchCase(Case):
             self.loss(forward).backward()
             optim.step()
 
-        step.eager = "steps as a trainer takes them"
+        step.eager = "eager steps, as a trainer runs them"
         return step
 
     def info(self, provider: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""replace_tokens: the generator's samples written over the masked tokens."""
+"""replace_tokens: write the generator's samples over the masked tokens."""
 
 import torch
 
-from benchmarks.cases import BYTES, Call, cases
+from benchmarks.harness.cases import BYTES, Call, cases
 
 
 @cases(value=20)
@@ -13,6 +13,6 @@ def bench_replace_tokens(make):
     return Call(
         {"ids": ids, **slots},
         unit=BYTES,
-        # read and write ids, write a flag each, read place, sample and weight of each slot
+        # read and write ids, write one flag per token; read position, sample and weight of each slot
         forward=2 * ids.nbytes + ids.numel() + sum(x.nbytes for x in slots.values()),
     )

@@ -1,8 +1,8 @@
-"""rtd_loss: the discriminator's loss and its four counts, over a padded batch."""
+"""rtd_loss: the discriminator's loss and its four counts, on a padded batch."""
 
 import torch
 
-from benchmarks.cases import BYTES, Call, cases
+from benchmarks.harness.cases import BYTES, Call, cases
 
 
 @cases(value=35)
@@ -14,6 +14,6 @@ def bench_rtd_loss(make):
         {"logits": x, "replaced": replaced, "weights": weights},
         gradients=("logits",),
         unit=BYTES,
-        forward=read,  # read all, write two scalars' worth
-        backward=read + x.nbytes,  # read all again, write dx
+        forward=read,  # read all inputs; the results are a few scalars
+        backward=read + x.nbytes,  # read all inputs again, write dx
     )

@@ -1,8 +1,8 @@
 """A whole training step: mask, generate, sample, discriminate, backward, clip, AdamW.
 
-`fused`, `eager` and `packed` are `electra_fast.step`, what pre-training runs: as one CUDA graph on a GPU, and
-launched kernel by kernel; `packed` without padding. `torch` is the same model over plain PyTorch, in the loop
-that everybody writes; `huggingface` what users of transformers write. All start from the same weights.
+`fused` is `electra_fast.train.step`, which pre-training runs: on a GPU one CUDA graph. `eager` launches its
+kernels one by one, and `packed` runs it without padding. `torch` is the same model in plain PyTorch, in the
+usual training loop, and `huggingface` is what a user of transformers writes. All start from the same weights.
 """
 
 import collections
@@ -13,25 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import roofline
-from benchmarks.cases import Case, Round, Run, parametrize
-from benchmarks.gate import Errors, check_close
-from benchmarks.huggingface import HuggingFace
-from benchmarks.inputs import CUDA, REHEARSAL, STEPS, Make, batches
-from benchmarks.machine import bound
-from benchmarks.providers import COMPILED
-from electra_fast import optimizer
-from electra_fast.ledger import Ledger
+from benchmarks.harness import roofline
+from benchmarks.harness.cases import Case, Round, Run, parametrize
+from benchmarks.harness.gate import Errors, check_close
+from benchmarks.harness.huggingface import HuggingFace
+from benchmarks.harness.inputs import CUDA, REHEARSAL, STEPS, Make, batches
+from benchmarks.harness.machine import bound
+from benchmarks.harness.providers import COMPILED, OURS
 from electra_fast.model import Electra
-from electra_fast.ops import FUSED, REFERENCE
-from electra_fast.recipe import PAPER
-from electra_fast.step import WARM_UP, Step, cuda_graph
-from electra_fast.testing.baseline import TORCH
+from electra_fast.ops import FUSED, REFERENCE, TORCH
+from electra_fast.train import optimizer
+from electra_fast.train.metrics import MetricBuffer
+from electra_fast.train.recipe import PAPER
+from electra_fast.train.step import WARM_UP, Step, cuda_graph
 
-OURS = ("fused", "eager", "packed")  # `eager` differs from `fused` on CUDA alone
 PROVIDERS = ("fused", *(["eager"] if CUDA else []), "huggingface", "torch", "packed", "compile")
 PROVIDERS += ("compile_max", "huggingface_compile") if CUDA else ()
-# On a GPU a provider takes seconds, so that all take turns; on a CPU half a minute.
+# All providers are timed together on a GPU, where each needs seconds; on a CPU each needs half a minute.
 HEADLINE = tuple(p for p in PROVIDERS if p not in COMPILED) if CUDA else ("fused", "torch")
 DTYPE = torch.bfloat16 if CUDA else None
 
@@ -48,7 +46,7 @@ class StepCase(Case):
         self.name = f"step, {size}, step"
         self.make = Make(self.size)
         self.batch = self.make.batch()
-        self.errors: dict[str, Errors] = {}  # of each provider's logits
+        self.errors: dict[str, Errors] = {}  # errors of the logits, by provider
 
     def model(self, provider: str) -> nn.Module:
         config = self.size.config
@@ -57,7 +55,7 @@ class StepCase(Case):
         else:
             ops = FUSED if provider in OURS else REFERENCE if provider == "reference" else TORCH
             model = Electra(config, ops)
-        torch.manual_seed(0)  # after the model's own draws; one state for all, under one set of names
+        torch.manual_seed(0)  # after the model's own draws, so that all providers get the same weights
         twin = Electra(config)
         for half in ("generator", "discriminator"):
             getattr(model, half).load_state_dict(getattr(twin, half).state_dict())
@@ -80,14 +78,14 @@ class StepCase(Case):
         if provider not in self.errors:
             self.errors[provider] = self.check(model, forward, inputs)
         step = (self.ours if provider in OURS else self.loop)(provider, model, forward, inputs)
-        step.eager = "steps as a trainer takes them"  # with a graph of their own, where they have one
+        step.eager = "eager steps, as a trainer runs them"  # `fused` captures its own graph
         return step
 
     def ours(self, provider: str, model, forward, inputs):
-        ledger = Ledger(1, torch.device(self.make.device))
+        metrics = MetricBuffer(1, torch.device(self.make.device))
         capture = cuda_graph if CUDA and provider != "eager" else None
         optim = optimizer.adamw(model)
-        take = Step(model, optim, clip=1.0, dtype=DTYPE, ledger=ledger, capture=capture)
+        take = Step(model, optim, clip=1.0, dtype=DTYPE, metrics=metrics, capture=capture)
         rngs = torch.tensor([[0, micro] for micro in range(self.accumulate)])
         side = torch.cuda.Stream() if CUDA else None  # the default stream cannot be captured
 
@@ -105,7 +103,7 @@ class StepCase(Case):
         return step
 
     def loop(self, provider: str, model, forward, inputs):
-        parameters = list(model.parameters())  # each shared one once
+        parameters = list(model.parameters())  # shared parameters appear once
         optim = torch.optim.AdamW(parameters, lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
 
         def step():
@@ -121,10 +119,11 @@ class StepCase(Case):
 
     @functools.cached_property
     def truth(self):
-        """The reference: logits of two sequences in float64 and in float32, its loss and gradient.
+        """The reference: logits of two sequences in float64 and in float32; loss and gradient norm.
 
-        Loss and gradient of base 32x512 need 31 GB beside the model, those of large 16x512 38 GB: from a
-        CPU, 0.95 and 2.3 GB per sequence. That fits a GPU of 80 GB, so the batch is not cut.
+        In addition to the model, loss and gradient of base 32x512 need 31 GB and those of large 16x512 need
+        38 GB (measured on a CPU: 0.95 and 2.3 GB per sequence). This fits into 80 GB, so the whole batch is
+        computed at once.
         """
         model = self.model("reference")
         measured = self.loss_and_gradient(model, model, self.inputs("reference"))
@@ -143,7 +142,7 @@ class StepCase(Case):
                     half(ids, key_mask=key_mask) for half in (model.generator, model.discriminator)
                 )
         model.train()
-        return [x[key_mask] for x in logits]  # padding may hold anything
+        return [x[key_mask] for x in logits]  # logits of padding are undefined
 
     def loss_and_gradient(self, model, forward, inputs) -> tuple[float, float]:
         torch.manual_seed(0)
@@ -155,9 +154,9 @@ class StepCase(Case):
         return loss.item(), norm.item()
 
     def check(self, model, forward, inputs) -> Errors:
-        """Refuse a model whose halves give other logits, or whose step has another loss or gradient.
+        """Refuse a model with different logits, or a step with a different loss or gradient norm.
 
-        Each masks and samples by itself, so that loss and gradient agree within chance only.
+        Providers draw their own masks and samples, so loss and gradient norm agree only within chance.
         """
         ref, low, measured = self.truth
         names = [f"logits of the {half}" for half in ("generator", "discriminator")]
@@ -183,13 +182,13 @@ class StepCase(Case):
             "unit": "tokens/s",
             "work": tokens,
             "flops": self.accumulate * roofline.model_flops(config, B, L),
-            # Of the paper's steps this many of ours have as many tokens.
+            # This many steps have as many tokens as the paper's schedule.
             "paper_steps": paper["steps"] * paper["batch_tokens"] / (self.accumulate * B * L),
             "errors": self.errors[provider],
         }
 
     def counts(self, provider: str, function) -> dict[str, Any]:
-        """Return what one call dispatches and, on CUDA, launches; of ours also where its time goes."""
+        """Count a call's operators and, on CUDA, its launches; for ours also time each component."""
         if provider in COMPILED:
             return {}
         found: dict[str, Any] = {}
@@ -201,12 +200,12 @@ class StepCase(Case):
             found["launches"] = launches(function)
         if provider == ("eager" if CUDA else "fused"):
             parts = self.components(function)
-            if any(part["seconds"] for part in parts.values()):  # a profiler may be denied the device's times
+            if any(part["seconds"] for part in parts.values()):  # the profiler may lack access
                 found["components"] = parts
         return found
 
     def components(self, function) -> dict[str, dict[str, float | None]]:
-        """Return the seconds of each part of a step, on the device, and what `roofline` says of it."""
+        """Return the seconds of each component of a step, and its bound by `roofline`."""
         with torch.profiler.profile() as profile:
             function()
         total = "device_time_total" if CUDA else "cpu_time_total"
@@ -231,14 +230,14 @@ class StepCase(Case):
         }
 
 
-# Operators that `roofline` counts under another name.
+# The component of `roofline` that an operator belongs to, if the names differ.
 PARTS = {"attention_qkv": "attention", "rtd_loss": "masking, loss"}
 PARTS |= {name: "masking, loss" for name in ("mask_tokens", "replace_tokens")}
 PARTS |= {f"aten::{name}": "optimizer" for name in ("_fused_adamw_", "_foreach_norm", "_foreach_copy_")}
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts the operators that PyTorch dispatches, by name."""
+    """Counts the operators that PyTorch dispatches."""
 
     def __init__(self):
         super().__init__()
@@ -250,7 +249,7 @@ class Dispatched(TorchDispatchMode):
 
 
 def launches(function) -> int:
-    """Return how many kernels, copies and fills run on the device in one call."""
+    """Return the number of kernels, copies and fills that one call runs on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Run the cases in order of value within a budget of time, on a clock of our own."""
+"""The pytest plugin that runs the cases in order of value, within a time budget."""
 
 import os
 import time
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import STARTED
-from benchmarks.cases import Round
 from benchmarks.gpu import lines
-from benchmarks.inputs import REHEARSAL
-from benchmarks.machine import budget, device, info
-from benchmarks.progress import Progress
+from benchmarks.harness.cases import Round
+from benchmarks.harness.inputs import REHEARSAL
+from benchmarks.harness.machine import budget, device, info
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.runner import CLOCK, Runner
 from benchmarks.report.runs import SCHEMA
-from benchmarks.runner import CLOCK, Runner
 
 RUNNER = pytest.StashKey[Runner]()
 REFUSED = pytest.StashKey[dict[str, list[str]]]()
@@ -21,11 +21,11 @@ REFUSED = pytest.StashKey[dict[str, list[str]]]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("electra_fast")
-    group.addoption("--budget", type=float, help="seconds that all benchmarks may take together")
-    group.addoption("--only", help="run the cases whose name holds this text; | between several")
-    group.addoption("--lines", type=Path, help="append each result to this file the moment it is known")
-    group.addoption("--stage", default="", help="what the lines say they belong to")
-    group.addoption("--quick", action="store_true", help="no rivals, and nothing that compiles")
+    group.addoption("--budget", type=float, help="seconds for all benchmarks together")
+    group.addoption("--only", help="run the cases whose names contain this text; separate several by |")
+    group.addoption("--lines", type=Path, help="append each result to this file immediately")
+    group.addoption("--stage", default="", help="the stage that the lines name")
+    group.addoption("--quick", action="store_true", help="leave out rivals and compiled providers")
 
 
 def pytest_configure(config):
@@ -34,9 +34,9 @@ def pytest_configure(config):
 
 
 def refuse_the_interpreter() -> None:
-    """On the CPU no op is dispatched to Triton; on a GPU it must run there."""
+    """On a GPU, Triton's kernels must not run in the interpreter; on a CPU no op is dispatched to Triton."""
     if device() == "cuda" and os.environ.get("TRITON_INTERPRET") == "1" and not REHEARSAL:
-        raise pytest.UsageError("unset TRITON_INTERPRET: the interpreter's times are no speeds")
+        raise pytest.UsageError("unset TRITON_INTERPRET: times of the interpreter mean nothing")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _plan(item) -> tuple[Round, float]:
-    """Sort by round, then by value; providers of a group stay in their order."""
+    """Return the sort key: round, then value. The order of a group's providers does not change."""
     run = item.function.runs[tuple(item.callspec.params.values())]
     return run.round, -run.value
 
@@ -68,7 +68,7 @@ def runner(request) -> Runner:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session):
-    """Spend what a whole run leaves of its budget on precision."""
+    """Spend the time that remains after a whole run on precision."""
     done = yield
     if RUNNER in session.config.stash and not session.config.getoption("only"):
         session.config.stash[RUNNER].sharpen()
@@ -83,7 +83,7 @@ def pytest_runtest_makereport(item, call):
         benchmark = item.funcargs["benchmark"].stats.as_dict(include_data=False)
         lines.write(**options, kind="benchmark", benchmark=benchmark)
     elif report.when == "call":
-        # The runner's own lines begin with one of the words; anything else is a failure.
+        # The runner's own messages start with one of these words; anything else is a failure.
         text = str(call.excinfo.value).removeprefix("Skipped: ")
         word, _, line = text.partition(": ")
         known = word in item.config.stash[REFUSED]
@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["cpu"].pop("flags", None)  # two hundred lines
+    machine_info["cpu"].pop("flags", None)  # two hundred lines of JSON
     machine_info.update(info())
 
 
@@ -105,11 +105,11 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["seconds"] = time.monotonic() - STARTED
     output_json |= config.stash[REFUSED]
     for benchmark in output_json["benchmarks"]:
-        del benchmark["stats"]["data"]  # its quantiles are in extra_info
+        del benchmark["stats"]["data"]  # extra_info contains the quantiles
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if RUNNER in config.stash and not config.stash[RUNNER].has_numbers():  # no JSON, so no table
+    if RUNNER in config.stash and not config.stash[RUNNER].has_numbers():  # there is no JSON to print
         for word, lines in config.stash[REFUSED].items():
             for line in lines:
                 terminalreporter.write_line(f"{word}: {line}")

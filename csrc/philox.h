@@ -1,14 +1,11 @@
-// Philox4x32-R, bit for bit that of Random123 (Salmon et al. 2011) and of Triton's tl.philox.
-// No torch header here: CUDA kernels include it too.
+// Philox4x32-R: the same bits as Random123 (Salmon et al. 2011) and Triton's tl.philox.
+// No torch header here: nvcc compiles this file too.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define ELECTRA_FAST_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define ELECTRA_FAST_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace electra_fast {
 
@@ -16,7 +13,7 @@ struct Words {
   uint32_t w0, w1, w2, w3;
 };
 
-// The key is the seed's low and high half; a negative seed counts as its two's complement.
+// The key is the low and the high half of the seed, as two's complement if the seed is negative.
 // R is 10 for masking and sampling, 7 for dropout.
 template <int R>
 ELECTRA_FAST_HOST_DEVICE Words philox(uint64_t seed, Words counter) {
@@ -32,6 +29,16 @@ ELECTRA_FAST_HOST_DEVICE Words philox(uint64_t seed, Words counter) {
     k1 += 0xBB67AE85;
   }
   return {c0, c1, c2, c3};
+}
+
+// A double in [0, 1) from 53 bits.
+ELECTRA_FAST_HOST_DEVICE double uniform(const Words& w) {
+  return static_cast<double>((uint64_t{w.w0 >> 5} << 26) + (w.w1 >> 6)) * 0x1p-53;
+}
+
+// Dropout keeps an element if its 16 random bits reach this threshold (electra_fast/philox.py).
+inline uint32_t dropout_threshold(double p) {
+  return static_cast<uint32_t>(std::nearbyint(p * 65536));
 }
 
 }  // namespace electra_fast

@@ -1,5 +1,5 @@
-// Implement an op whose schema Python defines (electra_fast/ops). Loading the library only records
-// its kernels; Python, which knows what else there is, asks for those that shall serve.
+// Kernels of ops whose schemas Python defines (electra_fast/ops). Loading the library only lists
+// its kernels; Python chooses which to register.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,30 +16,30 @@ namespace electra_fast {
 
 struct Kernel {
   std::string op, device;
-  void (*join)(torch::Library& library, const char* name);
+  void (*register_in)(torch::Library& library, const char* name);
 };
 
 inline std::vector<Kernel>& kernels() {
-  static std::vector<Kernel> recorded;
-  return recorded;
+  static std::vector<Kernel> all;
+  return all;
 }
 
-// The (op, device) pairs that this library can serve.
+// The (op, device) pairs that have a kernel in this library.
 inline std::vector<std::pair<std::string, std::string>> implemented() {
   std::vector<std::pair<std::string, std::string>> pairs;
   for (const Kernel& kernel : kernels()) pairs.emplace_back(kernel.op, kernel.device);
   return pairs;
 }
 
-// Register the kernel of (op, device) as electra_fast::`name` for the tensors of `key`.
+// Register the kernel of (op, device) as electra_fast::`name` for tensors of dispatch key `key`.
 inline void serve(const std::string& op, const std::string& device, const std::string& name,
                   const std::string& key) {
-  static std::deque<torch::Library> libraries;  // a registration lasts as long as its library
+  static std::deque<torch::Library> libraries;  // a registration ends with its library object
   for (const Kernel& kernel : kernels()) {
     if (kernel.op != op || kernel.device != device) continue;
     libraries.emplace_back(torch::Library::IMPL, "electra_fast", c10::parseDispatchKey(key),
                            __FILE__, __LINE__);
-    kernel.join(libraries.back(), name.c_str());
+    kernel.register_in(libraries.back(), name.c_str());
     return;
   }
   TORCH_CHECK_VALUE(false, "serve: ", op, " must be compiled for ", device, ", got no kernel");
@@ -47,7 +47,7 @@ inline void serve(const std::string& op, const std::string& device, const std::s
 
 inline void check_contiguous(const char* op, const at::Tensor& x) {
   TORCH_CHECK_VALUE(x.is_contiguous(), op, ": tensors must be contiguous, got shape ", x.sizes(),
-                    " with strides ", x.strides(), "; the functions of electra_fast.ops see to it");
+                    " with strides ", x.strides(), "; functions of electra_fast.ops make them so");
 }
 inline void check_contiguous(const char* op, const std::optional<at::Tensor>& x) {
   if (x) check_contiguous(op, *x);
@@ -55,7 +55,8 @@ inline void check_contiguous(const char* op, const std::optional<at::Tensor>& x)
 template <class T>
 void check_contiguous(const char*, const T&) {}
 
-// A kernel that reads its tensors by their pointers alone, and refuses those that it would misread.
+// `call` is `function`, which reads tensors through plain pointers, behind a check that they are
+// contiguous.
 template <auto function, const char* op>
 struct OfContiguous;
 template <class R, class... A, R (*function)(A...), const char* op>
@@ -68,15 +69,16 @@ struct OfContiguous<function, op> {
 
 }  // namespace electra_fast
 
+// List a function that needs contiguous tensors as the kernel of (op, device).
 #define ELECTRA_FAST_IMPL(op, device, function)                            \
   static constexpr char op##_##device##_name[] = #op;                      \
   static constexpr auto op##_##device##_checked =                          \
       &::electra_fast::OfContiguous<function, op##_##device##_name>::call; \
   ELECTRA_FAST_IMPL_STRIDED(op, device, op##_##device##_checked)
 
-// Of a function that takes tensors of any strides.
+// List a function that accepts tensors of any strides.
 #define ELECTRA_FAST_IMPL_STRIDED(op, device, function)                                        \
-  [[maybe_unused]] static const auto op##_##device##_recorded =                                \
+  [[maybe_unused]] static const auto op##_##device##_listed =                                  \
       &::electra_fast::kernels().emplace_back(                                                 \
           ::electra_fast::Kernel{#op, #device, [](torch::Library& library, const char* name) { \
                                    library.impl(name, TORCH_FN(function));                     \

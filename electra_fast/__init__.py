@@ -1,34 +1,34 @@
-"""Kernels that make ELECTRA pre-training fast, under thin PyTorch modules.
+"""Fast kernels for ELECTRA, and thin PyTorch modules on top of them.
 
     from electra_fast import Electra, ElectraConfig, ops, reference
     loss = Electra(ElectraConfig.small())(ids).loss
 
-`python -m electra_fast info` says which kernels this installation has.
+`python -m electra_fast info` shows which kernels this installation has.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "Discriminator": "model",
     "Electra": "model",
     "ElectraConfig": "config",
     "ElectraOutput": "model",
     "Generator": "model",
-    "Pretraining": "pretrain",
-    "Recipe": "recipe",
+    "Pretraining": "train.pretrain",
+    "Recipe": "train.recipe",
     "check_batch": "data",
-    "info": "installation",
+    "info": "doctor",
     "numerics": "accuracy",
 }
-__all__ = ["__version__", "ops", "reference", *_HOME]
+__all__ = ["__version__", "ops", "reference", *_MODULES]
 
 
 def __getattr__(name: str):
-    """Import on first use, so that `import electra_fast` costs nothing and Triton is still to be imported."""
+    """Import on first use, so that `import electra_fast` is fast and does not import Triton."""
     if name in ("ops", "reference", "testing"):
         return importlib.import_module(f"electra_fast.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"electra_fast.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"electra_fast.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'electra_fast' has no attribute '{name}'")

@@ -6,33 +6,32 @@ import sys
 import warnings
 from pathlib import Path
 
-# The weights of a Hugging Face model: its folder has a config.json too.
-MODEL_FILES = {"model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"}
+from electra_fast.errors import must
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m electra_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="which implementation serves each op here, and why")
-    commands.add_parser("doctor", help="whether it all computes what it should here, and how fast")
-    _add_pretrain(commands.add_parser("pretrain", help="from a folder of text to a discriminator"))
+    commands.add_parser("doctor", help="check that everything computes correctly here, and how fast")
+    _add_pretrain(commands.add_parser("pretrain", help="train a discriminator on a folder of text"))
     options = vars(parser.parse_args(arguments))
     command = {"info": _info, "doctor": _doctor, "pretrain": _pretrain}[options.pop("command")]
-    usual, warnings.formatwarning = warnings.formatwarning, _format_warning
+    default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         command(**options)
-    except (ValueError, OSError, ImportError) as error:  # what a user can mend, without a traceback
+    except (ValueError, OSError, ImportError) as error:  # errors of the user: no traceback
         sys.exit(f"error: {error}")
     finally:
-        warnings.formatwarning = usual
+        warnings.formatwarning = default
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
-    return f"warning: {message}\n"  # the line of the source says nothing to a user
+    return f"warning: {message}\n"  # without the line of the source
 
 
 def _info() -> None:
-    from electra_fast.installation import report
+    from electra_fast.doctor import report
 
     print(report())
 
@@ -44,27 +43,27 @@ def _doctor() -> None:
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
-    from electra_fast.recipe import add_options
+    from electra_fast.train.recipe import add_options
 
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", help="the folder of a new run")
-    where.add_argument("--resume", help="the folder of a run that goes on")
+    where.add_argument("--resume", help="the folder of a run to continue")
     parser.add_argument("--device", help="cuda, cuda:1, cpu; default: a GPU if there is one")
-    graph = "on a GPU, launch each kernel by itself instead of replaying a CUDA graph"
+    graph = "on a GPU, launch the kernels one by one instead of replaying a CUDA graph"
     parser.add_argument("--no-graph", action="store_true", help=graph)
     add_options(parser)
 
 
 def _pretrain(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
-    from electra_fast.pretrain import NotFinite, Pretraining
-    from electra_fast.recipe import Recipe
+    from electra_fast.train.pretrain import NotFinite, Pretraining
+    from electra_fast.train.recipe import Recipe
 
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if out is not None:
         folder, recipe = _new_folder(out), Recipe(**given)
     else:
-        folder = _run_folder(resume)
-        recipe = Recipe.load(folder / "config.json").changed(**given)
+        folder, recipe_file = _run_folder(resume)
+        recipe = Recipe.load(recipe_file).changed(**given)
     try:
         Pretraining(recipe, folder, device=device, graph=not no_graph).run()
     except NotFinite as error:
@@ -72,54 +71,55 @@ def _pretrain(out: str | None, resume: str | None, device: str | None, no_graph:
     except (RuntimeError, MemoryError) as error:
         if not re.search("alloc|out of memory|overflow", f"{error} {type(error).__name__}", re.IGNORECASE):
             raise
-        rule = "the model and its batches must fit into the memory"
-        remedy = "lower the sizes that --set gives, --vocab or --batch-tokens"
-        raise ValueError(f"pretrain: {rule}, got: {str(error).partition(chr(10))[0]}; {remedy}") from error
+        subject, got = "pretrain: the model and its batches", str(error).partition("\n")[0]
+        remedy = "lower the sizes in --set, --vocab or --batch-tokens"
+        raise ValueError(must(subject, "fit into the memory", got, remedy)) from error
 
 
 def _new_folder(out: str) -> Path:
     """Return the folder of `--out`.
 
     Raises:
-        ValueError: it holds something.
-        OSError: it is no folder, or cannot be read.
+        ValueError: it is not empty.
+        OSError: it is not a folder, or cannot be read.
     """
+    from electra_fast.train.run_folder import find_recipe
+
     folder = Path(out)
     if out == "":
-        raise ValueError("pretrain: --out must name a folder, got ''")
+        raise ValueError(must("pretrain: --out", "name a folder", "''"))
     try:
         found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
-        raise OSError(
-            f"pretrain: --out must be a folder or a new name, got {out}: {error.strerror}"
-        ) from None
-    if found - {".lock", "config.part"}:  # of a run that ended before its first checkpoint
-        is_run = "config.json" in found and not (found & MODEL_FILES)
-        remedy = "--resume goes on with its run" if is_run else "name another"
-        raise ValueError(
-            f"pretrain: --out must be a new folder, got {out}, which holds {sorted(found)[0]}; {remedy}"
-        )
+        rule = "be a folder or a new name"
+        raise OSError(must("pretrain: --out", rule, f"{out}: {error.strerror}")) from None
+    if found - {".lock", "recipe.part"}:  # a run that ended before its first checkpoint leaves these
+        remedy = "--resume continues its run" if find_recipe(folder) else "name another folder"
+        got = f"{out}, which contains {sorted(found)[0]}"
+        raise ValueError(must("pretrain: --out", "be a new folder", got, remedy))
     return folder
 
 
-def _run_folder(resume: str) -> Path:
-    """Return the folder of `--resume`.
+def _run_folder(resume: str) -> tuple[Path, Path]:
+    """Return the folder of `--resume` and the file with its recipe.
 
     Raises:
         ValueError: it is not the folder of a run.
         FileNotFoundError: it does not exist.
     """
     from electra_fast import local
+    from electra_fast.train.run_folder import MODEL_FILES, find_recipe
 
-    folder, rule = Path(resume), "pretrain: --resume must be the folder of a run"
+    folder, option, rule = Path(resume), "pretrain: --resume", "be the folder of a run"
     if resume == "":
-        raise ValueError(f"{rule}, got ''")
-    local.existing("pretrain: --resume", folder)
+        raise ValueError(must(option, rule, "''"))
+    local.existing(option, folder)
+    if (file := find_recipe(folder)) is not None:
+        return folder, file
     if any((folder / name).exists() for name in MODEL_FILES):
-        raise ValueError(f"{rule}, got {resume}, the folder of a model; --init starts a new run from it")
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{rule}, got {resume}; --out begins one")
-    return folder
+        got, remedy = f"{resume}, the folder of a model", "--init starts a new run from it"
+        raise ValueError(must(option, rule, got, remedy))
+    raise ValueError(must(option, rule, resume, "--out starts one"))
 
 
 if __name__ == "__main__":

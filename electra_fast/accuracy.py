@@ -1,4 +1,4 @@
-"""`numerics`: what the fused kernels cost in accuracy on anybody's weights, beside what PyTorch costs."""
+"""`numerics`: the rounding errors of the fused kernels and of PyTorch on the weights of a given model."""
 
 import copy
 import re
@@ -8,66 +8,65 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from electra_fast.ops import FUSED, REFERENCE, Ops
-from electra_fast.testing.baseline import TORCH
+from electra_fast.errors import must
+from electra_fast.ops import FUSED, REFERENCE, TORCH, Ops
+from electra_fast.tables import text_table
 
 
-class Row(NamedTuple):
-    """Errors of one module against float64, ||got - exact|| / ||exact||; None where there is no such thing.
+class ModuleErrors(NamedTuple):
+    """Errors of one module against float64, ||got - exact|| / ||exact||; None if there is nothing to compare.
 
-    Errors of an output are those of all before it too, and errors of a gradient those of all behind it.
+    The error of an output includes those of all earlier modules, the error of a gradient those of all later
+    ones.
     """
 
     module: str
-    output: float | None  # PyTorch's
+    output: float | None  # of PyTorch
     output_fused: float | None
-    gradient: float | None  # of the module's parameters, PyTorch's
+    gradient: float | None  # with respect to the module's parameters, of PyTorch
     gradient_fused: float | None
 
     @property
     def ratio(self) -> float:
-        """Return how many times PyTorch's error the fused one is, of output and gradient the larger."""
+        """Return the fused error divided by PyTorch's, the larger quotient of output and gradient."""
         pairs = ((self.output_fused, self.output), (self.gradient_fused, self.gradient))
         return max((fused / max(plain, 1e-12) for fused, plain in pairs if fused is not None), default=0.0)
 
 
 class Numerics(NamedTuple):
     dtype: torch.dtype
-    rows: list[Row]
+    rows: list[ModuleErrors]
 
     def __str__(self) -> str:
-        """Return a table: modules that differ in a layer's number make one line, of the largest ratio."""
-        alike: dict[str, list[Row]] = {}
+        """Return a table with one line per module of a layer: the layer with the largest ratio."""
+        groups: dict[str, list[ModuleErrors]] = {}
         for row in self.rows:
-            alike.setdefault(re.sub(r"\b\d+\b", "*", row.module), []).append(row)
+            groups.setdefault(re.sub(r"\b\d+\b", "*", row.module), []).append(row)
         name = str(self.dtype).removeprefix("torch.")
         lines = [("module", "of", f"output, torch {name}", "fused", "gradient, torch", "fused", "ratio")]
-        for module, rows in alike.items():
+        for module, rows in groups.items():
             row = max(rows, key=lambda row: row.ratio)
             errors = ("" if e is None else f"{e:.1e}" for e in row[1:])
             lines.append((module, str(len(rows)), *errors, f"{row.ratio:.2f}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-        )
+        return text_table(lines, right=range(1, 7))
 
 
 def numerics(model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> Numerics:
     """Compare the fused kernels and plain PyTorch, both in `dtype`, with float64, module by module.
 
     Args:
-        model: a model of transformers that `electra_fast.hf.patch` serves, patched or not, or
-            `electra_fast.Generator` or `Discriminator`. It is copied and stays as it is. The copies are in
-            training, for a patched masked language model has a head of its own there, without dropout.
-        batch: its keyword arguments. With labels the gradients are the loss's, without those of a fixed
-            weighted sum of the first output.
-        dtype: of autocast; torch.float32: no autocast.
+        model: a model of transformers that `electra_fast.hf.patch` supports, patched or not, or
+            `electra_fast.Generator` or `Discriminator`. It is copied and not changed. The copies are in
+            training mode without dropout, because a patched masked language model has another head there.
+        batch: the model's keyword arguments. With labels the gradients are those of the loss, else those of a
+            fixed weighted sum of the first output.
+        dtype: the autocast dtype; torch.float32: no autocast.
 
     Returns:
-        Numerics: the rows, and a table when printed. A ratio near 1 is what rounding alone gives.
+        Numerics: the errors per module, printed as a table. Rounding alone gives a ratio near 1.
 
     Raises:
-        TypeError: a model without fused kernels, or one that draws what it is compared by, as `Electra` does.
+        TypeError: the model has no fused kernels, or it is an `Electra`, whose samples depend on rounding.
     """
     exact, plain, fused = (_without_dropout(copy.deepcopy(model).train()) for _ in range(3))
     implement = _with_ops if any(hasattr(m, "ops") for m in model.modules()) else _with_patch
@@ -86,7 +85,7 @@ def numerics(model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype =
     for name in ref:
         triples = zip(ref[name], torch_[name], ours[name], strict=True)
         errors = [error(got, x) for x, *both in triples for got in both]
-        rows.append(Row(name or type(model).__name__, *errors))
+        rows.append(ModuleErrors(name or type(model).__name__, *errors))
     return Numerics(dtype, rows)
 
 
@@ -94,7 +93,7 @@ def _without_dropout(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):  # a module of ours
+        elif isinstance(getattr(module, "dropout", None), float):  # a module of electra_fast
             module.dropout = 0.0
     return model
 
@@ -105,10 +104,9 @@ def _double(x):
 
 def _with_ops(model: nn.Module, ops: Ops) -> None:
     if hasattr(model, "mask"):
-        raise TypeError(
-            "numerics: model must be one half, Generator or Discriminator, got Electra, whose samples "
-            "depend on rounding; pass model.generator or model.discriminator"
-        )
+        rule, got = "be one half, Generator or Discriminator", "Electra, whose samples depend on rounding"
+        remedy = "pass model.generator or model.discriminator"
+        raise TypeError(must("numerics: model", rule, got, remedy))
     for module in model.modules():
         if hasattr(module, "ops"):
             module.ops = ops
@@ -123,7 +121,7 @@ def _with_patch(model: nn.Module, ops: Ops) -> None:
 
 
 def _observe(model: nn.Module, batch: Mapping, dtype: torch.dtype | None) -> dict[str, tuple]:
-    """Run a model and its backward pass; return by module its output and the gradient of its parameters."""
+    """Run a model forward and backward; return the output and the parameters' gradient of each module."""
     outputs: dict[str, Tensor] = {}
     mask = batch.get("attention_mask", batch.get("key_mask"))
 
@@ -136,7 +134,7 @@ def _observe(model: nn.Module, batch: Mapping, dtype: torch.dtype | None) -> dic
 
         return hook
 
-    # Not on submodules: before an op reads the parameters of one, it must be without hooks.
+    # Leaf modules get no hook: an op reads their parameters only if they have none.
     named = [(name, m) for name, m in model.named_modules() if any(True for _ in m.children())]
     handles = [module.register_forward_hook(keep(name)) for name, module in named]
     device = next(model.parameters()).device.type

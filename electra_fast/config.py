@@ -1,34 +1,36 @@
-"""What one ELECTRA model is: the sizes of both towers and the settings of the pre-training task."""
+"""The configuration of one ELECTRA model: the sizes of both towers and the settings of pre-training."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from electra_fast.errors import must
+
 SHARING = ("none", "embeddings", "gdes", "all")
 
 
 @dataclass(frozen=True)
 class ElectraConfig:
-    """Sizes and settings of one ELECTRA model (Clark et al. 2020); the defaults are `small`'s.
+    """Sizes and settings of one ELECTRA model (Clark et al. 2020); the defaults are those of `small`.
 
-    ``dataclasses.replace(ElectraConfig.base(), dropout=0.0)`` varies a preset. Two choices differ
-    from a first reading of the paper, and follow the code that was published with it:
+    ``dataclasses.replace(ElectraConfig.base(), dropout=0.0)`` changes a preset. Two choices follow the code
+    published with the paper, where the text of the paper can be read differently:
 
     - the generator has the depth of the discriminator and a fraction of its width (1/4, base 1/3);
     - ``sharing="embeddings"`` ties the word, position and type tables *and* their LayerNorm.
 
-    ``sharing``: ``none`` two separate towers; ``embeddings`` one embedding for both; ``gdes`` the
-    discriminator adds a learned difference to the generator's tables, which it does not train
-    (He et al. 2021); ``all`` one encoder for both, which needs towers of equal size.
+    ``sharing`` is ``none`` (two separate towers), ``embeddings`` (one embedding for both), ``gdes`` (the
+    discriminator adds a learned difference to the generator's tables, which its own loss does not train; He
+    et al. 2021) or ``all`` (one encoder for both, which needs towers of equal size).
     """
 
     vocab_size: int = 30522
     max_positions: int = 512  # the longest sequence
     type_vocab: int = 2
-    embedding: int = 128  # E; both towers project it to their width if it differs
+    embedding: int = 128  # E; a tower of another width projects it
 
-    layers: int = 12  # the discriminator: the encoder one keeps after pre-training
+    layers: int = 12  # the discriminator, which is used after pre-training
     hidden: int = 256
     heads: int = 4
     ffn: int = 1024
@@ -39,12 +41,12 @@ class ElectraConfig:
     generator_ffn: int = 256
 
     eps: float = 1e-12  # of every LayerNorm
-    initializer: float = 0.02  # standard deviation before truncation at two of them
-    dropout: float = 0.1  # embeddings, attention probabilities, a layer's two outputs
+    initializer: float = 0.02  # standard deviation of a normal distribution, truncated at two of them
+    dropout: float = 0.1  # of embeddings, attention probabilities and both outputs of a layer
 
     mask_prob: float = 0.15
-    keep_prob: float = 0.15  # a masked position that keeps its token instead of showing [MASK]
-    temperature: float = 1.0  # of the samples; the generator's loss does not see it
+    keep_prob: float = 0.15  # share of the masked positions that keep their token instead of [MASK]
+    temperature: float = 1.0  # of the samples only, not of the generator's loss
     disallow_correct: bool = False  # never sample the original token
     mlm_weight: float = 1.0
     rtd_weight: float = 50.0
@@ -57,7 +59,7 @@ class ElectraConfig:
 
     @classmethod
     def tiny(cls) -> "ElectraConfig":
-        """For CPUs and tests: three million parameters, two of them the word table."""
+        """For CPUs and tests: 3 M parameters, of which 2 M are in the word table."""
         return cls(
             embedding=64, layers=4, hidden=128, heads=2, ffn=512,
             generator_layers=4, generator_hidden=64, generator_heads=1, generator_ffn=256,
@@ -91,9 +93,9 @@ class ElectraConfig:
         return self.pad_id, self.cls_id, self.sep_id, self.mask_id
 
     def for_generator(self) -> "ElectraConfig":
-        """This config with the generator's sizes in `layers`, `hidden`, `heads` and `ffn`.
+        """Return this config with the generator's sizes in `layers`, `hidden`, `heads` and `ffn`.
 
-        Every module reads those four fields, so that one class serves both towers.
+        Every module reads these four fields, so one class is used for both towers.
         """
         return dataclasses.replace(
             self,
@@ -109,7 +111,7 @@ class ElectraConfig:
             is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
             self._require(field, is_size, "be a positive integer")
             self._require(field, value < 2**31, "be less than 2^31")
-        for field in dataclasses.fields(self):  # a file may hold anything, and no text compares with a number
+        for field in dataclasses.fields(self):  # a file may contain text instead of a number
             kind = {int: Integral, float: Real}.get(type(field.default), object)
             rule = f"be of type {type(field.default).__name__}"
             self._require(field.name, isinstance(getattr(self, field.name), kind), rule)
@@ -124,7 +126,7 @@ class ElectraConfig:
             rule = f"be in [0, {self.vocab_size}), the vocabulary"
             self._require(field, inside, rule, "take the id from the tokenizer")
 
-        # Written so that a NaN fails every one of them.
+        # Each comparison is false for NaN.
         self._require("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
         self._require("mask_prob", 0 < self.mask_prob <= 1, "be in (0, 1]")
         self._require("keep_prob", 0 <= self.keep_prob <= 1, "be in [0, 1]")
@@ -139,12 +141,11 @@ class ElectraConfig:
             for field in ("layers", "hidden", "heads", "ffn"):
                 equal = getattr(self, "generator_" + field) == getattr(self, field)
                 rule = f"equal {field} ({getattr(self, field)}) when sharing is 'all'"
-                self._require("generator_" + field, equal, rule, "or take sharing='embeddings'")
+                self._require("generator_" + field, equal, rule, "or use sharing='embeddings'")
 
     def _require(self, field: str, satisfied: bool, rule: str, remedy: str = "") -> None:
         if not satisfied:
-            message = f"ElectraConfig: {field} must {rule}, got {getattr(self, field)!r}"
-            raise ValueError(f"{message}; {remedy}" if remedy else message)
+            raise ValueError(must(f"ElectraConfig: {field}", rule, repr(getattr(self, field)), remedy))
 
 
 _SIZES = (

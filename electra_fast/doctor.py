@@ -1,36 +1,91 @@
-"""`python -m electra_fast doctor`: whether this installation computes what it should, here.
+"""`python -m electra_fast doctor`: check that this installation computes correctly on this machine.
 
-What serves each op is held against the reference, by the error budget that the tests apply; patched models of
-the installed transformers are held against unpatched ones. A short timing follows, and a block to paste into
-a bug report.
+What serves each op is compared with the reference, by the error budget of the tests. Patched models of the
+installed transformers are compared with unpatched ones. A short timing and a block for bug reports follow.
+`info` only says which implementation serves each op, and why.
 """
 
 import functools
+import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from electra_fast import installation, ops, testing, versions
-from electra_fast.ops import _register
+import electra_fast
+from electra_fast import ops, testing, versions
+from electra_fast.errors import must
+from electra_fast.ops import _operators
+from electra_fast.tables import text_table
 
-SECONDS = 0.3  # that an op is timed for
+SECONDS = 0.3  # of timing per op
 DTYPES = (torch.float32, torch.bfloat16)
-# What of the environment changes which code runs. Nothing else is printed, for it may be secret.
+# The environment variables that change which code runs. Others are not printed, because they may be secret.
 VARIABLES = ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "TORCH_CUDA_ARCH_LIST", "TORCH_COMPILE_DISABLE")
 VARIABLES += ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "PYTORCH_ALLOC_CONF", "OMP_NUM_THREADS")
 VARIABLES += ("OMP_WAIT_POLICY", "LD_PRELOAD")
 
 
+# --- info ---------------------------------------------------------------------------------------------------
+
+
+def info() -> dict[str, Any]:
+    """Return the versions, the GPU and, for each op, what serves it on the CPU and on CUDA, as text."""
+    devices = ("CPU", "CUDA")
+    return {
+        "electra_fast": electra_fast.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if _operators.HAS_TRITON else "not installed",
+        "extension": _extension(),
+        "gpu": _gpu(),
+        "ops": {op: {d: str(_operators.served_by(op, d)) for d in devices} for op in ops.Ops._fields},
+    }
+
+
+def _extension() -> str:
+    file = Path(electra_fast.__file__).with_name("_left_out.json")  # written by setup.py
+    left_out = json.loads(file.read_text()) if file.exists() else {}
+    if importlib.util.find_spec("electra_fast._C") is None:
+        return f"not built: {left_out.get('all', 'not installed by pip from here')}"
+    if ("embed_fwd", "CUDA") in _operators.COMPILED:  # `linear_fwd` is registered for CUDA in every build
+        return "built for CPU and CUDA"
+    why = "nothing in csrc/cuda was built" if torch.version.cuda else "this torch is built without CUDA"
+    return f"built for CPU; not for CUDA: {left_out.get('CUDA', why)}"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none visible to torch"
+    major, minor = capability = torch.cuda.get_device_capability()
+    name = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+    return name if capability >= _operators.OLDEST_GPU else f"{name}: too old, the kernels need sm_80"
+
+
+def report() -> str:
+    """Return `info()` as the page that `python -m electra_fast info` prints."""
+    facts = info()
+    served = [(op, by["CPU"], by["CUDA"]) for op, by in facts.pop("ops").items()]
+    table = text_table([("op", "on the CPU", "on CUDA"), *served])
+    return f"{text_table(list(facts.items()))}\n\n{table}"
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
 class Verdict(NamedTuple):
-    op: str
-    by: str  # what ran
+    subject: str  # the op, or the trial of `hf`
+    by: str  # the implementation that ran
     words: str  # "right", "right: …" or "wrong: …"
 
     @property
@@ -39,12 +94,12 @@ class Verdict(NamedTuple):
 
 
 def verdicts(names: tuple[str, ...] = testing.OPS) -> Iterator[Verdict]:
-    """Hold what serves each op against the reference, and on a GPU the kernel that does not serve it too."""
+    """Compare what serves each op with the reference; on a GPU also the kernel that does not serve it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for op in names:
-        by = _register.served_by(op, device.upper())
-        yield Verdict(op, by, _judge(op, getattr(ops, op), device))
-        other = {"Triton": "cuda", "compiled from csrc/": "triton"}.get(by) if device == "cuda" else None
+        served = _operators.served_by(op, device.upper())
+        yield Verdict(op, str(served), _judge(op, getattr(ops, op), device))
+        other = {"triton": "cuda", "cuda": "triton"}.get(served.kind)
         function = testing.implementations(op, device).get(other) if other else None
         if function:
             yield Verdict(op, f"{other}, not in use", _judge(op, function, device))
@@ -55,10 +110,10 @@ def _judge(op: str, function: Callable, device: str) -> str:
 
 
 def _words(check: Callable[[], str | None]) -> str:
-    """Run a check that raises an error if something is wrong, and may return a remark."""
+    """Run a check, which raises an error if something is wrong and may return a remark."""
     try:
         remark = check()
-    except Exception as error:  # whatever it is, the report says so
+    except Exception as error:  # every error belongs in the report
         lines = str(error).strip().splitlines() or [""]
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
         return f"wrong: {kind}{lines[-1]}"
@@ -66,28 +121,31 @@ def _words(check: Callable[[], str | None]) -> str:
 
 
 def transformers_verdicts() -> Iterator[Verdict]:
-    """Try `hf.patch`, `hf.ElectraPretrainer` and torch.export on the installed transformers."""
+    """Try `hf.patch`, `hf.ElectraPretrainer` and torch.export with the installed transformers."""
     version = versions.installed("transformers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     by = f"transformers {version}"
     try:
         from electra_fast.hf.trial import TRIALS
-    except Exception as error:  # transformers' own errors of import have many types
+    except Exception as error:  # an import of transformers can fail with many types of errors
         yield Verdict("import", by, f"wrong: {type(error).__name__}: {error}")
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export and transformers, about themselves
+        warnings.simplefilter("ignore")  # from torch.export and transformers
         for name, trial in TRIALS.items():
             yield Verdict(name, by, _words(functools.partial(trial, device)))
 
 
+# --- timing -------------------------------------------------------------------------------------------------
+
+
 def timings(names: tuple[str, ...] = testing.OPS) -> Iterator[tuple[str, float, float]]:
-    """Yield of each op the milliseconds of one call, fused and by plain PyTorch, with its gradient."""
+    """Yield (op, milliseconds of the fused op, of plain PyTorch) for one call with its gradient."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = _arguments(device)
     for op in names:
         gradients = next(iter(testing.examples(op))).gradients
-        pair = (getattr(table, op) for table in (ops.FUSED, testing.TORCH))
+        pair = (getattr(table, op) for table in (ops.FUSED, ops.TORCH))
         yield op, *(_milliseconds(function, arguments[op], gradients, device) for function in pair)
 
 
@@ -113,7 +171,7 @@ def _milliseconds(function: Callable, args: dict, gradients: tuple[str, ...], de
 
 
 def _arguments(device: str) -> dict[str, dict]:
-    """Return the arguments of each op at ELECTRA-small, 8 sequences of 128 tokens."""
+    """Return the arguments of each op at the sizes of ELECTRA-small, 8 sequences of 128 tokens."""
     B, L, W, E, F, H, V, M = 8, 128, 256, 128, 1024, 4, 30_522, 152
     generator = torch.Generator(device).manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -141,47 +199,47 @@ def _arguments(device: str) -> dict[str, dict]:
     }
 
 
+# --- the report ---------------------------------------------------------------------------------------------
+
+
 def environment() -> dict[str, str]:
-    """Return what a maintainer wants to know of the machine, and which variables the user set."""
-    facts = {name: str(value) for name, value in installation.info().items() if name != "ops"}
+    """Return facts about the machine for a maintainer, and the variables of `VARIABLES` that are set."""
+    facts = {name: str(value) for name, value in info().items() if name != "ops"}
     facts |= {"system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability()}
     facts |= {"threads": str(torch.get_num_threads()), "cuda": str(torch.version.cuda)}
     for package in ("transformers", "numpy"):
         facts[package] = versions.installed(package) or "not installed"
-    names = [name for name in VARIABLES if name in os.environ and name not in testing.SET_HERE]
-    return facts | {name: os.environ[name] for name in names}
+    return facts | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def _print(verdict: Verdict) -> Verdict:
-    print(f"  {verdict.op:<15} {verdict.by:<27} {verdict.words}", flush=True)
+    print(f"  {verdict.subject:<15} {verdict.by:<27} {verdict.words}", flush=True)
     return verdict
 
 
 def examine(names: tuple[str, ...] = testing.OPS) -> int:
-    """Print the report as it comes; return 1 if anything is wrong."""
+    """Print the report line by line; return 1 if anything is wrong, else 0."""
     if not __debug__:
-        raise ValueError("doctor: python must run without -O, got it; the checks are assertions")
-    print(installation.report())
-    print(f"\nInstalled, and in brackets what the tests run with:\n{versions.report()}")
+        raise ValueError(must("doctor: python", "run without -O", "-O", "the checks are assertions"))
+    print(report())
+    print(f"\nInstalled versions, and in brackets those that are tested:\n{versions.report()}")
     device = "the GPU" if torch.cuda.is_available() else "the CPU"
-    print(f"\nOn {device}, against the reference, values and gradients:")
+    print(f"\nValues and gradients on {device}, compared with the reference:")
     found = []
     for verdict in verdicts(names):
         found.append(_print(verdict))
     if device == "the CPU":
-        print("  Triton's kernels need a GPU; `make test` runs them in its interpreter.")
-    print("\nModels of transformers, patched and not, values and gradients:")
+        print("  Triton's kernels need a GPU; `make test` runs them in Triton's interpreter.")
+    print("\nModels of transformers, values and gradients, patched compared with unpatched:")
     if not versions.installed("transformers"):
-        print("  transformers is not installed; pip install transformers, if you want it patched")
+        print("  transformers is not installed; pip install transformers to use electra_fast.hf")
     elif versions.standing("transformers", versions.installed("transformers")) == "older than tested":
         print(f"  transformers must be {versions.TESTED['transformers'][0]} or newer to be patched")
     else:
         found += map(_print, transformers_verdicts())
     wrong = [verdict for verdict in found if verdict.wrong]
     if not wrong:
-        print(
-            "\nA call and its gradient, ELECTRA-small, 8 x 128, in ms (no benchmark: that is `make bench`):"
-        )
+        print("\nMilliseconds per call with gradient, ELECTRA-small, 8 x 128 (`make bench` is a benchmark):")
         print(f"  {'op':<15} {'fused':>8} {'torch':>8}")
         for op, fused, plain in timings(names):
             print(f"  {op:<15} {fused:8.2f} {plain:8.2f}", flush=True)
@@ -190,6 +248,6 @@ def examine(names: tuple[str, ...] = testing.OPS) -> int:
     for name, value in environment().items():
         print(f"{name}: {value}")
     for verdict in wrong:
-        print(f"{verdict.op}, {verdict.by}: {verdict.words}")
+        print(f"{verdict.subject}, {verdict.by}: {verdict.words}")
     print("```")
     return 1 if wrong else 0

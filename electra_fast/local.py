@@ -1,56 +1,85 @@
-"""Files, folders and devices of this machine: what cannot be used is refused in a sentence that names it."""
+"""Files, folders and devices of this machine; each error names the argument or the file that is wrong."""
 
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from electra_fast.errors import must
+
+FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
 
 def existing(argument: str, path: str | Path, hub: bool = True) -> Path:
     """Return `path` as a `Path`; `argument` names it in the error: "pretrain: --vocab".
 
-    With `hub` the path may be meant as the name of a model.
+    Set `hub` if the user may have meant the name of a model.
 
     Raises:
-        FileNotFoundError: it does not exist. The message says how to download a model of Hugging Face's hub
-            if it looks like the name of one.
+        FileNotFoundError: it does not exist. If it looks like the name of a model on Hugging Face's hub, the
+            message says how to download that model.
     """
     path = Path(path)
+    rule = "be on this machine"
     try:
         if path.exists():
             return path
-    except OSError as error:  # too long a name, say
-        raise OSError(f"{argument} must be on this machine, got {path}: {error.strerror}") from None
-    message = f"{argument} must be on this machine, got {path}, which does not exist"
-    # A recipe holds absolute paths, and the name of a model then has the current folder before it.
+    except OSError as error:  # for example a name that is too long
+        raise OSError(must(argument, rule, f"{path}: {error.strerror}")) from None
+    # Recipes contain absolute paths: the name of a model then follows the current folder.
     absolute, here = path.absolute(), Path.cwd()
     name = str(absolute.relative_to(here)) if absolute.is_relative_to(here) else ""
+    remedy = ""
     if hub and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and path.suffix not in (".txt", ".json"):
-        message += (
-            f"; if it is the name of a model on Hugging Face's hub, "
+        remedy = (
+            f"if it is the name of a model on Hugging Face's hub, "
             f"`hf download {name} --local-dir {path.name}` downloads it to the folder {path.name}"
         )
-    raise FileNotFoundError(message)
+    raise FileNotFoundError(must(argument, rule, f"{path}, which does not exist", remedy))
 
 
-def json_object(call: str, file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; `call` begins the error: "from_pretrained".
+def regular_file(path: Path, call: str = "") -> Path:
+    """Return `path` if it is a regular file, because opening a FIFO would wait for a writer.
+
+    `call` begins the error: "from_pretrained".
 
     Raises:
-        FileNotFoundError: it is no regular file. A named pipe would be waited for without end.
-        ValueError: it holds no JSON object.
+        FileNotFoundError: it does not exist.
+        ValueError: it is of another kind.
     """
-    if not file.is_file():
-        got = "something else" if file.exists() else "nothing there"
-        raise FileNotFoundError(f"{call}: {file} must be a regular file, got {got}")
+    subject, rule = f"{call}: {path}" if call else str(path), "be a regular file"
     try:
-        found = json.loads(file.read_bytes())
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(must(subject, rule, "nothing there")) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(must(subject, rule, FILE_KINDS.get(stat.S_IFMT(mode), "another kind")))
+    return path
+
+
+def json_object(call: str, path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; `call` begins the error, as in `regular_file`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a regular file, or does not contain a JSON object.
+    """
+    text = regular_file(path, call).read_bytes()
+    try:
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{call}: {file} must hold JSON, got: {error}") from None
+        raise ValueError(f"{call}: {path} must hold JSON, got: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{call}: {file} must hold a JSON object, got {type(found).__name__}")
+        raise ValueError(must(f"{call}: {path}", "hold a JSON object", type(found).__name__))
     return found
 
 
@@ -65,6 +94,6 @@ def device(argument: str, name: str | torch.device | None) -> torch.device:
         torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without that device
         reason = str(error).partition("\n")[0]
-        rule = "must be cpu, or cuda or cuda:N where PyTorch can use a GPU"
-        raise ValueError(f"{argument} {rule}, got {str(name)!r}: {reason}") from None
+        rule = "be cpu, or cuda or cuda:N if PyTorch can use a GPU"
+        raise ValueError(must(argument, rule, f"{str(name)!r}: {reason}")) from None
     return found

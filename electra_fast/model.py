@@ -1,11 +1,11 @@
-"""ELECTRA: a generator that fills in masked tokens, a discriminator that finds what it filled in.
+"""ELECTRA: a generator fills in masked tokens, and a discriminator finds the tokens that it replaced.
 
-    x_masked = MASK(x)         L_MLM = mean over masked t of   -log p_G(x_t | x_masked)
-    x_hat ~ p_G( . | x_masked) L_RTD = mean over real t of     -log p_D(x_corrupt_t is what it is)
-    x_corrupt = x with x_hat   L = mlm_weight * L_MLM + rtd_weight * L_RTD
+    x_masked = MASK(x)          L_MLM = mean over masked t of  -log p_G(x_t | x_masked)
+    x_hat ~ p_G( . | x_masked)  L_RTD = mean over real t of    -log p_D(x_corrupt_t replaced or original)
+    x_corrupt = x with x_hat    L = mlm_weight * L_MLM + rtd_weight * L_RTD
 
-(Clark et al. 2020, section 2). Nothing flows back through a sample: the generator learns from
-L_MLM, the discriminator from L_RTD, and the embedding that they share from both.
+(Clark et al. 2020, section 2). No gradient flows through a sample: L_MLM trains the generator, L_RTD the
+discriminator, and both train the embedding that they share.
 """
 
 import dataclasses
@@ -14,32 +14,35 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from electra_fast.checkpoint import PretrainedHalf
 from electra_fast.config import ElectraConfig
+from electra_fast.errors import must
 from electra_fast.modules import (
     FIRST_STREAM,
+    UNPADDED,
     DifferenceEmbedding,
     DiscriminatorHead,
     Encoder,
     GeneratorHead,
+    Layout,
     draw_rng,
 )
 from electra_fast.ops import FUSED, Ops
+from electra_fast.pretrained import PretrainedHalf
 from electra_fast.reference import MaskedTokens
-from electra_fast.vocabulary import resize
+from electra_fast.resize import resize
 
 
 class ElectraOutput(NamedTuple):
     loss: Tensor  # [] float32, mlm_weight * mlm_loss + rtd_weight * rtd_loss
     mlm_loss: Tensor  # [] float32, mean over the masked positions
     rtd_loss: Tensor  # [] float32, mean over the real tokens
-    mlm_correct: Tensor  # [] float32, masked positions whose most likely token is the original
-    masked: Tensor  # [] float32, masked positions: mlm_correct / masked is the accuracy
-    rtd_counts: Tensor  # [4] float32, true positives, false positives, false and true negatives
+    mlm_correct: Tensor  # [] float32, number of masked positions whose most likely token is the original
+    masked: Tensor  # [] float32, number of masked positions; mlm_correct / masked is the accuracy
+    rtd_counts: Tensor  # [4] float32, true positives, false positives, false negatives, true negatives
 
 
 class Generator(PretrainedHalf):
-    """The masked language model; Hugging Face's ``ElectraForMaskedLM`` by state dict and logits."""
+    """The masked language model, with the state dict and the logits of ``ElectraForMaskedLM``."""
 
     hugging_face_class: ClassVar[str] = "ElectraForMaskedLM"
     head_names: ClassVar[dict[str, str]] = {
@@ -50,9 +53,9 @@ class Generator(PretrainedHalf):
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
-        self.tower = config.for_generator()
-        self.encoder = Encoder(self.tower, ops)
-        self.head = GeneratorHead(self.tower, ops)
+        self.config = config.for_generator()
+        self.encoder = Encoder(self.config, ops)
+        self.head = GeneratorHead(self.config, ops)
 
     def forward(
         self,
@@ -66,22 +69,16 @@ class Generator(PretrainedHalf):
     ) -> Tensor:
         """Return the logits of every token at every position, ``[B, L, V]`` or ``[T, V]``.
 
-        This is for looking into a generator. `Electra` trains it at the masked positions alone,
-        where no logits are stored. Arguments as there.
+        This is for inspection: `Electra` trains the generator at the masked positions only and stores no
+        logits. Arguments as in `Electra`.
         """
-        x = self.encoder(
-            ids,
-            type_ids=type_ids,
-            key_mask=key_mask,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            rng=rng,
-        )
+        layout = Layout(key_mask, cu_seqlens, max_seqlen)
+        x = self.encoder(ids, layout, type_ids=type_ids, rng=rng)
         return self.head.logits(x, self.encoder.embedding.words)
 
 
 class Discriminator(PretrainedHalf):
-    """The encoder one keeps; Hugging Face's ``ElectraForPreTraining`` by state dict and logits."""
+    """The encoder for use after pre-training, with the state dict and logits of ``ElectraForPreTraining``."""
 
     hugging_face_class: ClassVar[str] = "ElectraForPreTraining"
     head_names: ClassVar[dict[str, str]] = {
@@ -91,8 +88,8 @@ class Discriminator(PretrainedHalf):
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
-        self.tower = config
-        # Alone or beside a generator, a discriminator's dropout has the same streams.
+        self.config = config
+        # The streams of dropout do not depend on whether there is a generator.
         self.stream = FIRST_STREAM + Encoder.streams(config.for_generator())
         self.encoder = Encoder(config, ops)
         self.head = DiscriminatorHead(config, ops)
@@ -108,30 +105,22 @@ class Discriminator(PretrainedHalf):
         rng: Tensor | None = None,
         words: Tensor | None = None,
     ) -> Tensor:
-        """Return one logit a token, ``[B, L]`` or ``[T]``, positive where it looks replaced.
+        """Return one logit per token, ``[B, L]`` or ``[T]``, positive if it seems replaced.
 
-        Arguments as in `Electra`; `words` is the word table where the generator has handed it on.
+        Arguments as in `Electra`; `words` is the word table as the generator returned it, if it is shared.
         """
-        x = self.encoder(
-            ids,
-            type_ids=type_ids,
-            key_mask=key_mask,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            rng=rng,
-            stream=self.stream,
-            words=words,
-        )
+        layout = Layout(key_mask, cu_seqlens, max_seqlen)
+        x = self.encoder(ids, layout, type_ids=type_ids, rng=rng, stream=self.stream, words=words)
         return self.head(x)
 
 
 class Electra(nn.Module):
     """Both halves and the pre-training task.
 
-    ``.generator`` and ``.discriminator`` are models of their own, with Hugging Face's state dicts.
-    With ``sharing="embeddings"`` one `SharedEmbedding` is part of both, with ``"all"`` one `Encoder`;
-    ``parameters()`` lists what is shared once. With ``"gdes"`` the discriminator's `DifferenceEmbedding` adds
-    to the generator's tables what it learns itself. The generator's head always has its embedding's table.
+    ``.generator`` and ``.discriminator`` are complete models with Hugging Face's state dicts. With
+    ``sharing="embeddings"`` both contain the same `SharedEmbedding`, with ``"all"`` the same `Encoder`;
+    ``parameters()`` yields shared parameters once. With ``"gdes"`` the discriminator has a
+    `DifferenceEmbedding`. The generator's head always uses the word table of its embedding.
     """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
@@ -147,7 +136,7 @@ class Electra(nn.Module):
         elif config.sharing == "gdes":
             difference = DifferenceEmbedding(self.generator.encoder.embedding, config, ops)
             self.discriminator.encoder.embedding = difference
-        self.register_load_state_dict_pre_hook(_refuse_unequal_twins)
+        self.register_load_state_dict_pre_hook(_check_shared_parameters)
 
     def forward(
         self,
@@ -159,18 +148,18 @@ class Electra(nn.Module):
         max_seqlen: int | None = None,
         rng: Tensor | None = None,
     ) -> ElectraOutput:
-        """Mask, generate, discriminate: the losses of one micro-batch. The host waits for nothing.
+        """Mask, generate, discriminate; return the losses of one micro-batch. The host does not synchronize.
 
         Args:
             ids: ``[B, L]`` padded or ``[T]`` packed, int32 or int64.
             type_ids: the segment of each token, shape of ids; None: 0 everywhere.
             key_mask: bool ``[B, L]``, True = real; None: every token is.
-            cu_seqlens: int32 ``[B + 1]``, from 0 to T, where the sequences of a packed batch begin. What is
-                ``config.pad_id`` there is no token either: a batch may be filled up to a fixed T.
+            cu_seqlens: int32 ``[B + 1]``, from 0 to T: the bounds of the sequences of a packed batch. Ids
+                ``config.pad_id`` in it are padding, so a batch may be filled up to a fixed T.
             max_seqlen: the longest sequence of a packed batch, or more.
-            rng: int64 ``[2]`` = (seed, step) on the device of ids; it decides masks, samples and
-                dropout. It is read once, so that it may be advanced in place before backward. None:
-                drawn from PyTorch's default generator.
+            rng: int64 ``[2]`` = (seed, step) on the device of ids, for masks, samples and dropout. It is
+                copied first, so it may be changed in place before backward. None: drawn from PyTorch's
+                default generator.
 
         Returns:
             ElectraOutput; `mlm_loss` and `rtd_loss` carry gradients too, the counts do not.
@@ -178,22 +167,20 @@ class Electra(nn.Module):
         self.check_sharing()
         config = self.config
         rng = draw_rng(ids) if rng is None else rng.clone()
-        layout = {"key_mask": key_mask, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        layout = Layout(key_mask, cu_seqlens, max_seqlen)
 
-        masked = self.mask(ids, rng, **layout)
+        masked = self.mask(ids, rng, layout)
 
-        # The word table goes from user to user, and its gradient back the same way (SharedEmbedding).
-        x, words = self.generator.encoder(
-            masked.ids, type_ids=type_ids, rng=rng, return_words=True, **layout
-        )  # [.., W]
+        # Each use passes the word table on to the next (see `SharedEmbedding`).
+        x, words = self.generator.encoder(masked.ids, layout, type_ids=type_ids, rng=rng, return_words=True)
         x = x.flatten(0, -2).index_select(0, masked.positions)  # [M, W]
         mlm = self.generator.head(x, words, masked.targets, masked.weights, rng, return_table=True)
 
         corrupt = self.ops.replace_tokens(ids, masked.positions, mlm.samples, masked.weights)
         words = mlm.table if config.sharing in ("embeddings", "all") else None
-        logits = self.discriminator(corrupt.ids, type_ids=type_ids, rng=rng, words=words, **layout)
+        logits = self.discriminator(corrupt.ids, type_ids=type_ids, rng=rng, words=words, **layout._asdict())
         real = key_mask
-        if cu_seqlens is not None:  # a packed batch may be filled up with sequences of padding
+        if cu_seqlens is not None:  # the end of a packed batch may be padding
             real = ids != config.pad_id
         real = None if real is None else real.float()
         rtd = self.ops.rtd_loss(logits, corrupt.replaced, real)
@@ -208,10 +195,10 @@ class Electra(nn.Module):
         )
 
     def check_sharing(self) -> None:
-        """Refuse a model in which something was exchanged that `config.sharing` says is shared.
+        """Raise an error if the towers do not share the modules that `config.sharing` requires.
 
         Raises:
-            ValueError: a tower has another embedding than it must, or a table another number of rows.
+            ValueError: an embedding was replaced in one tower, or a table has another number of rows.
         """
         generator, discriminator = self.generator.encoder, self.discriminator.encoder
         shared = {
@@ -221,28 +208,26 @@ class Electra(nn.Module):
             "all": lambda: _is(generator, discriminator),
         }
         if not shared[self.config.sharing]():
-            raise ValueError(
-                f"Electra: generator and discriminator must share what sharing={self.config.sharing!r} says, "
-                "got an embedding that was exchanged in one of them; exchange it in both"
-            )
+            rule = f"share their embedding as sharing={self.config.sharing!r} requires"
+            got, remedy = "an embedding that was replaced in one of them", "replace it in both"
+            raise ValueError(must("Electra: generator and discriminator", rule, got, remedy))
         if len(generator.embedding.words) != self.config.vocab_size:
-            raise ValueError(
-                f"Electra: vocab_size must be the rows of the word table ({len(generator.embedding.words)}), "
-                f"got {self.config.vocab_size}; Electra.resize_token_embeddings changes both"
-            )
+            rule = f"be the number of rows of the word table ({len(generator.embedding.words)})"
+            remedy = "Electra.resize_token_embeddings changes both"
+            raise ValueError(must("Electra: vocab_size", rule, self.config.vocab_size, remedy))
 
     def resize_token_embeddings(
         self, vocab_size: int, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Grow or shrink the vocabulary of both halves; arguments and errors as in `PretrainedHalf`."""
+        """Resize the vocabulary of both halves; arguments and errors as in `PretrainedHalf`."""
         config = dataclasses.replace(self.config, vocab_size=vocab_size)
         resize(self, vocab_size, optimizer)
         self.config = config
         for half in (self.generator, self.discriminator):
-            half.tower = dataclasses.replace(half.tower, vocab_size=vocab_size)
+            half.config = dataclasses.replace(half.config, vocab_size=vocab_size)
 
-    def mask(self, ids: Tensor, rng: Tensor, **layout) -> MaskedTokens:
-        """Return `ops.mask_tokens` of a batch, as the config says."""
+    def mask(self, ids: Tensor, rng: Tensor, layout: Layout = UNPADDED) -> MaskedTokens:
+        """Return `ops.mask_tokens` of a batch with the settings of the config."""
         config = self.config
         return self.ops.mask_tokens(
             ids,
@@ -251,11 +236,11 @@ class Electra(nn.Module):
             mask_id=config.mask_id,
             mask_prob=config.mask_prob,
             keep_prob=config.keep_prob,
-            **layout,
+            **layout._asdict(),
         )
 
     def candidates(self, ids: Tensor) -> Tensor:
-        """Return which tokens may be masked if they are real: all but the special ones, bool."""
+        """Return a bool mask of the tokens that may be masked: all except special ones."""
         candidates = ids != self.config.pad_id
         for special in (self.config.cls_id, self.config.sep_id, self.config.mask_id):
             candidates = candidates & (ids != special)
@@ -263,13 +248,13 @@ class Electra(nn.Module):
 
 
 def _is(first: nn.Module, second: nn.Module) -> bool:
-    # Export makes a proxy of a module at each access; Dynamo does not, and cannot trace `vars(…) is`.
+    # Export makes a new proxy of a module at each access. Dynamo does not, and cannot trace `vars(…) is`.
     if not torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
         return vars(first) is vars(second)
     return first is second
 
 
-def _refuse_unequal_twins(
+def _check_shared_parameters(
     model: Electra,
     state_dict: dict[str, Tensor],
     prefix: str,
@@ -279,10 +264,10 @@ def _refuse_unequal_twins(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """What is shared stands in a checkpoint twice; if the two differed, one would be lost."""
+    """Report shared parameters that differ between the two halves of a state dict: one would be lost."""
     shared = {"embeddings": "electra.embeddings.", "all": "electra."}.get(model.config.sharing)
     for name in [n for n in state_dict if shared and n.startswith(f"{prefix}generator.{shared}")]:
         twin = f"{prefix}discriminator." + name.removeprefix(f"{prefix}generator.")
         if twin in state_dict and not torch.equal(state_dict[name], state_dict[twin]):
-            sharing = f"sharing={model.config.sharing!r} has one of them"
+            sharing = f"with sharing={model.config.sharing!r} they are one parameter"
             error_msgs.append(f"{name} must equal {twin}: {sharing}")

@@ -1,35 +1,47 @@
-"""The layers of ELECTRA as thin modules: parameters, and a call of one op for each fused step.
+"""The layers of ELECTRA as thin modules: the parameters, and one call of an op per fused step.
 
-A module is given an `ElectraConfig` and reads one tower's sizes from it: `layers`, `hidden`,
-`heads`, `ffn`. The generator's modules are given ``config.for_generator()``. Tokens come padded,
-``[B, L]`` with a bool ``key_mask`` (True = real), or packed, ``[T]`` with ``cu_seqlens`` and
-``max_seqlen``.
+A module reads the sizes of one tower from an `ElectraConfig`: `layers`, `hidden`, `heads`, `ffn`. The
+generator's modules get ``config.for_generator()``. Tokens are padded, ``[B, L]``, or packed, ``[T]``; a
+`Layout` describes the batch.
 
-Dropout is a function of ``rng`` = (seed, step) and of a stream number that tells its places apart.
-A module takes its first number as ``stream`` and hands consecutive ones to what it contains. In
-training without an ``rng`` the outermost module draws one from PyTorch's default generator.
+Dropout is a function of ``rng`` = (seed, step) and of a stream number, which differs between the uses of
+dropout. A module passes consecutive numbers, from its argument ``stream`` on, to the modules that it
+contains. In training without ``rng`` the outermost module draws one from PyTorch's default generator.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
-from electra_fast.dense import Dense
+from electra_fast.linear import Linear
 from electra_fast.ops import FUSED, Ops
 from electra_fast.reference import Embedded, MLMHead
-from electra_fast.vocabulary import Rows
+from electra_fast.resize import TokenRows
 
-FIRST_STREAM = 2  # dropout's; stream 0 chooses the masked positions, stream 1 the samples
+FIRST_STREAM = 2  # of dropout; streams 0 and 1 are those of masking and sampling
+
+
+class Layout(NamedTuple):
+    """How the tokens of a batch form sequences. Padded: `key_mask`; packed: `cu_seqlens` and `max_seqlen`."""
+
+    key_mask: Tensor | None = None  # bool [B, L], True = real; None: every token is
+    cu_seqlens: Tensor | None = None  # int32 [B + 1], from 0 to T
+    max_seqlen: int | None = None  # the longest sequence, or more
+
+
+UNPADDED = Layout()  # [B, L], every token is real
 
 
 def draw_rng(like: Tensor) -> Tensor:
-    """Draw (seed, step), int64 ``[2]``, on the device of `like`; ``torch.manual_seed`` decides."""
+    """Return (seed, step), int64 ``[2]`` on the device of `like`, from PyTorch's default generator."""
     return torch.randint(2**32, (2,), device=like.device)
 
 
 def _dropout_now(module: nn.Module, x: Tensor, rng: Tensor | None) -> tuple[float, Tensor | None]:
-    """Return the probability of dropout in this call, and the rng it needs."""
+    """Return the probability of dropout in this call, and an rng if it needs one."""
     if not module.training or module.dropout == 0.0:
         return 0.0, rng
     return module.dropout, draw_rng(x) if rng is None else rng
@@ -43,23 +55,23 @@ def _table(rows: int, columns: int, std: float) -> nn.Parameter:
     return nn.Parameter(_truncated_normal(torch.empty(rows, columns), std))
 
 
-def _dense(ops: Ops, inputs: int, outputs: int, std: float | None = None) -> Dense:
-    """A linear layer with bias 0; weights truncated-normal, or Glorot-uniform if `std` is None."""
-    dense = Dense(inputs, outputs, ops)
+def _linear(ops: Ops, inputs: int, outputs: int, std: float | None = None) -> Linear:
+    """Return a linear layer with bias 0 and truncated-normal weights, Glorot-uniform if `std` is None."""
+    linear = Linear(inputs, outputs, ops)
     if std is None:
-        nn.init.xavier_uniform_(dense.weight)
+        nn.init.xavier_uniform_(linear.weight)
     else:
-        _truncated_normal(dense.weight, std)
-    nn.init.zeros_(dense.bias)
-    return dense
+        _truncated_normal(linear.weight, std)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class SharedEmbedding(nn.Module):
-    """``dropout(LayerNorm(word[id] + position[place] + type[type_id]))``, one for both towers.
+    """``dropout(LayerNorm(word[id] + position[position id] + type[type_id]))``, one for both towers.
 
-    Its word table has three users: each tower's lookup and the generator's softmax. One hands it to the
-    next, as `words`, and in the backward pass the gradient comes back the same way and grows, instead of
-    three of the table's size being made and added up.
+    The word table has three uses: the lookup of each tower and the generator's softmax. Each use passes the
+    table on to the next, as `words`. In the backward pass the gradient returns on the same way and is added
+    to at each use, which saves two gradients of the table's size and their additions.
     """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
@@ -74,12 +86,12 @@ class SharedEmbedding(nn.Module):
         self.norm = nn.LayerNorm(E, eps=config.eps)
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is looked up: words ``[V, E]``, positions ``[max positions, E]``, types ``[K, E]``."""
+        """Return the tables of words ``[V, E]``, positions ``[max_positions, E]`` and types."""
         return self.words, self.positions, self.types
 
-    def token_rows(self) -> list[Rows]:
-        """Return what has a row a token."""
-        return [Rows(self.words, lambda new: _truncated_normal(new, self.initializer))]
+    def token_rows(self) -> list[TokenRows]:
+        """Return the parameters with one row per token, for `resize`."""
+        return [TokenRows(self.words, lambda new: _truncated_normal(new, self.initializer))]
 
     def forward(
         self,
@@ -89,15 +101,15 @@ class SharedEmbedding(nn.Module):
         cu_seqlens: Tensor | None = None,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
-        words: Tensor | None = None,  # the word table, where somebody has handed it on
+        words: Tensor | None = None,  # the word table as its last use returned it
         return_words: bool = False,
-    ) -> Tensor | Embedded:  # [.., E], with `return_words` the pair of it and the table to hand on
+    ) -> Tensor | Embedded:  # [.., E]; with `return_words` also the table, for its next use
         dropout, rng = _dropout_now(self, ids, rng)
         own, positions, types = self.tables()
         return self.ops.embed(
             ids,
             type_ids,
-            None,  # positions: each token's place in its sequence
+            None,  # position ids: 0, 1, … in each sequence
             own if words is None else words,
             positions,
             types,
@@ -113,11 +125,12 @@ class SharedEmbedding(nn.Module):
 
 
 class DifferenceEmbedding(SharedEmbedding):
-    """The discriminator's embedding under gradient-disentangled sharing: stop_gradient(shared) + difference.
+    """The discriminator's embedding in gradient-disentangled sharing: stop_gradient(shared) + difference.
 
-    The tables are the generator's, plus a difference that starts at 0 and that the discriminator alone
-    learns (GDES: He, Gao & Chen 2021, DeBERTaV3, section 3.3), so that its loss does not pull at the
-    generator's. The LayerNorm is its own. Each call adds two word tables, which moves three times their size.
+    The tables are those of the generator plus a difference. It starts at 0 and is trained by the
+    discriminator's loss, which does not change the generator's tables (GDES: He, Gao & Chen 2021, DeBERTaV3,
+    section 3.3). The LayerNorm is a separate one. Each call adds two word tables, which moves three times
+    their size.
     """
 
     NAMES = ("words", "positions", "types")
@@ -126,7 +139,7 @@ class DifferenceEmbedding(SharedEmbedding):
         super().__init__(config, ops)
         own = {name: torch.zeros_like(self._parameters.pop(name)) for name in self.NAMES}
         self.difference = nn.ParameterDict(own)
-        self._shared = (shared,)  # in a tuple: its parameters belong to the generator
+        self._shared = (shared,)  # in a tuple, so that its parameters are the generator's only
 
     @property
     def shared(self) -> SharedEmbedding:
@@ -136,12 +149,12 @@ class DifferenceEmbedding(SharedEmbedding):
         shared = zip(self.NAMES, self.shared.tables(), strict=True)
         return tuple(table.detach() + self.difference[name] for name, table in shared)
 
-    def token_rows(self) -> list[Rows]:
-        return [Rows(self.difference["words"], Tensor.zero_)]
+    def token_rows(self) -> list[TokenRows]:
+        return [TokenRows(self.difference["words"], Tensor.zero_)]
 
 
 class AddNorm(nn.LayerNorm):
-    """``LayerNorm(residual + dropout(x))``; one dropout stream."""
+    """``LayerNorm(residual + dropout(x))``; it uses one stream."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__(config.hidden, eps=config.eps)
@@ -169,7 +182,7 @@ class AddNorm(nn.LayerNorm):
 
 
 class SelfAttention(nn.Module):
-    """``LayerNorm(x + dropout(attention(x) W + b))``; dropout streams: probabilities, output."""
+    """``LayerNorm(x + dropout(attention(x) W + b))``; streams: attention probabilities, output."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
@@ -177,42 +190,32 @@ class SelfAttention(nn.Module):
         self.heads = config.heads
         self.dropout = config.dropout
         W, std = config.hidden, config.initializer
-        self.qkv = _dense(ops, W, 3 * W, std)  # rows: query, key, value
-        self.out = _dense(ops, W, W, std)
+        self.qkv = _linear(ops, W, 3 * W, std)  # rows: query, key, value
+        self.out = _linear(ops, W, W, std)
         self.norm = AddNorm(config, ops)
 
     def forward(
         self,
         x: Tensor,  # [B, L, W] or [T, W]
+        layout: Layout = UNPADDED,
         *,
-        key_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
     ) -> Tensor:
         dropout, rng = _dropout_now(self, x, rng)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [.., 3, H, D]
-        context = self.ops.attention_qkv(
-            qkv,
-            key_mask=key_mask,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            dropout=dropout,
-            rng=rng,
-            stream=stream,
-        )
+        context = self.ops.attention_qkv(qkv, **layout._asdict(), dropout=dropout, rng=rng, stream=stream)
         return self.norm(self.out(context.flatten(-2)), x, rng, stream + 1)
 
 
 class FeedForward(nn.Module):
-    """``LayerNorm(x + dropout(gelu(x W_in + b_in) W_out + b_out))``; one dropout stream."""
+    """``LayerNorm(x + dropout(gelu(x W_in + b_in) W_out + b_out))``; it uses one stream."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
-        self.dense_in = _dense(ops, config.hidden, config.ffn, config.initializer)
-        self.dense_out = _dense(ops, config.ffn, config.hidden, config.initializer)
+        self.dense_in = _linear(ops, config.hidden, config.ffn, config.initializer)
+        self.dense_out = _linear(ops, config.ffn, config.hidden, config.initializer)
         self.norm = AddNorm(config, ops)
 
     def forward(self, x: Tensor, rng: Tensor | None = None, stream: int = FIRST_STREAM) -> Tensor:
@@ -221,7 +224,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-norm transformer layer: self-attention, then feed-forward; three dropout streams."""
+    """One post-LayerNorm transformer layer: self-attention, then feed-forward; it uses three streams."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
@@ -232,27 +235,18 @@ class EncoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, L, W] or [T, W]
+        layout: Layout = UNPADDED,
         *,
-        key_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
     ) -> Tensor:
         _, rng = _dropout_now(self, x, rng)
-        x = self.attention(
-            x,
-            key_mask=key_mask,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            rng=rng,
-            stream=stream,
-        )
+        x = self.attention(x, layout, rng=rng, stream=stream)
         return self.feed_forward(x, rng, stream + 2)
 
 
 class Encoder(nn.Module):
-    """Embedding, projection to the tower's width where that differs, and the layers."""
+    """The embedding, a projection to the tower's width if that differs, and the layers."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
@@ -260,27 +254,25 @@ class Encoder(nn.Module):
         self.embedding = SharedEmbedding(config, ops)
         self.project = None
         if config.embedding != config.hidden:
-            self.project = _dense(ops, config.embedding, config.hidden)
+            self.project = _linear(ops, config.embedding, config.hidden)
         self.layers = nn.ModuleList(EncoderLayer(config, ops) for _ in range(config.layers))
 
     def forward(
         self,
         ids: Tensor,  # [B, L] or [T]
+        layout: Layout = UNPADDED,
         *,
         type_ids: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
         words: Tensor | None = None,
         return_words: bool = False,
-    ) -> Tensor | Embedded:  # [.., W], with `return_words` the pair of it and the word table
+    ) -> Tensor | Embedded:  # [.., W]; with `return_words` also the word table
         _, rng = _dropout_now(self, ids, rng)
         x, words = self.embedding(  # [.., E]
             ids,
             type_ids,
-            cu_seqlens=cu_seqlens,
+            cu_seqlens=layout.cu_seqlens,
             rng=rng,
             stream=stream,
             words=words,
@@ -289,19 +281,12 @@ class Encoder(nn.Module):
         if self.project is not None:
             x = self.project(x)
         for i, layer in enumerate(self.layers):
-            x = layer(
-                x,
-                key_mask=key_mask,
-                cu_seqlens=cu_seqlens,
-                max_seqlen=max_seqlen,
-                rng=rng,
-                stream=stream + 1 + 3 * i,
-            )
+            x = layer(x, layout, rng=rng, stream=stream + 1 + 3 * i)
         return Embedded(x, words) if return_words else x
 
     @staticmethod
     def streams(config: ElectraConfig) -> int:
-        """How many dropout streams an encoder of these sizes takes."""
+        """Return the number of streams that an encoder of these sizes uses."""
         return 1 + 3 * config.layers
 
 
@@ -313,20 +298,20 @@ class GeneratorHead(nn.Module):
         self.ops = ops
         self.temperature = config.temperature
         self.disallow_correct = config.disallow_correct
-        self.dense = _dense(ops, config.hidden, config.embedding, config.initializer)
+        self.dense = _linear(ops, config.hidden, config.embedding, config.initializer)
         self.norm = nn.LayerNorm(config.embedding, eps=config.eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
         self,
-        x: Tensor,  # [M, W] the encoder's output at the masked positions
+        x: Tensor,  # [M, W], the encoder's output at the masked positions
         table: Tensor,  # [V, E]
         targets: Tensor,  # [M]
         weights: Tensor,  # [M]
         rng: Tensor,
         return_table: bool = False,
     ) -> MLMHead:
-        """Return the loss at the masked positions, a sample for each of them, and the table to hand on."""
+        """Return the loss and a sample for each masked position; with `return_table` also the table."""
         return self.ops.mlm_head(
             self.transform(x),
             table,
@@ -339,11 +324,11 @@ class GeneratorHead(nn.Module):
             return_table=return_table,
         )
 
-    def token_rows(self) -> list[Rows]:
-        return [Rows(self.bias, Tensor.zero_)]
+    def token_rows(self) -> list[TokenRows]:
+        return [TokenRows(self.bias, Tensor.zero_)]
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
-        """Return all logits, ``[.., W]`` to ``[.., V]``: for looking at, not for training."""
+        """Return all logits, ``[.., W]`` to ``[.., V]``: for inspection, not for training."""
         return F.linear(self.transform(x), table, self.bias)
 
     def transform(self, x: Tensor) -> Tensor:  # [.., W] -> [.., E]
@@ -352,13 +337,13 @@ class GeneratorHead(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-    """``gelu(x W + b) w + c``: one logit a token, positive where it looks replaced."""
+    """``gelu(x W + b) w + c``: one logit per token, positive if it seems replaced."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
-        self.dense = _dense(ops, config.hidden, config.hidden, config.initializer)
-        self.score = _dense(ops, config.hidden, 1)
+        self.dense = _linear(ops, config.hidden, config.hidden, config.initializer)
+        self.score = _linear(ops, config.hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [.., W] -> [..]
         h = self.ops.bias_gelu(self.dense(x, with_bias=False), self.dense.bias)

@@ -1,10 +1,10 @@
 """Counter-based random numbers: every decision is an integer function of (seed, step, stream, index).
 
-`rng` is int64 ``[2]`` = (seed, step) on the tensors' device, so that a captured CUDA graph draws afresh when
-the step is advanced in place. The counter holds 32 bits of the step, so step 2^32 draws what step 0 draws.
-Philox4x32 (Salmon et al. 2011) with the seed as its key turns the counter
-(c0, row, step, stream) into four words: 10 rounds for masking and sampling, 7 for dropout. Here it is for
-equality, not for speed; the kernels compute the same words.
+`rng` is int64 ``[2]`` = (seed, step) on the tensors' device: a captured CUDA graph draws new numbers when the
+step is changed in place. The counter has 32 bits of the step, so step 2^32 draws what step 0 draws.
+Philox4x32 (Salmon et al. 2011) with the seed as its key maps the counter (c0, row, step, stream) to four
+words, in 10 rounds for masking and sampling and 7 for dropout. This file defines the numbers; the kernels
+compute the same words faster.
 """
 
 import math
@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-MASKING, SAMPLING = 0, 1  # streams; dropout sites take the numbers from 2
+MASKING, SAMPLING = 0, 1  # streams; the uses of dropout are numbered from 2
 
 
 def philox(rng: Tensor, c0: Tensor, row: Tensor, stream: int, rounds: int = 10) -> tuple[Tensor, ...]:
-    """Return the four words of Philox4x32 at counter (c0, row, step, stream), uint32 held in int64.
+    """Return the four words of Philox4x32 at counter (c0, row, step, stream), uint32 values in int64.
 
     `rng` is int64 ``[2]`` = (seed, step). The key is the seed's low and high half (Salmon et al. 2011).
     """
@@ -24,7 +24,7 @@ def philox(rng: Tensor, c0: Tensor, row: Tensor, stream: int, rounds: int = 10) 
     k0, k1 = rng[0] & low, (rng[0] >> 32) & low
     c0, c1, c2, c3 = c0 & low, row & low, rng[1] & low, torch.full_like(rng[1], stream & low)
     for _ in range(rounds):
-        # An int64 product wraps, but its bits are those of the uint64 product.
+        # An int64 product wraps around; its bits are those of the uint64 product.
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (b >> 32 & low) ^ c1 ^ k0, b & low, (a >> 32 & low) ^ c3 ^ k1, a & low
         k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
@@ -32,7 +32,7 @@ def philox(rng: Tensor, c0: Tensor, row: Tensor, stream: int, rounds: int = 10) 
 
 
 def uniforms(rng: Tensor, M: int) -> Tensor:
-    """Return one float64 uniform in [0, 1) with 53 bits for each masked slot, ``[M]``."""
+    """Return one float64 uniform in [0, 1) with 53 bits per masked slot, ``[M]``."""
     m = torch.arange(M, device=rng.device)
     w0, w1, _, _ = philox(rng, torch.zeros_like(m), m, SAMPLING)
     return ((w0 >> 5) * 2**26 + (w1 >> 6)).double() * 2.0**-53
@@ -41,14 +41,14 @@ def uniforms(rng: Tensor, M: int) -> Tensor:
 def keep_mask(rng: Tensor, stream: int, rows: Tensor, columns: int, p: float) -> Tensor:
     """Return dropout's bool mask ``[*rows.shape, columns]``, True where the element is kept.
 
-    Element (row, column) owns 16 bits: of call (column // 32) * 4 + (column % 8) // 2 the word
-    (column // 8) % 4, its low half for an even column. In a tensor core's layout a thread then computes
-    the calls of its own elements.
+    Element (row, column) uses 16 bits of call (column // 32) * 4 + (column % 8) // 2: the low half of word
+    (column // 8) % 4 for an even column, else the high half. So in the layout of tensor cores each thread
+    computes the calls of its own elements.
     """
     calls = torch.arange(-(-columns // 32) * 4, device=rows.device)
     words = torch.stack(philox(rng, calls, rows[..., None], stream, rounds=7), dim=-1)
-    bits = torch.stack([words & 0xFFFF, words >> 16], dim=-1)  # [*rows, 4 calls a span, word, half]
-    bits = bits.unflatten(-3, (-1, 4)).transpose(-3, -2).flatten(-4)  # span, word, call, half = column
+    bits = torch.stack([words & 0xFFFF, words >> 16], dim=-1)  # [*rows, span, call of 4, word, half]
+    bits = bits.unflatten(-3, (-1, 4)).transpose(-3, -2).flatten(-4)  # (span, word, call, half) is the column
     return bits[..., :columns] >= round(p * 65536)
 
 

@@ -1,12 +1,12 @@
-"""ELECTRA's mathematics in plain PyTorch: the definition that every kernel is held against.
+"""ELECTRA's mathematics in plain PyTorch: the definition that every kernel is tested against.
 
-The functions stand in the order of the paper (Clark et al. 2020, section 2) and have the signatures of
-`electra_fast.ops`. Arithmetic is float32, or float64 for float64 inputs, whatever the storage dtype; a
+The functions are in the order of the paper (Clark et al. 2020, section 2) and have the signatures of
+`electra_fast.ops`. Arithmetic is in float32, or in float64 for float64 inputs, for every storage dtype; a
 result has the dtype of its first argument. Random decisions are integer functions of (seed, step, stream,
-index), so an implementation is compared with this page by equality.
+index), so other implementations must reproduce them exactly.
 
-Axes: B sequences, L positions a sequence, T tokens in all, H heads, D head dim, W width, E embedding dim,
-V vocabulary, M masked slots in all.
+Axes: B sequences, L positions per sequence, T tokens in total, H heads, D head dim, W width, E embedding
+dim, V vocabulary, M masked slots in total.
 """
 
 import math
@@ -16,59 +16,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from electra_fast.layout import (
-    autocast,
-    legal_ids,
-    padding,
-    places,
-    rows_of,
-    sequence_of,
-    weighted_mean,
-    wide,
-)
+from electra_fast.dtypes import autocast, wide
+from electra_fast.ids import legal_ids, rows_of
+from electra_fast.packing import padding, sequence_of, token_positions
 from electra_fast.philox import MASKING, drop, philox, uniforms
 
 
 class MaskedTokens(NamedTuple):
-    ids: Tensor  # shape and dtype of the input: [MASK] at most of the masked positions
-    positions: Tensor  # [M] flat places t, rising within a sequence; 0 in an unused slot
+    ids: Tensor  # shape and dtype of the input: [MASK] at most masked positions
+    positions: Tensor  # [M] flat indices t, rising within a sequence; 0 in an unused slot
     targets: Tensor  # [M] original ids at `positions`; 0 in an unused slot
     weights: Tensor  # [M] float32: 1, or 0 in an unused slot
 
 
 class Embedded(NamedTuple):
     x: Tensor  # [.., E] the input of the encoder
-    word: Tensor  # [V, E] the table that it was looked up in
+    word: Tensor  # [V, E] the table of the lookup, unchanged
 
 
 class MLMHead(NamedTuple):
     loss: Tensor  # [] float32, weighted mean cross-entropy; the only field with a gradient
-    samples: Tensor  # [M] one token a slot drawn from the generator, dtype of the targets
+    samples: Tensor  # [M] one token per slot, drawn from the generator; dtype of the targets
     correct: Tensor  # [] float32, weighted count of slots whose arg-max is the target
     lse: Tensor  # [M] float32 log-sum-exp of the logits
-    table: Tensor | None = None  # [V, E] the table itself, if asked for
+    table: Tensor | None = None  # [V, E] the table itself, if `return_table`
 
 
 class ReplacedTokens(NamedTuple):
     ids: Tensor  # original ids with the samples in place
-    replaced: Tensor  # bool, shape of ids: differs from the original
+    replaced: Tensor  # bool, shape of ids: True where the id differs from the original
 
 
 class RTDLoss(NamedTuple):
     loss: Tensor  # [] float32, weighted mean; the only field with a gradient
-    counts: Tensor  # [4] float32, weighted true positives, false positives, false and true negatives
+    counts: Tensor  # [4] float32, weighted true positives, false positives, false negatives, true negatives
 
 
 # --- masking (section 2: m_i ~ unif{1, n}, x_masked = REPLACE(x, m, [MASK])) -------------------------------
 
 
 def rate(probability: float) -> int:
-    """Return ceil(probability * 2^32): counts are integer arithmetic, the same on every backend."""
+    """Return ceil(probability * 2^32): counts are integers, the same on every backend."""
     return math.ceil(probability * 2**32)
 
 
 def slot_count(ids: Tensor, mask_rate: int, cu_seqlens: Tensor | None) -> int:
-    """Return M, which depends on shapes alone. No tokens, no slots."""
+    """Return M, the number of slots; it depends on shapes only, and is 0 without tokens."""
     if ids.numel() == 0:
         return 0
     if cu_seqlens is None:
@@ -88,13 +81,13 @@ def mask_tokens(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> MaskedTokens:
-    """k = min(c, max(1, round(n mask_prob))) of a sequence's c candidates, uniformly without replacement."""
+    """Mask k = min(c, max(1, round(n mask_prob))) of a sequence's c candidates, drawn without replacement."""
     P, T, device = rate(mask_prob), ids.numel(), ids.device
     M = slot_count(ids, P, cu_seqlens)
     candidates = candidates if key_mask is None else candidates & key_mask
     x, candidates, t = ids.flatten(), candidates.flatten(), torch.arange(T, device=device)
 
-    # Sequence b is the run of tokens from start[b], has n[b] real tokens and owns the slots from base[b].
+    # Sequence b begins at token start[b], has n[b] real tokens and uses the slots from base[b] on.
     if cu_seqlens is None:
         B, L = ids.shape
         sequence, start = t // max(L, 1), torch.arange(B, device=device) * L
@@ -105,7 +98,7 @@ def mask_tokens(
         sequence = sequence_of("mask_tokens", cu_seqlens, T, max_seqlen)
         base = (P * start >> 32) + torch.arange(start.shape[0], device=device)
 
-    # The k candidates with the smallest words of their sequence; a stable sort puts lower t first in a tie.
+    # Take the k candidates with the smallest words of their sequence; a stable sort orders ties by t.
     w0, w1, _, _ = philox(rng, torch.zeros_like(t), t, MASKING)
     order = ((sequence << 33) + w0.masked_fill(~candidates, 2**32)).argsort(stable=True)
     rank = torch.empty_like(t).scatter_(0, order, t) - start[sequence]
@@ -116,7 +109,7 @@ def mask_tokens(
     masked = x.masked_fill(taken & (w1 >= round(keep_prob * 2**32)), mask_id)
     before = F.pad(taken.cumsum(0), (1, 0))
     nth = before[:-1] - before[start][sequence]
-    slot = (base[sequence] + nth).masked_fill(~taken, M)  # one slot more takes what is not masked
+    slot = (base[sequence] + nth).masked_fill(~taken, M)  # an extra slot M collects the other tokens
     fill = [torch.zeros(M + 1, dtype=d, device=device) for d in (ids.dtype, ids.dtype, torch.float32)]
     source = (t.to(ids.dtype), x, torch.ones_like(x, dtype=torch.float32))
     return MaskedTokens(
@@ -128,8 +121,8 @@ def mask_tokens(
 
 
 def embedding_sum(ids, type_ids, position_ids, word, position, type, padding_idx=None) -> Tensor:
-    """word[id] + position[place] + type[type id], the input of the embedding's LayerNorm"""
-    position_ids = places(ids) if position_ids is None else position_ids
+    """Return word[id] + position[position id] + type[type id], the input of the embedding's LayerNorm."""
+    position_ids = token_positions(ids) if position_ids is None else position_ids
     type_ids = torch.zeros_like(ids) if type_ids is None else type_ids
     words = rows_of("embed", "ids", word, ids)
     if padding_idx is not None:
@@ -159,9 +152,9 @@ def embed(
     padding_idx: int | None = None,
     return_word: bool = False,
 ) -> Tensor | Embedded:
-    """dropout(LayerNorm(word[id] + position[place] + type[type id])), and the table as it is if asked for"""
+    """Return dropout(LayerNorm(embedding_sum)), and the word table with it if `return_word`."""
     (like,) = autocast(word[:0])
-    position_ids = places(ids, cu_seqlens) if position_ids is None else position_ids
+    position_ids = token_positions(ids, cu_seqlens) if position_ids is None else position_ids
     x = embedding_sum(ids, type_ids, position_ids, word, position, type, padding_idx)
     y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
     y = drop(y, dropout, rng, stream).to(like.dtype)
@@ -169,15 +162,15 @@ def embed(
 
 
 def default_scale(q: Tensor) -> float:
-    """Return D ** -0.5, and 1 for heads without columns, whose scores are 0."""
+    """Return D ** -0.5, and 1 if D = 0, where all scores are 0."""
     return max(q.shape[-1], 1) ** -0.5
 
 
 def attention_scores(q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool, scale: float | None):
-    """Return (s, visible): scale * q k^T, `[B, H, L, L]`, and which of it counts.
+    """Return (s, visible): scale * q k^T, ``[B, H, L, L]``, and the mask of the pairs that count.
 
-    What does not count is the lowest number, not -inf: a row without a visible key would become NaN, and
-    so would its gradient.
+    The other scores are the lowest finite number. With -inf a row without a visible key would become NaN, and
+    its gradient too.
     """
     L = q.shape[1]
     visible = torch.ones(L, L, dtype=torch.bool, device=q.device)
@@ -188,14 +181,14 @@ def attention_scores(q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool
 
 
 def attention_rows(q: Tensor, t: Tensor | None) -> Tensor:
-    """Return dropout's row t*H + h of each query and head, `[B, H, L]`."""
+    """Return dropout's row t*H + h of each query and head, ``[B, H, L]``."""
     B, L, H, _ = q.shape
     t = torch.arange(B * L, device=q.device).view(B, L) if t is None else t
     return t[:, None, :] * H + torch.arange(H, device=q.device)[:, None]
 
 
 def padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream, t=None) -> Tensor:
-    """`attention` of `[B, L, H, D]`; t `[B, L]` are the tokens' places in the batch that they came from."""
+    """Return `attention` of ``[B, L, H, D]``; t ``[B, L]`` is the index of each token in its packed batch."""
     with torch.autocast(q.device.type, enabled=False):
         s, visible = attention_scores(q, k, key_mask, causal, scale)
         p = drop(s.softmax(-1).masked_fill(~visible, 0), dropout, rng, stream, attention_rows(q, t))
@@ -216,9 +209,9 @@ def attention(
     rng: Tensor | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """dropout(softmax(scale * q k^T)) v over the visible keys; a query that sees no key gives 0."""
+    """Return dropout(softmax(scale * q k^T)) v over the visible keys; 0 for a query without visible keys."""
     q, k, v = autocast(q, k, v)
-    if cu_seqlens is not None:  # the same on padded sequences, taken apart again
+    if cu_seqlens is not None:  # pad, attend, pack the result
         t, key_mask, b, l = padding("attention", cu_seqlens, max_seqlen, q.shape[0])
         o = padded_attention(q[t], k[t], v[t], key_mask, causal, scale, dropout, rng, stream, t)
         return o[b, l]
@@ -237,7 +230,7 @@ def attention_qkv(
     rng: Tensor | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """`attention` of the three slices of one tensor."""
+    """Return `attention` of the three slices of one tensor."""
     return attention(
         *qkv.unbind(-3),
         key_mask=key_mask,
@@ -259,7 +252,7 @@ def linear(
     low_weight: Tensor | None = None,
     low_bias: Tensor | None = None,
 ) -> Tensor:
-    """x weight^T + bias, by the copies' values where there are copies; the gradients are the originals'."""
+    """Return x weight^T + bias. Low-precision copies give the values; gradients go to weight and bias."""
     if low_weight is not None:
         x = x.to(low_weight.dtype)
         weight = weight + (low_weight - weight).detach()
@@ -282,15 +275,25 @@ def add_norm(
     rng: Tensor | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x))"""
+    """Return LayerNorm(residual + dropout(x))."""
     z = drop(wide(x), dropout, rng, stream)
     z = z if residual is None else z + wide(residual)
     return F.layer_norm(z, z.shape[-1:], weight.to(z.dtype), bias.to(z.dtype), eps).to(x.dtype)
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x + bias) = z Phi(z), the erf form (Hendrycks & Gimpel 2016)"""
+    """Return gelu(x + bias) = z Phi(z), the erf form (Hendrycks & Gimpel 2016)."""
     return F.gelu(wide(x) + wide(bias)).to(x.dtype)
+
+
+# --- losses ------------------------------------------------------------------------------------------------
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean over all elements, summed in float64; 0/0 = 0."""
+    total = weights.sum(dtype=torch.float64)
+    mean = (weights.double() * values).sum() / total.masked_fill(total == 0, 1)
+    return mean.to(values.dtype)
 
 
 # --- generator (eq. 1: p_G(x_t | x) = softmax over e(x_t)^T h_G(x)_t; x_hat ~ p_G) --------------------------
@@ -299,7 +302,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 def inverse_cdf(logits: Tensor, u: Tensor) -> Tensor:
     """Return min{v : p_0 + ... + p_v > u} for each row of float64 logits ``[M, V]``."""
     cdf = logits.softmax(-1).cumsum(-1)
-    total = cdf[:, -1:].contiguous()  # 1 but for rounding; u scaled by it lands inside
+    total = cdf[:, -1:].contiguous()  # 1 up to rounding; u is scaled by it, so that a token is always found
     sample = torch.searchsorted(cdf, u[:, None] * total, right=True)
     last = torch.searchsorted(cdf, total)  # the last token whose probability is not 0
     return torch.minimum(sample, last).clamp(max=logits.shape[-1] - 1)[:, 0]
@@ -317,16 +320,16 @@ def mlm_head(
     disallow_correct: bool = False,
     return_table: bool = False,
 ) -> MLMHead:
-    """`mlm_of_logits` of x table^T + bias"""
-    same = table if return_table else None
+    """Return `mlm_of_logits` of x table^T + bias."""
+    original_table = table if return_table else None
     x, table = autocast(x, table)
-    unused = weights == 0  # such a row may hold anything
+    unused = weights == 0  # such a row may contain anything, NaN too
     with torch.autocast(x.device.type, enabled=False):
         logits = wide(x).masked_fill(unused[:, None], 0) @ wide(table).T + wide(bias)
     head = mlm_of_logits(
         logits, targets, weights, rng, temperature=temperature, disallow_correct=disallow_correct
     )
-    return head._replace(table=same)
+    return head._replace(table=original_table)
 
 
 def mlm_of_logits(
@@ -338,7 +341,7 @@ def mlm_of_logits(
     temperature: float = 1.0,
     disallow_correct: bool = False,
 ) -> MLMHead:
-    """Weighted mean of -log p(target), p = softmax(logits), and one draw at the temperature."""
+    """Return the weighted mean of -log p(target), p = softmax(logits), and one draw at the temperature."""
     unused, logits = weights == 0, wide(logits)
     M, V = logits.shape
     target, bad = legal_ids("mlm_head", "targets", targets.masked_fill(unused, 0).long(), V)
@@ -362,13 +365,13 @@ def mlm_of_logits(
 
 
 def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Tensor) -> ReplacedTokens:
-    """x_corrupt = REPLACE(x, m, x_hat); a sample that equals the original is no replacement."""
+    """Return x_corrupt = REPLACE(x, m, x_hat). A sample that equals the original is not a replacement."""
     T = ids.numel()
     used = weights != 0
-    place, bad = legal_ids("replace_tokens", "positions", positions.long().masked_fill(~used, 0), max(T, 1))
+    index, bad = legal_ids("replace_tokens", "positions", positions.long().masked_fill(~used, 0), max(T, 1))
     used = used if bad is None else used & ~bad
-    place = place.masked_fill(~used, T)  # one place more takes what is not written
-    x = torch.cat([ids.flatten(), ids.new_zeros(1)]).scatter(0, place, samples.to(ids.dtype))
+    index = index.masked_fill(~used, T)  # an extra element T collects the unused slots
+    x = torch.cat([ids.flatten(), ids.new_zeros(1)]).scatter(0, index, samples.to(ids.dtype))
     x = x[:T].view_as(ids)
     return ReplacedTokens(x, x != ids)
 
@@ -377,9 +380,9 @@ def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Ten
 
 
 def rtd_loss(logits: Tensor, replaced: Tensor, weights: Tensor | None = None) -> RTDLoss:
-    """Weighted mean of -log sigmoid(x) where replaced, -log sigmoid(-x) elsewhere."""
+    """Return counts, and the weighted mean of -log sigmoid(x) where replaced, else of -log sigmoid(-x)."""
     w = torch.ones_like(logits, dtype=torch.float32) if weights is None else weights
-    x = wide(logits).masked_fill(w == 0, 0)  # padding may hold anything
+    x = wide(logits).masked_fill(w == 0, 0)  # padding may contain anything
     z = torch.where(replaced, -x, x)
     loss = weighted_mean(-F.logsigmoid(-z), w)  # no overflow at either end
     with torch.no_grad():

@@ -1,10 +1,12 @@
-"""The versions of other packages that the tests run with, and how an installed one compares."""
+"""The tested versions of other packages, and how an installed version compares with them."""
 
 import re
 from importlib import metadata
 
-# Oldest first. `make test` takes the pinned ones, `make test-torch` other torch and Triton, and
-# tests/test_hf_versions.py every transformers.
+from electra_fast.tables import text_table
+
+# Oldest first. `make test` uses the pinned versions, `make test-torch` other versions of torch and Triton,
+# and tests/test_hf_versions.py every version of transformers.
 TESTED = {
     "torch": ("2.11.0", "2.13.0", "2.14.1"),
     "triton": ("3.6.0", "3.7.1", "3.8.0"),
@@ -13,7 +15,7 @@ TESTED = {
 
 
 def installed(package: str) -> str | None:
-    """Return a package's version, None if it is not installed."""
+    """Return the version of a package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -21,25 +23,25 @@ def installed(package: str) -> str | None:
 
 
 def standing(package: str, version: str | None) -> str:
-    """Say in a few words how a version compares with those that were tested."""
+    """Return in a few words how a version compares with the tested ones."""
     if version is None:
         return "not installed"
     release, tested = _release(version), [_release(v) for v in TESTED[package]]
     if release in tested:
         return "tested"
     if release > tested[-1]:
-        return "newer than tested: everything below was tried on it"
+        return "newer than tested: the checks below ran with it"
     return "older than tested" if release < tested[0] else "between tested versions"
 
 
 def report() -> str:
-    """Return a line for each package: the installed version, how it compares, and the tested ones."""
-    lines = []
+    """Return a line per package: the installed version, how it compares, and the tested ones."""
+    rows = []
     for package, tested in TESTED.items():
         version = installed(package)
         found = f"{version}, {standing(package, version)}" if version else "not installed"
-        lines.append(f"  {package:<13} {found} ({', '.join(tested)})")
-    return "\n".join(lines)
+        rows.append((f"  {package}", f"{found} ({', '.join(tested)})"))
+    return text_table(rows)
 
 
 def _release(version: str) -> tuple[int, ...]:

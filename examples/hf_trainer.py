@@ -1,9 +1,9 @@
-"""ELECTRA by Hugging Face's Trainer: transformers' models and tokenizer, and two lines of electra_fast.
+"""Pre-train ELECTRA with Hugging Face's Trainer: models of transformers, task and kernels of electra_fast.
 
     python examples/hf_trainer.py --steps 20
 
-The corpus is the documentation that every Python carries. Both halves are saved as models for transformers
-alone. The last lines load the discriminator, and show which tokens of a sentence it takes for replaced.
+The corpus is Python's own documentation. Both halves are saved as models that need only transformers. The
+last lines load the discriminator and show which tokens of a sentence it considers replaced.
 """
 
 import argparse
@@ -28,25 +28,25 @@ SIZES = {"embedding_size": 64, "num_hidden_layers": 4, "max_position_embeddings"
 
 
 def learn_tokenizer(documents: list[str], folder: Path):
-    """Return transformers' own tokenizer, of pieces learnt from the documents."""
+    """Return a tokenizer of transformers with a vocabulary trained on the documents."""
     data.save_tokenizer(data.train_tokenizer(documents, vocab_size=8000), folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
 def cut(documents: list[str], tokenizer) -> list[dict]:
-    """Return sequences of up to 64 tokens; nothing is masked here."""
+    """Return sequences of up to 64 tokens; `ElectraPretrainer` masks them."""
     options = {"truncation": True, "max_length": 64, "return_overflowing_tokens": True}
     return [{"input_ids": ids} for ids in tokenizer(documents, **options)["input_ids"]]
 
 
-def show_verdict(folder: Path, sentence: str, replaced: str) -> None:
-    """Print for each token how likely it is that it was replaced; 20 steps teach how many are, not which."""
+def show_replaced(folder: Path, sentence: str, replaced: str) -> None:
+    """Print the probability that each token was replaced. 20 steps teach how many are replaced, not which."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     discriminator = ElectraForPreTraining.from_pretrained(folder)
     inputs = tokenizer(sentence, return_tensors="pt")
     with torch.no_grad():
-        suspicion = discriminator(**inputs).logits[0].sigmoid().tolist()
-    for token, p in zip(inputs.tokens(), suspicion, strict=True):
+        probabilities = discriminator(**inputs).logits[0].sigmoid().tolist()
+    for token, p in zip(inputs.tokens(), probabilities, strict=True):
         print(f"{p:6.1%}  {token}{'  <- replaced' if token == replaced else ''}")
 
 
@@ -90,11 +90,11 @@ def main() -> None:
     after = trainer.evaluate()["eval_loss"]
     print(f"held-out loss {before:.2f} -> {after:.2f} in {args.steps} steps")
     if not after < before:
-        raise SystemExit("hf_trainer: the held-out loss must fall")
+        raise SystemExit(f"hf_trainer: the held-out loss must decrease from {before:.2f}, got {after:.2f}")
 
     generator.save_pretrained(args.out / "generator")
     discriminator.save_pretrained(args.out / "discriminator")
-    show_verdict(args.out / "discriminator", "the function returns a list of error", replaced="error")
+    show_replaced(args.out / "discriminator", "the function returns a list of error", replaced="error")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""ELECTRA in a training loop of fifteen lines: transformers' models, and neither Trainer nor accelerate.
+"""Pre-train ELECTRA in a loop of fifteen lines: models of transformers, without Trainer or accelerate.
 
     python examples/plain_loop.py --steps 20
 
-The corpus is the documentation that every Python carries; batches and kernels are electra_fast's own.
+The corpus is Python's own documentation; batches and kernels come from electra_fast.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from electra_fast.hf import ElectraPretrainer
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--steps", type=int, default=20)
-parser.add_argument("--out", metavar="FOLDER", default="runs/plain_loop", help="where the discriminator goes")
+parser.add_argument("--out", metavar="FOLDER", default="runs/plain_loop", help="for the discriminator")
 args = parser.parse_args()
 torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,7 +28,7 @@ sizes = {"vocab_size": tokenizer.get_vocab_size(), "embedding_size": 64, "num_hi
 narrow = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
 wide = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
 special = data.special_ids(tokenizer)
-mask_id, _ = special["[MASK]"], special.pop("[UNK]")  # an unknown word is masked as any other
+mask_id, _ = special["[MASK]"], special.pop("[UNK]")  # [UNK] is not special: unknown words are masked too
 pretrainer = ElectraPretrainer(
     ElectraForMaskedLM(ElectraConfig(**sizes, **narrow)),
     ElectraForPreTraining(ElectraConfig(**sizes, **wide)),

@@ -1,20 +1,19 @@
-"""What the kernels of `attention` share: where a sequence lies, its rows read and written, its scores.
+"""Helpers of the kernels of `attention`: the bounds of a sequence, tiles of its rows, and its scores.
 
-Padded and packed batches look alike to a kernel.
+They hide from a kernel whether the batch is padded or packed.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import dot, rounded
+from electra_fast.kernels._common import LOG2E, dot, rounded
 
-LOG2E = tl.constexpr(1.4426950408889634)  # scores are in units of log 2: an exponential is one instruction
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # a maximum starts here: from -inf, -inf - -inf would be NaN
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # initial maximum: after -inf, -inf - -inf would be NaN
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:
-    """Return s such that token t of sequence b, head h, lies at b*s[0] + t*s[1] + h*s[2].
+    """Return s such that token t of sequence b, head h, is at offset b*s[0] + t*s[1] + h*s[2].
 
     x is ``[B, L, H, D]`` with t = b*L + l, or packed ``[T, H, D]``.
     """
@@ -24,9 +23,9 @@ def strides(x: Tensor) -> tuple[int, int, int]:
 
 @triton.jit
 def program(L, H, BLOCK: tl.constexpr):
-    """Return (b, h, first, last): this program's sequence, head and block of it; whether b is the last one.
+    """Return this program's sequence, head and first position, and whether the sequence is the last one.
 
-    All in one axis of the grid: others end at 65535.
+    The grid has one axis, because the other two are limited to 65535 programs.
     """
     blocks = tl.cdiv(L, BLOCK)
     head = tl.program_id(0) // blocks
@@ -35,71 +34,76 @@ def program(L, H, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sequence(cu_ptr, b, last, L, T):
-    """Return (t0, n, stop, rest) of sequence b: it has n tokens from t0 on.
+def sequence(cu_seqlens_ptr, b, last, L, T):
+    """Return (seq_start, seq_len, fill_end, fill_value) of sequence b: seq_len tokens from seq_start on.
 
-    Rows from t0 + n up to `stop` belong to nobody and shall hold `rest`: 0 behind the last sequence, NaN in
-    place of one whose bounds are bad, which is not read. Where bounds fall both neighbours are bad, or one
-    might write over the other's NaN.
+    The tokens from seq_start + seq_len to fill_end belong to no sequence. The caller fills them with
+    fill_value: 0 behind the last sequence, NaN in place of one with bad bounds, which is not read. If bounds
+    decrease, both neighbours are bad, because otherwise one could overwrite the NaN of the other.
     """
-    t0, n, stop, rest = b.to(tl.int64) * L, L, b.to(tl.int64) * L, 0.0
-    if cu_ptr is not None:
-        start, end = tl.load(cu_ptr + b).to(tl.int64), tl.load(cu_ptr + b + 1).to(tl.int64)
-        before = tl.load(cu_ptr + tl.maximum(b - 1, 0)).to(tl.int64)
-        after = tl.load(cu_ptr + b + 1 + tl.where(last, 0, 1)).to(tl.int64)
+    seq_start, seq_len = b.to(tl.int64) * L, L
+    fill_end, fill_value = seq_start, 0.0
+    if cu_seqlens_ptr is not None:
+        start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
+        end = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
+        before = tl.load(cu_seqlens_ptr + tl.maximum(b - 1, 0)).to(tl.int64)
+        after = tl.load(cu_seqlens_ptr + b + 1 + tl.where(last, 0, 1)).to(tl.int64)
         legal = (before <= start) & (start <= end) & (end <= after) & (end - start <= L)
         legal = legal & (end <= T) & tl.where(b > 0, start >= 0, start == 0)
-        t0 = tl.where(b == 0, 0, tl.minimum(tl.maximum(start, 0), T))
-        n = tl.where(legal, end - start, 0).to(tl.int32)
-        stop = tl.where(last, T, tl.minimum(end, T))
-        rest = tl.where(legal, 0.0, float("nan"))
-    return t0, n, stop, rest
+        seq_start = tl.where(b == 0, 0, tl.minimum(tl.maximum(start, 0), T))
+        seq_len = tl.where(legal, end - start, 0).to(tl.int32)
+        fill_end = tl.where(last, T, tl.minimum(end, T))
+        fill_value = tl.where(legal, 0.0, float("nan"))
+    return seq_start, seq_len, fill_end, fill_value
 
 
 @triton.jit
-def visible(mask_ptr, b, first, n, L, BLOCK: tl.constexpr):
-    """Return which of a sequence's tokens first .. first + BLOCK are keys to be seen."""
-    m = first + tl.arange(0, BLOCK)
-    seen = m < n
-    if mask_ptr is not None:
-        seen = seen & (tl.load(mask_ptr + b.to(tl.int64) * L + m, mask=seen, other=0) != 0)
-    return seen
+def visible_keys(key_mask_ptr, b, start_n, seq_len, L, BLOCK_N: tl.constexpr):
+    """Return which of the keys from position start_n on queries may see, ``[BLOCK_N]``."""
+    offs_n = start_n + tl.arange(0, BLOCK_N)
+    visible = offs_n < seq_len
+    if key_mask_ptr is not None:
+        visible = visible & (tl.load(key_mask_ptr + b.to(tl.int64) * L + offs_n, mask=visible, other=0) != 0)
+    return visible
 
 
 @triton.jit
-def place(strides, b, t, h):
-    """Return where token t of sequence b begins at head h, in 64 bits."""
+def head_offset(strides, b, t, h):
+    """Return the 64-bit offset of token t of sequence b at head h."""
     return b.to(tl.int64) * strides[0] + t * strides[1] + h.to(tl.int64) * strides[2]
 
 
 @triton.jit
-def load(x_ptr, at, stride, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Load the rows at, at + stride, … of D numbers; 0 where not `inside`, whatever lies there."""
-    i, d = tl.arange(0, inside.shape[0]), tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (d < D)[None, :]
-    return tl.load(x_ptr + at + (i[:, None] * stride + d[None, :]), mask=mask, other=0.0)
+def load_tile(x_ptr, offset, stride, in_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Load rows of D numbers from `offset` on; 0 outside `in_rows`, whatever is stored there."""
+    offs_r, offs_d = tl.arange(0, in_rows.shape[0]), tl.arange(0, BLOCK_D)
+    mask = in_rows[:, None] & (offs_d < D)[None, :]
+    return tl.load(x_ptr + offset + (offs_r[:, None] * stride + offs_d[None, :]), mask=mask, other=0.0)
 
 
 @triton.jit
-def store(x_ptr, at, stride, inside, y, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    i, d = tl.arange(0, inside.shape[0]), tl.arange(0, BLOCK_D)
-    mask = inside[:, None] & (d < D)[None, :]
-    tl.store(x_ptr + at + (i[:, None] * stride + d[None, :]), rounded(y, x_ptr.dtype.element_ty), mask=mask)
+def store_tile(x_ptr, offset, stride, in_rows, y, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store the rows `in_rows` of y, rounded, from `offset` on."""
+    offs_r, offs_d = tl.arange(0, in_rows.shape[0]), tl.arange(0, BLOCK_D)
+    mask = in_rows[:, None] & (offs_d < D)[None, :]
+    out_ptr = x_ptr + offset + (offs_r[:, None] * stride + offs_d[None, :])
+    tl.store(out_ptr, rounded(y, x_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def fill(x_ptr, at, stride, rows, value, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def fill_rows(x_ptr, offset, stride, n, value, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store `value` in n rows from `offset` on."""
     y = tl.zeros((BLOCK, BLOCK_D), tl.float32) + value
-    for first in range(0, rows, BLOCK):
-        inside = first + tl.arange(0, BLOCK) < rows
-        store(x_ptr, at + first * stride, stride, inside, y, D, BLOCK_D)
+    for r0 in range(0, n, BLOCK):
+        in_rows = r0 + tl.arange(0, BLOCK) < n
+        store_tile(x_ptr, offset + r0 * stride, stride, in_rows, y, D, BLOCK_D)
 
 
 @triton.jit
-def scores(q, k, scale, first_l, first_m, CAUSAL: tl.constexpr):
-    """Return scale * q k^T in units of log 2, -inf where a key comes later than the query."""
+def scores(q, k, scale, start_m, start_n, CAUSAL: tl.constexpr):
+    """Return scale * q k^T in units of log 2, -inf for a key later than the query, ``[BLOCK_M, BLOCK_N]``."""
     s = dot(q, k.T, tl.zeros((q.shape[0], k.shape[0]), tl.float32)) * (scale * LOG2E)
     if CAUSAL:
-        l, m = first_l + tl.arange(0, q.shape[0]), first_m + tl.arange(0, k.shape[0])
-        s = tl.where(m[None, :] <= l[:, None], s, float("-inf"))
+        offs_m, offs_n = start_m + tl.arange(0, q.shape[0]), start_n + tl.arange(0, k.shape[0])
+        s = tl.where(offs_n[None, :] <= offs_m[:, None], s, float("-inf"))
     return s

@@ -2,15 +2,14 @@
 
     z = residual + drop(x)      h = (z - mean) rstd      y = w h + b
 
-The mean is refined once (`_rows.average`), so that the h of a constant row is 0 whatever a sum rounds.
+The mean is corrected once (`_rows.row_means`), so that the h of a constant row is 0, however its sum rounds.
 
-Backward makes z again from x and residual. With g = w dy
+Backward computes z again from x and residual. With g = w dy
 
     dz = rstd (g - avg(g) - h avg(g h))     dx = drop(dz)     dw = sum of h dy     db = sum of dy
 
-Each pass reads every row once and keeps it in registers, in float32. Nothing but mean and rstd goes from one
-pass to the other: dropout's mask is an integer function of its place. `_rows` says how rows lie over threads
-and how the sums over them are made.
+Each pass reads every row once and keeps it in registers, in float32. Only mean and rstd are saved for
+backward: dropout's mask is an integer function of row and column. `_rows` explains tiles and sums over rows.
 """
 
 import math
@@ -22,39 +21,40 @@ from torch import Tensor
 
 from electra_fast.kernels._common import architecture, dropout_arguments, keep, refuse_float64, rounded
 from electra_fast.kernels._rows import (
-    average,
     column_sums,
     fold,
-    load,
-    load_row,
-    places,
+    load_rows,
+    load_shared_row,
     programs,
+    row_means,
+    row_offsets,
+    row_sums,
     side,
-    tile,
-    total,
+    tile_shape,
 )
 
-FORWARD, BACKWARD = 4, 2  # rows of a thread where a row is one block; half of them where it is three
+FORWARD, BACKWARD = 4, 2  # rows per thread if a row is one block; half of that if it is three
 
 
 @triton.jit
-def _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W: tl.constexpr):
-    """Return the blocks of z, and of the mask by which dropout keeps x."""
-    x, z, kept = load(x_ptr, at, inside), (), ()
+def _residual_sum(x_ptr, residual_ptr, offs_t, offs, mask, dropout, BLOCK_W: tl.constexpr):
+    """Return z and the mask of the elements that dropout keeps."""
+    rng_ptr, dropout_stream, threshold, keep_scale = dropout
+    x, z, kept = load_rows(x_ptr, offs, mask), (), ()
     if residual_ptr is not None:
-        residual = load(residual_ptr, at, inside)
-    for i in tl.static_range(len(at)):
-        z_i, kept_i = x[i], inside[i]
+        residual = load_rows(residual_ptr, offs, mask)
+    for i in tl.static_range(len(offs)):
+        z_i, kept_i = x[i], mask[i]
         if rng_ptr is not None:
-            kept_i = keep(rng_ptr, site, t, i * BLOCK_W, threshold, BLOCK_W)
-            z_i = tl.where(kept_i, z_i * scale, 0.0)  # what is dropped may be NaN
+            kept_i = keep(rng_ptr, dropout_stream, offs_t, i * BLOCK_W, threshold, BLOCK_W)
+            z_i = tl.where(kept_i, z_i * keep_scale, 0.0)  # a dropped element may be NaN
         if residual_ptr is not None:
             z_i += residual[i]
         z, kept = z + (z_i,), kept + (kept_i,)
     return z, kept
 
 
-@triton.jit(do_not_specialize=["T", "threshold", "site"])  # neither a batch's size nor a site recompiles
+@triton.jit(do_not_specialize=["T", "threshold", "dropout_stream"])  # their values must not recompile
 def _add_norm_fwd(
     x_ptr,  # [T, W]
     residual_ptr,  # [T, W], or None for 0
@@ -67,33 +67,35 @@ def _add_norm_fwd(
     T,
     eps,
     threshold,
-    scale,
-    site,
+    keep_scale,
+    dropout_stream,
     W: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    in_t = t < T
-    at, inside = places(t, T, W, BLOCK_W)
-    z, _ = _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W)
+    offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    in_t = offs_t < T
+    offs, mask = row_offsets(offs_t, T, W, BLOCK_W)
+    dropout = (rng_ptr, dropout_stream, threshold, keep_scale)
+    z, _ = _residual_sum(x_ptr, residual_ptr, offs_t, offs, mask, dropout, BLOCK_W)
 
-    mean = average(z, inside, 1 / W)
-    weight, bias = load_row(weight_ptr, W, BLOCK_W), load_row(bias_ptr, W, BLOCK_W)
+    mean = row_means(z, mask, 1 / W)  # [BLOCK_T, 1]
+    weight = load_shared_row(weight_ptr, W, BLOCK_W)
+    bias = load_shared_row(bias_ptr, W, BLOCK_W)
     d, dd = (), ()
     for i in tl.static_range(len(z)):
-        d_i = tl.where(inside[i], z[i] - mean, 0.0)
+        d_i = tl.where(mask[i], z[i] - mean, 0.0)
         d, dd = d + (d_i,), dd + (d_i * d_i,)
-    rstd = tl.rsqrt(total(dd) / W + eps)
+    rstd = tl.rsqrt(row_sums(dd) / W + eps)  # [BLOCK_T]
 
     for i in tl.static_range(len(d)):
         y = d[i] * rstd[:, None] * weight[i] + bias[i]
-        tl.store(y_ptr + at[i], rounded(y, y_ptr.dtype.element_ty), mask=inside[i])
-    tl.store(mean_ptr + t[:, None], mean, mask=in_t[:, None])
-    tl.store(rstd_ptr + t, rstd, mask=in_t)
+        tl.store(y_ptr + offs[i], rounded(y, y_ptr.dtype.element_ty), mask=mask[i])
+    tl.store(mean_ptr + offs_t[:, None], mean, mask=in_t[:, None])
+    tl.store(rstd_ptr + offs_t, rstd, mask=in_t)
 
 
-@triton.jit(do_not_specialize=["T", "threshold", "site"])
+@triton.jit(do_not_specialize=["T", "threshold", "dropout_stream"])
 def _add_norm_bwd(
     dy_ptr,  # [T, W]
     x_ptr,  # [T, W]
@@ -103,99 +105,106 @@ def _add_norm_bwd(
     rstd_ptr,  # [T] f32
     rng_ptr,  # [2] i64: seed, step; or None without dropout
     dx_ptr,  # [T, W] out
-    dz_ptr,  # [T, W] out, or None where the residual has no gradient of its own
+    dz_ptr,  # [T, W] out, or None if the residual's gradient is dx
     partial_ptr,  # [2, programs, W] f32 out: sums of h dy and dy
     T,
     threshold,
-    scale,
-    site,
+    keep_scale,
+    dropout_stream,
     W: tl.constexpr,
     BLOCK_T: tl.constexpr,
     SIDE: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
-    weight = load_row(weight_ptr, W, BLOCK_W)
-    sum_dw, sum_db = (), ()
+    dropout = (rng_ptr, dropout_stream, threshold, keep_scale)
+    weight = load_shared_row(weight_ptr, W, BLOCK_W)
+    dw, db = (), ()  # blocks [SIDE, BLOCK_W]
     for _ in tl.static_range(len(weight)):
-        sum_dw = sum_dw + (tl.zeros((SIDE, BLOCK_W), tl.float32),)
-        sum_db = sum_db + (tl.zeros((SIDE, BLOCK_W), tl.float32),)
-    for first in range(program * BLOCK_T, T, programs * BLOCK_T):
-        t = first + tl.arange(0, BLOCK_T)
-        at, inside = places(t, T, W, BLOCK_W)
-        dy = load(dy_ptr, at, inside)
-        mean = tl.load(mean_ptr + t, mask=t < T, other=0.0)[:, None]
-        rstd = tl.load(rstd_ptr + t, mask=t < T, other=0.0)[:, None]  # 0: what is no row adds nothing
-        z, kept = _sum(x_ptr, residual_ptr, rng_ptr, t, at, inside, threshold, scale, site, BLOCK_W)
+        dw = dw + (tl.zeros((SIDE, BLOCK_W), tl.float32),)
+        db = db + (tl.zeros((SIDE, BLOCK_W), tl.float32),)
+    for t0 in range(program * BLOCK_T, T, programs * BLOCK_T):
+        offs_t = t0 + tl.arange(0, BLOCK_T)
+        offs, mask = row_offsets(offs_t, T, W, BLOCK_W)
+        dy = load_rows(dy_ptr, offs, mask)
+        mean = tl.load(mean_ptr + offs_t, mask=offs_t < T, other=0.0)[:, None]
+        rstd = tl.load(rstd_ptr + offs_t, mask=offs_t < T, other=0.0)[:, None]  # 0: rows beyond T add nothing
+        z, kept = _residual_sum(x_ptr, residual_ptr, offs_t, offs, mask, dropout, BLOCK_W)
 
-        h, g, gh, more_dw, more_db = (), (), (), (), ()  # a tuple that a loop carries is replaced as a whole
+        h, g, gh = (), (), ()
+        next_dw, next_db = (), ()  # a loop can replace a tuple that it carries, but not one of its items
         for i in tl.static_range(len(z)):
             h_i, g_i = (z[i] - mean) * rstd, weight[i] * dy[i]
             h, g, gh = h + (h_i,), g + (g_i,), gh + (g_i * h_i,)
-            more_dw = more_dw + (sum_dw[i] + fold(h_i * dy[i], SIDE),)
-            more_db = more_db + (sum_db[i] + fold(dy[i], SIDE),)
-        sum_dw, sum_db = more_dw, more_db
-        avg_g, avg_gh = total(g)[:, None] / W, total(gh)[:, None] / W
+            next_dw = next_dw + (dw[i] + fold(h_i * dy[i], SIDE),)
+            next_db = next_db + (db[i] + fold(dy[i], SIDE),)
+        dw, db = next_dw, next_db
+        avg_g = row_sums(g)[:, None] / W
+        avg_gh = row_sums(gh)[:, None] / W
 
         for i in tl.static_range(len(z)):
             dz = rstd * (g[i] - avg_g - h[i] * avg_gh)
             if dz_ptr is not None:
-                tl.store(dz_ptr + at[i], rounded(dz, dz_ptr.dtype.element_ty), mask=inside[i])
+                tl.store(dz_ptr + offs[i], rounded(dz, dz_ptr.dtype.element_ty), mask=mask[i])
             dx = dz
             if rng_ptr is not None:
-                dx = tl.where(kept[i], dz * scale, 0.0)
-            tl.store(dx_ptr + at[i], rounded(dx, dx_ptr.dtype.element_ty), mask=inside[i])
+                dx = tl.where(kept[i], dz * keep_scale, 0.0)
+            tl.store(dx_ptr + offs[i], rounded(dx, dx_ptr.dtype.element_ty), mask=mask[i])
 
     for i in tl.static_range(len(weight)):
-        w = i * BLOCK_W + tl.arange(0, BLOCK_W)
-        out = partial_ptr + program * W + w
-        tl.store(out, tl.sum(sum_dw[i], axis=0), mask=w < W)
-        tl.store(out + programs * W, tl.sum(sum_db[i], axis=0), mask=w < W)
+        offs_w = i * BLOCK_W + tl.arange(0, BLOCK_W)
+        out_ptr = partial_ptr + program * W + offs_w
+        tl.store(out_ptr, tl.sum(dw[i], axis=0), mask=offs_w < W)
+        tl.store(out_ptr + programs * W, tl.sum(db[i], axis=0), mask=offs_w < W)
 
 
-def _tile(W: int, rows: int) -> dict[str, int]:
-    """Return the launch shape: a row in one block, or in three where a quarter of one would be empty."""
+def _tile_shape(W: int, rows: int) -> dict[str, int]:
+    """Return the launch shape: a row in one block, or in three if a quarter of one block would be empty."""
     whole = triton.next_power_of_2(max(W, 32))
     if whole >= 128 and 4 * W <= 3 * whole:
-        return tile(W, whole // 4, rows // 2, max(whole // 1024, 1))
-    return tile(W, whole, rows, min(max(whole // 256, 4), 32))
+        return tile_shape(W, whole // 4, rows // 2, max(whole // 1024, 1))
+    return tile_shape(W, whole, rows, min(max(whole // 256, 4), 32))
 
 
 def _registers(x: Tensor, shape: dict[str, int]) -> int:
-    """Return what a thread of backward may take: a multiprocessor holds 16 warps, of three blocks 12 or 8."""
+    """Return backward's registers per thread: 16 warps fit a multiprocessor, or 12 or 8 with three blocks."""
     if shape["BLOCK_W"] >= shape["W"]:
         return 128
     return 168 if x.element_size() == 2 and architecture() in (90, 100) else 200  # others would spill at 168
 
 
 def add_norm_fwd(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *site
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *dropout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel on contiguous tensors; return (y [.., W], mean [..], rstd [..])."""
+    """Launch the forward kernel on contiguous tensors; return (y [.., W], mean [..], rstd [..]).
+
+    `dropout` is what `dropout_arguments` accepts.
+    """
     refuse_float64("add_norm", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = _tile(W, FORWARD)
+    shape = _tile_shape(W, FORWARD)
     y = x.new_empty(x.shape)
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     if x.numel() > 0:
         _add_norm_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
             x, residual, weight, bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, T=T, eps=eps,
-            **dropout_arguments(*site), **shape,
+            **dropout_arguments(*dropout), **shape,
         )  # fmt: skip
     return y, mean, rstd
 
 
 def add_norm_bwd(
-    dy: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, mean: Tensor, rstd: Tensor, *site
+    dy: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, mean: Tensor, rstd: Tensor, *dropout
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the backward kernels; return the gradients of x, residual, weight and bias.
 
-    That of the residual is empty where it is that of x.
+    The residual's is empty if it equals that of x.
     """
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
-    shape, drop = _tile(W, BACKWARD), dropout_arguments(*site)
+    shape = _tile_shape(W, BACKWARD)
     registers = _registers(x, shape)
     n = programs(T, shape, registers, x.device)
+    drop = dropout_arguments(*dropout)
     own = residual is not None and drop["rng_ptr"] is not None
     dx, dresidual = x.new_empty(x.shape), x.new_empty(x.shape if own else 0)
     partial = mean.new_empty(2, n, W)

@@ -2,16 +2,16 @@
 
     S = scale Q K^T      P = softmax(S) over the keys that a query sees      O = drop(P) V
 
-Nothing of the size of S leaves a program. Where all keys fit in one tile a program has them at once, with one
-maximum and one sum; for longer sequences the maximum and the sum go on from block to block (Milakov and
-Gimelshein 2018). P and dS are multiplied in the tensors' dtype, all sums are float32. Backward makes P again
-from the log-sum-exp that forward kept, and dropout's mask from its counters:
+Nothing of the size of S leaves a program. If all keys fit into one tile, a program computes one maximum and
+one sum; for longer sequences, a running maximum and sum over blocks of keys (Milakov and Gimelshein 2018). P
+and dS are multiplied in the tensors' dtype, all sums are float32. Backward computes P again from the
+log-sum-exp that forward saved, and dropout's mask from its counters:
 
     dV = drop(P)^T dO      dS = P (drop(dO V^T) - rowsum(dO O))      dQ = scale dS K      dK = scale dS^T Q
 
-One tile gives the three in five products. Longer sequences take seven: a kernel for dQ over the keys, one for
-dK and dV over the queries; five would need dQ as float32 sums in memory. No sum depends on the order in which
-programs end.
+In one tile the three gradients need five products. Longer sequences need seven: one kernel loops over keys
+for dQ, another over queries for dK and dV. With five, dQ would be summed in memory, in float32. No sum
+depends on the order in which programs end.
 """
 
 import torch
@@ -21,41 +21,42 @@ from torch import Tensor
 from electra_fast.kernels._attention_bwd import attention_bwd_dkdv, attention_bwd_dq, attention_bwd_tile
 from electra_fast.kernels._attention_fwd import attention_fwd_loop, attention_fwd_tile
 from electra_fast.kernels._attention_tile import strides
-from electra_fast.kernels._common import architecture, refuse_float64
+from electra_fast.kernels._common import architecture, dropout_arguments, refuse_float64
 
 # (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (benchmarks/static):
-# none spills but the last of DQ and DKDV, 64 bytes at most. None was timed; `python -m benchmarks.tune` does.
+# only the last of DQ and of DKDV spill, at most 64 bytes. None is timed yet; benchmarks.harness.tune does it.
 
-# The keys of a sequence in one tile, at 16 bits and up to 64 columns; by the longest sequence.
+# All keys of a sequence in one tile, by the maximal length; for 16-bit dtypes and up to 64 columns.
 TILE_FWD = {64: (64, 64, 4, 1), 128: (64, 128, 4, 1)}
 TILE_BWD = {64: (64, 64, 4, 1), 128: (128, 128, 8, 1)}
-# Blocks of them: 16 bits to 64 and to 128 columns, float32 likewise.
+# Blocks of keys: 16-bit dtypes up to 64 and up to 128 columns, then float32 up to 64 and up to 128.
 FWD = [(128, 64, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2), (16, 32, 8, 1)]
 DQ = [(64, 64, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1)]
 DKDV = [(64, 64, 4, 2), (32, 64, 8, 2), (16, 32, 8, 1), (16, 32, 8, 1)]
-# sm_80, 86 and 120 have a product's operands in registers, too many for TILE_BWD[128] and DKDV[0].
+# sm_80, 86 and 120 hold a product's operands in registers, which TILE_BWD[128] and DKDV[0] would exceed.
 SMALL_DKDV = {0: (64, 32, 4, 2)}
 
 
 class _Call:
-    """The arguments of one call that every kernel takes, and their launch."""
+    """The kernel arguments that all launches of one call share, and the launch itself."""
 
-    def __init__(self, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream):
+    def __init__(self, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, *dropout):
         H, D = q.shape[-2:]
         refuse_float64("attention", "q, k and v", q)
         if D > 128:
             raise NotImplementedError(
                 f"attention: head_dim must be at most 128 for the Triton kernel, got {D}; "
-                "electra_fast.reference.attention has no such limit"
+                "use electra_fast.reference.attention"
             )
         T = q.shape[:-2].numel()
-        self.L, self.BLOCK_D = max(min(max_seqlen, T), 1), triton.next_power_of_2(max(D, 16))
+        self.L = max(min(max_seqlen, T), 1)
         self.heads = H * (len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
-        self.empty = self.heads == 0 or q.numel() == 0  # any axis may be: then no kernel may run
-        # Other rows are loaded in small pieces, whose addresses take as many registers as more columns.
-        wide = self.BLOCK_D > 64 or D % 16 > 0
+        self.empty = self.heads == 0 or q.numel() == 0  # if any axis is empty, no kernel may run
+        BLOCK_D = triton.next_power_of_2(max(D, 16))
+        # Other rows are loaded in small pieces, whose addresses need as many registers as more columns.
+        wide = BLOCK_D > 64 or D % 16 > 0
         self.column = 2 * (q.dtype == torch.float32) + wide
-        far = q.stride(-3) >= 2**24  # for the 32-bit offsets of 128 rows
+        far = q.stride(-3) >= 2**24  # 128 rows would exceed 32-bit offsets
         if far or q.stride(-1) != 1 or len({x.stride() for x in (q, k, v)}) > 1:
             q, k, v = (x.contiguous() for x in (q, k, v))
         self.arguments = {
@@ -63,36 +64,33 @@ class _Call:
             "k_ptr": k,
             "v_ptr": v,
             "strides": strides(q),
-            "mask_ptr": None if key_mask is None else key_mask.view(torch.uint8),
-            "cu_ptr": cu_seqlens,
-            "rng_ptr": rng if dropout > 0 else None,
+            "key_mask_ptr": None if key_mask is None else key_mask.view(torch.uint8),
+            "cu_seqlens_ptr": cu_seqlens,
             "L": self.L,
             "T": T,
             "H": H,
             "scale": scale,
-            "threshold": round(dropout * 65536),
-            "kept_scale": 1 / (1 - dropout),
-            "site": stream,
             "CAUSAL": causal,
             "D": D,
-            "BLOCK_D": self.BLOCK_D,
+            "BLOCK_D": BLOCK_D,
+            **dropout_arguments(*dropout),
         }
 
     def tile(self, shapes: dict) -> tuple[int, ...] | None:
-        """Return the launch shape that holds a sequence's keys in one tile, if there is one."""
+        """Return the launch shape that has all keys of a sequence in one tile, None if there is none."""
         fitting = [shape for keys, shape in shapes.items() if self.L <= keys]
         return fitting[0] if fitting and self.column == 0 else None
 
     def launch(self, kernel, shape: tuple[int, ...], block: str = "BLOCK_M", **tensors) -> None:
-        """Run a program for each head of a sequence and each block of its queries (or BLOCK_N: keys)."""
+        """Run one program per sequence, head and block of queries (or of keys, with `block` = "BLOCK_N")."""
         named = dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), shape, strict=True))
         grid = (self.heads * triton.cdiv(self.L, named[block]),)
         kernel[grid](**self.arguments, **tensors, **named)
 
 
-def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *site) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel; return (o like q, lse [.., H] float32)."""
-    call = _Call(q, k, v, *site)
+def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options) -> tuple[Tensor, Tensor]:
+    """Launch the forward kernel, with `options` as in `_Call`; return (o like q, lse [.., H] float32)."""
+    call = _Call(q, k, v, *options)
     o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
     if call.empty:
         return o.zero_(), lse.zero_()
@@ -103,28 +101,29 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *site) -> tuple[Tensor, Tenso
 
 
 def attention_gradients(
-    gradients, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *site
-):
-    """Launch the backward kernels, which write dq, dk and dv: three tensors of the same strides."""
-    call, (dq, dk, dv) = _Call(q, k, v, *site), gradients
+    gradients, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *options
+) -> None:
+    """Launch the backward kernels, which write `gradients`: dq, dk and dv, tensors of equal strides."""
+    call = _Call(q, k, v, *options)
+    dq, dk, dv = gradients
     if call.empty:
         for x in gradients:
             x.zero_()
         return
-    given = {"do_ptr": do.contiguous(), "lse_ptr": lse, "d_strides": strides(dq)}
+    saved = {"do_ptr": do.contiguous(), "lse_ptr": lse, "d_strides": strides(dq)}
     large = architecture() in (90, 100)
     tile = call.tile(TILE_BWD) if large or call.L <= 64 else None
     if tile:
-        call.launch(attention_bwd_tile, tile, **given, o_ptr=o, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv)
+        call.launch(attention_bwd_tile, tile, **saved, o_ptr=o, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv)
     else:
-        given["delta_ptr"] = torch.empty_like(lse)
-        call.launch(attention_bwd_dq, DQ[call.column], **given, o_ptr=o, dq_ptr=dq)
+        saved["delta_ptr"] = torch.empty_like(lse)
+        call.launch(attention_bwd_dq, DQ[call.column], **saved, o_ptr=o, dq_ptr=dq)
         shape = DKDV[call.column] if large else SMALL_DKDV.get(call.column, DKDV[call.column])
-        call.launch(attention_bwd_dkdv, shape, "BLOCK_N", **given, dk_ptr=dk, dv_ptr=dv)
+        call.launch(attention_bwd_dkdv, shape, "BLOCK_N", **saved, dk_ptr=dk, dv_ptr=dv)
 
 
-def attention_bwd(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *site):
+def attention_bwd(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *options):
     """Return the gradients of q, k and v."""
     gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
-    attention_gradients(gradients, do, q, k, v, o, lse, *site)
+    attention_gradients(gradients, do, q, k, v, o, lse, *options)
     return gradients

@@ -5,13 +5,13 @@ from torch import Tensor
 from electra_fast.kernels.attention import attention_fwd, attention_gradients
 
 
-def attention_qkv_fwd(qkv: Tensor, *site) -> tuple[Tensor, Tensor]:
+def attention_qkv_fwd(qkv: Tensor, *options) -> tuple[Tensor, Tensor]:
     """Return (o, lse) as `attention_fwd`."""
-    return attention_fwd(*qkv.unbind(-3), *site)
+    return attention_fwd(*qkv.unbind(-3), *options)
 
 
-def attention_qkv_bwd(do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, *site) -> Tensor:
-    """Return the gradient of qkv, of which the kernels write the three slices."""
+def attention_qkv_bwd(do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, *options) -> Tensor:
+    """Return the gradient of qkv; the kernels write its three slices."""
     dqkv = qkv.new_empty(qkv.shape)
-    attention_gradients(dqkv.unbind(-3), do, *qkv.unbind(-3), o, lse, *site)
+    attention_gradients(dqkv.unbind(-3), do, *qkv.unbind(-3), o, lse, *options)
     return dqkv

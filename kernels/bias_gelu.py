@@ -2,11 +2,11 @@
 
     z = x + bias      y = z Phi(z)      dx = dy (Phi(z) + z phi(z))      dbias = sum of dx over rows
 
-with phi the normal density and Phi its integral. For a = |z| the logarithm of Phi(-a) is nearly a parabola,
-so a polynomial of degree 8 gives it: Phi(-a) = 2^P(a), one exponential and no division, and Phi(a) is 1 less
-that. In float32 Phi and a Phi(-a) are right within 4e-8, half a unit in the last place of 1, for every z; a
-negative z's Phi within 2e-6 of itself at -3, 2e-5 at -4 and 6e-3 at -5, where 1 + erf has one digit left.
-P falls without end, and a large z needs no case of its own.
+Here phi is the normal density and Phi its integral. For a = |z| the logarithm of Phi(-a) is nearly a
+parabola, so a polynomial P of degree 8 approximates it: Phi(-a) = 2^P(a), one exponential and no division,
+and Phi(a) is 1 - Phi(-a). In float32 the error of Phi and of a Phi(-a) is at most 4e-8 for every z, half a
+unit in the last place of 1. The relative error of Phi(z) is 2e-6 at z = -3, 2e-5 at -4 and 6e-3 at -5, where
+1 + erf has one digit left. P falls without end, so a large |z| needs no case of its own.
 """
 
 import math
@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import refuse_float64, rounded
-from electra_fast.kernels._rows import column_sums, fold, programs, side, tile
+from electra_fast.kernels._common import LOG2E, refuse_float64, rounded
+from electra_fast.kernels._rows import column_sums, fold, programs, side, tile_shape
 
 BLOCK, WARPS = 1024, 4  # columns and warps of a tile
-FORWARD, BACKWARD = 4, 2  # rows of a thread
-REGISTERS = 80  # that a thread of backward may take: 24 warps a multiprocessor
+FORWARD, BACKWARD = 4, 2  # rows per thread
+REGISTERS = 80  # per thread of backward: 24 warps fit a multiprocessor
 
-# log2 Phi(-a), from a^8 down: the least largest error of a Phi(-a), and of Phi(-a) below 1, on [0, 8], 1.4e-8
-# (Lawson's reweighted least squares on 2000 Chebyshev nodes, in float64).
+# log2 Phi(-a), from a^8 down: the smallest possible largest error of a Phi(-a), and of Phi(-a) for a < 1, on
+# [0, 8], 1.4e-8 (Lawson's reweighted least squares on 2000 Chebyshev nodes, in float64).
 LOG2_PHI = tl.constexpr(
     (
         -2.275866171e-06,
@@ -38,7 +38,6 @@ LOG2_PHI = tl.constexpr(
         -1.0,
     )
 )
-LOG2_E = tl.constexpr(math.log2(math.e))
 LOG2_ROOT_2PI = tl.constexpr(math.log2(2 * math.pi) / 2)
 
 
@@ -53,7 +52,7 @@ def _normal_cdf(z):
     return tl.where(z < 0, below, 1.0 - below)
 
 
-@triton.jit(do_not_specialize=["T"])  # it changes with every packed batch, and must not recompile
+@triton.jit(do_not_specialize=["T"])  # T changes with every packed batch and must not recompile
 def _bias_gelu_fwd(
     x_ptr,  # [T, W]
     bias_ptr,  # [W]
@@ -63,13 +62,13 @@ def _bias_gelu_fwd(
     BLOCK_T: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    inside = (t < T)[:, None] & (w < W)[None, :]
-    at = t.to(tl.int64)[:, None] * W + w[None, :]
-    bias = tl.load(bias_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
-    z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + bias
-    tl.store(y_ptr + at, rounded(z * _normal_cdf(z), y_ptr.dtype.element_ty), mask=inside)
+    offs_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    mask = (offs_t < T)[:, None] & (offs_w < W)[None, :]
+    offs = offs_t.to(tl.int64)[:, None] * W + offs_w[None, :]
+    bias = tl.load(bias_ptr + offs_w, mask=offs_w < W, other=0.0).to(tl.float32)[None, :]
+    z = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32) + bias  # [BLOCK_T, BLOCK_W]
+    tl.store(y_ptr + offs, rounded(z * _normal_cdf(z), y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -86,32 +85,33 @@ def _bias_gelu_bwd(
     BLOCK_W: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
-    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    bias = tl.load(bias_ptr + w, mask=w < W, other=0.0).to(tl.float32)[None, :]
+    offs_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    in_w = offs_w < W
+    bias = tl.load(bias_ptr + offs_w, mask=in_w, other=0.0).to(tl.float32)[None, :]
     sums = tl.zeros((SIDE, BLOCK_W), tl.float32)
-    for first in range(program * BLOCK_T, T, programs * BLOCK_T):
-        t = first + tl.arange(0, BLOCK_T)
-        inside = (t < T)[:, None] & (w < W)[None, :]
-        at = t.to(tl.int64)[:, None] * W + w[None, :]
-        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + bias
+    for t0 in range(program * BLOCK_T, T, programs * BLOCK_T):
+        offs_t = t0 + tl.arange(0, BLOCK_T)
+        mask = (offs_t < T)[:, None] & in_w[None, :]
+        offs = offs_t.to(tl.int64)[:, None] * W + offs_w[None, :]
+        dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_W]
+        z = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32) + bias
 
-        density = tl.exp2(z * z * (-0.5 * LOG2_E) - LOG2_ROOT_2PI)
+        density = tl.exp2(z * z * (-0.5 * LOG2E) - LOG2_ROOT_2PI)
         dx = dy * (_normal_cdf(z) + z * density)
         sums += fold(dx, SIDE)
-        tl.store(dx_ptr + at, rounded(dx, dx_ptr.dtype.element_ty), mask=inside)
-    tl.store(partial_ptr + program * W + w, tl.sum(sums, axis=0), mask=w < W)
+        tl.store(dx_ptr + offs, rounded(dx, dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(partial_ptr + program * W + offs_w, tl.sum(sums, axis=0), mask=in_w)
 
 
-def _tile(W: int, rows: int) -> dict[str, int]:
-    return tile(W, min(triton.next_power_of_2(max(W, 32)), BLOCK), rows, WARPS)
+def _tile_shape(W: int, rows: int) -> dict[str, int]:
+    return tile_shape(W, min(triton.next_power_of_2(max(W, 32)), BLOCK), rows, WARPS)
 
 
 def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     """Launch the forward kernel on a contiguous x [.., W]."""
     refuse_float64("bias_gelu", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = _tile(W, FORWARD)
+    shape = _tile_shape(W, FORWARD)
     y = x.new_empty(x.shape)
     if x.numel() > 0:
         grid = (triton.cdiv(T, shape["BLOCK_T"]), triton.cdiv(W, shape["BLOCK_W"]))
@@ -122,7 +122,7 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
 def bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the backward kernels; return the gradients of x and bias."""
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
-    shape = _tile(W, BACKWARD)
+    shape = _tile_shape(W, BACKWARD)
     blocks = max(triton.cdiv(W, shape["BLOCK_W"]), 1)
     n = programs(T, shape, REGISTERS, x.device, blocks)
     dx, partial = x.new_empty(x.shape), x.new_empty(1, n, W, dtype=torch.float32)

@@ -1,20 +1,22 @@
-"""The generator's head: tied vocabulary projection, its loss, one sample a slot, and the gradient, in sweeps
-over tiles of logits that are not kept (Clark et al. 2020, eq. 1).
+"""The generator's head: tied vocabulary projection, its loss, one sample per slot, and the gradient, in
+sweeps over tiles of logits that are never stored (Clark et al. 2020, eq. 1).
 
-    used        which slots have a weight: the others cost nothing
-    sweep       logits of BLOCK_M slots and BLOCK_V tokens; of each slot and SUB tokens the maximum and the
-                sum of exponentials
-    draw        a slot's log-sum-exp from those; one uniform picks the SUB tokens by their masses in float64,
-                a second look at them the token; another look gives the target's logit
-    loss        the weighted mean, added up in a fixed order
+    used        the slots whose weight is not 0; the others cost nothing
+    sweep       logits of BLOCK_M slots and BLOCK_V tokens; of each slot and block of SUB tokens, the maximum
+                and the sum of exponentials
+    draw        each slot's log-sum-exp from these. One uniform picks a block by the masses in float64, then a
+                token by the block's logits, computed again, as is the target's logit
+    loss        the weighted mean, added in a fixed order
     gradient    d = w (softmax - onehot) / sum(w), times the table and times x
 
-For narrow rows the gradient's kernels make the logits again and hold their sums in registers. For wide ones,
-and for float32, the sums do not fit: the sweep keeps the exponentials of a chunk of slots, and cuBLAS
-multiplies. Differences of logits are in units of log 2, so that an exponential is one instruction; the logits
-themselves may be so large that these units do not hold them. No result depends on the order in which programs
+For narrow rows the gradient's kernels compute the logits again and hold their sums in registers. For wide
+rows and for float32 these sums do not fit: the sweep keeps the exponentials of a chunk of slots, and cuBLAS
+multiplies. Differences of logits are in units of log 2, so that an exponential is one instruction; the
+logits themselves are not, since the largest would overflow. No result depends on the order in which programs
 end.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -31,11 +33,11 @@ from electra_fast.kernels._mlm_gradient import (
 )
 from electra_fast.kernels._mlm_sweep import mlm_head_sweep, mlm_head_used
 
-SUB = 32  # tokens behind one maximum and one sum; a second look reads as many rows of the table
+SUB = 32  # tokens per block, which has one maximum and one sum; the draw reads its rows of the table again
 NARROW = 128  # columns up to which the gradient's sums stay in registers: at 256 they spill on sm_86 and 100
 CHUNK_BYTES = 512 << 20  # of kept exponentials
-PROGRAMS = 396  # that a sweep is cut into: three for each multiprocessor of an H100 or H200
-BLOCK = 1024  # slots, or blocks of tokens, that one program takes at a time
+PROGRAMS = 396  # per sweep: three for each multiprocessor of an H100 or H200
+BLOCK = 1024  # slots, or blocks of tokens, that one program reads at a time
 
 # (BLOCK_M, BLOCK_V, BLOCK_E, warps, stages), none of which spills: DESIGN.md has the registers.
 SWEEP = (128, 64, 128, 8, 3)
@@ -46,129 +48,166 @@ WIDEST_SWEEP = (128, 256, 64, 8, 3)  # for the matrix units of sm_90 and sm_100;
 FLOAT32_SWEEP = (128, 64, 32, 8, 3)
 
 
-def _blocks(shape: tuple[int, ...], E: int) -> dict[str, int]:
-    names = ("BLOCK_M", "BLOCK_V", "BLOCK_E", "num_warps", "num_stages")
-    blocks = dict(zip(names, shape, strict=True))
-    return blocks | {"BLOCK_E": min(blocks["BLOCK_E"], triton.next_power_of_2(max(E, 16)))}
+class Inputs(NamedTuple):
+    """The arguments of `mlm_head_fwd`; tensors are contiguous."""
 
+    x: Tensor  # [M, E]
+    table: Tensor  # [V, E], dtype of x
+    bias: Tensor  # [V]
+    targets: Tensor  # [M]
+    weights: Tensor  # [M] f32
+    rng: Tensor  # [2] i64: seed, step
+    temperature: float
+    disallow_correct: bool
 
-class _Head:
-    """The arguments of one call, what its kernels hand on, and their launches in the order of the page."""
-
-    def __init__(self, x, table, bias, targets, weights, rng, temperature, disallow_correct):
-        refuse_float64("mlm_head", "x", x)
-        (self.M, self.E), self.V = x.shape, len(table)
-        self.x, self.table, self.targets, self.weights, self.rng = x, table, targets, weights, rng
-        self.disallow_correct = disallow_correct
-        # A float32 whose product with 0 is 0, and with -inf -inf.
-        self.inverse_temperature = min(max(1 / temperature, 1.2e-38), 3e38)
-        self.narrow = self.E <= NARROW and x.dtype != torch.float32
-        self.subs = triton.cdiv(self.V, SUB)
-        self.row = {"E": self.E, "BLOCK_E": triton.next_power_of_2(max(self.E, 16))}
-
-        self.samples, self.lse = torch.empty_like(targets), self.floats(self.M)
-        self.loss, self.correct, self.scale = (self.floats() for _ in range(3))
-        self.used = {"index_ptr": x.new_empty(self.M, dtype=torch.int32)}
-        self.used["count_ptr"] = x.new_empty((), dtype=torch.int32)
-        unit = self.floats(self.M)
-        self.norm, self.nll, self.leads = self.floats(self.M, 2), self.floats(self.M), self.floats(self.M)
-        self.operands = {"x_ptr": x, "table_ptr": table, "bias_ptr": bias, "V": self.V, **self.used}
-        self.slots = {"targets_ptr": targets, "weights_ptr": unit, "norm_ptr": self.norm, **self.used}
-
-        mlm_head_used[(1,)](
-            weights, **self.used, unit_ptr=unit, scale_ptr=self.scale, samples_ptr=self.samples,
-            lse_ptr=self.lse, M=self.M, BLOCK=BLOCK, num_warps=8,
-        )  # fmt: skip
+    @property
+    def narrow(self) -> bool:
+        return self.x.shape[1] <= NARROW and self.x.dtype != torch.float32
 
     def floats(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape, dtype=torch.float32)
 
-    def sweep(self, first: int, R: int, kept: Tensor | None = None) -> Tensor:
-        """Sweep and draw for R used slots from `first` on; return the maxima ``[R, subs]``."""
-        maxima, sums = self.floats(R, self.subs), self.floats(R, self.subs)
-        tempered = None if self.inverse_temperature == 1 else self.floats(R, self.subs)
-        both = {
-            "maxima_ptr": maxima,
-            "sums_ptr": sums,
-            "tempered_ptr": tempered,
-            "blocks": self.subs,
-            "SUB": SUB,
-        }
-        both |= {"first": first, "inverse_temperature": self.inverse_temperature, **self.operands}
 
-        shape = SWEEP if self.narrow else WIDEST_SWEEP if architecture() in (90, 100) else WIDE_SWEEP
-        shape = FLOAT32_SWEEP if self.x.dtype == torch.float32 else shape
-        blocks = _blocks(shape, self.E)
-        rows, programs, tiles = _grid(R, self.V, blocks)
-        mlm_head_sweep[(rows, programs)](
-            **both,
-            kept_ptr=kept,
-            stride=0 if kept is None else kept.stride(0),
-            tiles=tiles,
-            E=self.E,
-            **blocks,
-        )
-        mlm_head_draw[(R,)](
-            **both, targets_ptr=self.targets, rng_ptr=self.rng, samples_ptr=self.samples, lse_ptr=self.lse,
-            norm_ptr=self.norm, nll_ptr=self.nll, leads_ptr=self.leads, DISALLOW=self.disallow_correct,
-            E=self.E, BLOCK=BLOCK, BLOCK_E=min(self.row["BLOCK_E"], 32), num_warps=4,
+class UsedSlots(NamedTuple):
+    """The slots whose weight is not 0."""
+
+    index: Tensor  # [M] i32: the used slots, ascending
+    count: Tensor  # [] i32: their number
+    unit: Tensor  # [M] f32: the weights, divided by the largest if that is below 1
+    scale: Tensor  # [] f32: 1 / sum of unit, 0 if the sum is 0
+
+
+class Results(NamedTuple):
+    """Results per slot; the last three are of used slots, in the order of `UsedSlots.index`."""
+
+    samples: Tensor  # [M] dtype of targets, 0 in unused slots
+    lse: Tensor  # [M] f32, 0 in unused slots
+    norm: Tensor  # [M, 2] f32: maximum, and log-sum in units of log 2
+    nll: Tensor  # [M] f32
+    leads: Tensor  # [M] f32: 1 if the target is the arg-max, else 0
+
+
+def _used(inputs: Inputs) -> tuple[UsedSlots, Results]:
+    """List the used slots; return them and the results, so far written only in unused slots."""
+    refuse_float64("mlm_head", "x", inputs.x)
+    M, floats = len(inputs.x), inputs.floats
+    index, count = (inputs.x.new_empty(shape, dtype=torch.int32) for shape in (M, ()))
+    slots = UsedSlots(index, count, floats(M), floats())
+    results = Results(torch.empty_like(inputs.targets), floats(M), floats(M, 2), floats(M), floats(M))
+    mlm_head_used[(1,)](inputs.weights, *slots, results.samples, results.lse, M, BLOCK=BLOCK, num_warps=8)
+    return slots, results
+
+
+def _sweep(inputs: Inputs, slots: UsedSlots, results: Results, first: int, R: int, kept=None) -> Tensor:
+    """Sweep and draw for R used slots from `first` on; return the maxima ``[R, blocks]``.
+
+    kept ``[R, stride]``, in the dtype of x, becomes the exponentials.
+    """
+    x, table, bias, targets, _, rng, temperature, disallow_correct = inputs
+    V, E = table.shape
+    blocks = triton.cdiv(V, SUB)
+    inverse_temperature = min(max(1 / temperature, 1.2e-38), 3e38)  # its product with 0 is 0, with -inf -inf
+    maxima, sums = inputs.floats(R, blocks), inputs.floats(R, blocks)
+    tempered = None if inverse_temperature == 1 else inputs.floats(R, blocks)
+
+    wide = WIDEST_SWEEP if architecture() in (90, 100) else WIDE_SWEEP
+    wide = FLOAT32_SWEEP if x.dtype == torch.float32 else wide
+    shape = _launch_shape(SWEEP if inputs.narrow else wide, E)
+    rows, programs, tiles = _grid(R, V, shape)
+    mlm_head_sweep[(rows, programs)](
+        x, table, bias, slots.index, slots.count, maxima, sums, tempered, kept, inverse_temperature, first,
+        tiles, V, blocks, stride=0 if kept is None else kept.stride(0), E=E, SUB=SUB, **shape,
+    )  # fmt: skip
+    mlm_head_draw[(R,)](
+        x, table, bias, targets, slots.index, slots.count, rng, maxima, sums, tempered, *results,
+        inverse_temperature, first, V, blocks, E=E, DISALLOW=disallow_correct, BLOCK=BLOCK,
+        BLOCK_E=min(_whole_row(E), 32), SUB=SUB, num_warps=4,
+    )  # fmt: skip
+    return maxima
+
+
+def _loss(inputs: Inputs, slots: UsedSlots, results: Results) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (loss, samples, correct, lse)."""
+    loss, correct = inputs.floats(), inputs.floats()
+    mlm_head_loss[(1,)](
+        inputs.weights, slots.index, slots.count, results.nll, results.leads, loss, correct, BLOCK=BLOCK,
+        num_warps=8,
+    )  # fmt: skip
+    return loss, results.samples, correct, results.lse
+
+
+def _narrow_gradient(inputs: Inputs, slots: UsedSlots, results: Results, dx, dtable, dbias) -> None:
+    """Sweep and draw, then write the gradients from logits that each kernel computes again."""
+    x, table, bias, targets, *_ = inputs
+    (M, E), V = x.shape, len(table)
+    _sweep(inputs, slots, results, 0, M)
+    if dx is not None:
+        shape = _launch_shape(DX, E)
+        rows, programs, tiles = _grid(M, V, shape)
+        partial = inputs.floats(programs, M, E)
+        mlm_head_dx[(rows, programs)](
+            x, table, bias, targets, slots.unit, slots.index, slots.count, results.norm, partial, tiles, V, M,
+            E=E, **shape,
         )  # fmt: skip
-        return maxima
+        _scatter(slots, partial, dx, 0)
+    shape = _launch_shape(DTABLE, E)
+    mlm_head_dtable[(triton.cdiv(V, shape["BLOCK_V"]),)](
+        x, table, bias, targets, slots.unit, slots.index, slots.count, slots.scale, results.norm, dtable,
+        dbias, V, E=E, **shape,
+    )  # fmt: skip
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mlm_head_loss[(1,)](
-            self.weights, **self.used, nll_ptr=self.nll, leads_ptr=self.leads, loss_ptr=self.loss,
-            correct_ptr=self.correct, BLOCK=BLOCK, num_warps=8,
+
+def _wide_gradient(inputs: Inputs, slots: UsedSlots, results: Results, dx, dtable, dbias) -> None:
+    """Sweep, draw and write the gradients chunk by chunk, from kept exponentials."""
+    x, table, _, targets, *_ = inputs
+    (M, E), V = x.shape, len(table)
+    stride = triton.cdiv(V, 128) * 128  # cuBLAS reads rows of this length fast
+    chunk = max(CHUNK_BYTES // (stride * x.element_size()) // 128 * 128, 128)
+    for first in range(0, M, chunk):
+        R = min(chunk, M - first)
+        kept = x.new_empty(R, stride)
+        maxima = _sweep(inputs, slots, results, first, R, kept)
+        mlm_head_difference[(stride // 128,)](
+            kept, maxima, targets, slots.unit, slots.index, slots.count, results.norm, dbias, first, R, V,
+            blocks=maxima.shape[1], stride=stride, BLOCK_M=32, BLOCK_V=128, SUB=SUB, num_warps=8,
         )  # fmt: skip
-        return self.loss, self.samples, self.correct, self.lse
-
-    def narrow_gradient(self, dx: Tensor | None, dtable: Tensor | None, dbias: Tensor) -> None:
-        self.sweep(0, self.M)
-        arguments = self.operands | self.slots | {"E": self.E}
+        d = kept[:, :V]
         if dx is not None:
-            blocks = _blocks(DX, self.E)
-            rows, programs, tiles = _grid(self.M, self.V, blocks)
-            partial = self.floats(programs, self.M, self.E)
-            mlm_head_dx[(rows, programs)](**arguments, partial_ptr=partial, tiles=tiles, M=self.M, **blocks)
-            self.scatter(partial, dx, 0)
-        blocks = _blocks(DTABLE, self.E)
-        mlm_head_dtable[(triton.cdiv(self.V, blocks["BLOCK_V"]),)](
-            **arguments, scale_ptr=self.scale, dtable_ptr=dtable, dbias_ptr=dbias, **blocks
-        )
-
-    def wide_gradient(self, dx: Tensor | None, dtable: Tensor | None, dbias: Tensor) -> None:
-        stride = triton.cdiv(self.V, 128) * 128  # rows that cuBLAS reads fast
-        chunk = max(CHUNK_BYTES // (stride * self.x.element_size()) // 128 * 128, 128)
-        for first in range(0, self.M, chunk):
-            R = min(chunk, self.M - first)
-            kept = self.x.new_empty(R, stride)
-            maxima = self.sweep(first, R, kept)
-            mlm_head_difference[(stride // 128,)](
-                kept, maxima, **self.slots, dbias_ptr=dbias, first=first, R=R, V=self.V, blocks=self.subs,
-                stride=stride, BLOCK_M=32, BLOCK_V=128, SUB=SUB, num_warps=8,
-            )  # fmt: skip
-            d = kept[:, : self.V]
-            if dx is not None:
-                self.scatter(_product(d, self.table)[None], dx, first)
-            if dtable is not None:
-                x = self.x.new_empty(R, self.E)
-                mlm_head_gather[(R,)](self.x, **self.used, out_ptr=x, first=first, **self.row, num_warps=2)
-                dtable += _product(d.T, x)
-        dbias *= self.scale
+            _scatter(slots, _product(d, table)[None], dx, first)
         if dtable is not None:
-            dtable *= self.scale
+            rows = x.new_empty(R, E)
+            mlm_head_gather[(R,)](
+                x, slots.index, slots.count, rows, first, E=E, BLOCK_E=_whole_row(E), num_warps=2
+            )
+            dtable += _product(d.T, rows)
+    dbias *= slots.scale
+    if dtable is not None:
+        dtable *= slots.scale
 
-    def scatter(self, partial: Tensor, dx: Tensor, first: int) -> None:
-        parts, R, _ = partial.shape
-        mlm_head_scatter[(R,)](
-            partial, **self.used, scale_ptr=self.scale, dx_ptr=dx, first=first, R=R, parts=parts, **self.row,
-            num_warps=2,
-        )  # fmt: skip
+
+def _scatter(slots: UsedSlots, partial: Tensor, dx: Tensor, first: int) -> None:
+    """Write the sums of partial ``[parts, R, E]`` into dx, at the R used slots from `first` on."""
+    parts, R, E = partial.shape
+    mlm_head_scatter[(R,)](
+        partial, slots.index, slots.count, slots.scale, dx, first, R, parts, E=E, BLOCK_E=_whole_row(E),
+        num_warps=2,
+    )  # fmt: skip
 
 
-def _grid(R: int, V: int, blocks: dict[str, int]) -> tuple[int, int, int]:
-    """Cut R slots and V tokens for about PROGRAMS programs; return rows, programs and tiles a program."""
-    rows, tiles = triton.cdiv(R, blocks["BLOCK_M"]), triton.cdiv(V, blocks["BLOCK_V"])
+def _whole_row(E: int) -> int:
+    """Return the BLOCK_E that covers a whole row."""
+    return triton.next_power_of_2(max(E, 16))
+
+
+def _launch_shape(shape: tuple[int, ...], E: int) -> dict[str, int]:
+    """Return a launch shape by name, with a BLOCK_E that is not larger than a row needs."""
+    named = dict(zip(("BLOCK_M", "BLOCK_V", "BLOCK_E", "num_warps", "num_stages"), shape, strict=True))
+    return named | {"BLOCK_E": min(named["BLOCK_E"], _whole_row(E))}
+
+
+def _grid(R: int, V: int, shape: dict[str, int]) -> tuple[int, int, int]:
+    """Cut R slots and V tokens for about PROGRAMS programs; return the grid and the tiles per program."""
+    rows, tiles = triton.cdiv(R, shape["BLOCK_M"]), triton.cdiv(V, shape["BLOCK_V"])
     share = triton.cdiv(tiles, max(PROGRAMS // rows, 1))
     return rows, triton.cdiv(tiles, share), share
 
@@ -180,48 +219,32 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def mlm_head_fwd(
-    x: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    rng: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the kernels on contiguous tensors; return (loss [], samples [M], correct [], lse [M])."""
-    head = _Head(x, table, bias, targets, weights, rng, temperature, disallow_correct)
-    if head.M > 0:
-        head.sweep(0, head.M)
-    return head.results()
+def mlm_head_fwd(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the kernels on the fields of `Inputs`; return (loss [], samples [M], correct [], lse [M])."""
+    inputs = Inputs(*arguments)
+    slots, results = _used(inputs)
+    if len(inputs.x) > 0:
+        _sweep(inputs, slots, results, 0, len(inputs.x))
+    return _loss(inputs, slots, results)
 
 
-def mlm_head_bwd(
-    x: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    rng: Tensor,
-    temperature: float,
-    disallow_correct: bool,
-    want_dx: bool,
-    want_dtable: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def mlm_head_bwd(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `mlm_head_fwd`, and the float32 gradients of the loss: dx [M, E], dtable [V, E], dbias [V].
 
-    What is not wanted is empty.
+    After the fields of `Inputs` come want_dx and want_dtable; an unwanted gradient is empty.
     """
-    head = _Head(x, table, bias, targets, weights, rng, temperature, disallow_correct)
-    dx = head.floats(*x.shape).zero_() if want_dx else None  # unused slots stay 0
-    dtable = head.floats(*table.shape) if want_dtable else None
-    dbias = head.floats(head.V)
-    if head.M > 0 and head.narrow:
-        head.narrow_gradient(dx, dtable, dbias)
-    else:  # chunks are added up
-        for total in (dbias,) if dtable is None else (dbias, dtable):
-            total.zero_()
-        head.wide_gradient(dx, dtable, dbias)
-    nothing = head.floats(0)
-    return *head.results(), nothing if dx is None else dx, nothing if dtable is None else dtable, dbias
+    *fields, want_dx, want_dtable = arguments
+    inputs = Inputs(*fields)
+    slots, results = _used(inputs)
+    dx = inputs.floats(*inputs.x.shape).zero_() if want_dx else None  # unused slots stay 0
+    dtable = inputs.floats(*inputs.table.shape) if want_dtable else None
+    dbias = inputs.floats(len(inputs.table))
+    if len(inputs.x) > 0 and inputs.narrow:
+        _narrow_gradient(inputs, slots, results, dx, dtable, dbias)
+    else:  # chunks are added to zeros
+        for gradient in (dbias,) if dtable is None else (dbias, dtable):
+            gradient.zero_()
+        _wide_gradient(inputs, slots, results, dx, dtable, dbias)
+    empty = inputs.floats(0)
+    gradients = (empty if dx is None else dx, empty if dtable is None else dtable, dbias)
+    return *_loss(inputs, slots, results), *gradients

@@ -1,7 +1,7 @@
-"""Write the samples over the masked positions and mark what changed.
+"""Write the samples to the masked positions and mark the tokens that changed.
 
-Two launches, a copy of T tokens and a scatter of M slots: one kernel cannot order another program's copy
-before its own scatter, and a program that looked for its slots among all M would read them T / BLOCK_T times.
+Two launches: a copy of T tokens, then a scatter of M slots. In one launch a scatter could come before another
+program's copy, and programs that look for their own slots would read all M of them T / BLOCK times.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["T"])  # it changes with every packed batch, and must not recompile
+@triton.jit(do_not_specialize=["T"])  # T changes with every packed batch and must not recompile
 def _copy(
     ids_ptr,  # [T]
     out_ptr,  # [T] out
@@ -40,14 +40,14 @@ def _replace_tokens(
 ):
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     in_m = offs_m < M
-    place = tl.load(positions_ptr + offs_m, mask=in_m, other=0).to(tl.int64)
+    position = tl.load(positions_ptr + offs_m, mask=in_m, other=0).to(tl.int64)
     used = in_m & (tl.load(weights_ptr + offs_m, mask=in_m, other=0.0) != 0)
-    used = used & (place >= 0) & (place < T)  # a bad position is never dereferenced
+    used = used & (position >= 0) & (position < T)  # a bad position is never dereferenced
     sample = tl.load(samples_ptr + offs_m, mask=used, other=0)
-    original = tl.load(ids_ptr + place, mask=used, other=0)
+    original = tl.load(ids_ptr + position, mask=used, other=0)
 
-    tl.store(out_ptr + place, sample, mask=used)
-    tl.store(replaced_ptr + place, (sample != original).to(tl.uint8), mask=used)
+    tl.store(out_ptr + position, sample, mask=used)
+    tl.store(replaced_ptr + position, (sample != original).to(tl.uint8), mask=used)
 
 
 def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

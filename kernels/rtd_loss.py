@@ -1,13 +1,13 @@
 """Replaced-token-detection loss and its confusion counts (Clark et al. 2020, L_Disc).
 
-With s = -1 where the token was replaced and 1 elsewhere, z = s x:
+With s = -1 for a replaced token, s = 1 for any other, and z = s x:
 
     loss_t = softplus(z_t)        d loss_t / d x_t = s_t sigmoid(z_t)
 
-so that no difference cancels and an infinite logit on the right side costs 0. One pass reads every token once
-and leaves five sums per block of BLOCK_T tokens, that of the loss in float64, where logits of 3e38 add up to
-a number. A second launch of one program adds these up in float64 and in a fixed order, so loss and counts do
-not depend on the order in which programs finish.
+In this form no difference cancels, and an infinite logit of the right sign costs 0. One pass reads every
+token once and writes five sums per block of BLOCK_T tokens; that of the loss is float64, in which even
+logits of 3e38 have a finite sum. A second launch of one program adds these in float64 and in a fixed order,
+so loss and counts do not depend on the order in which programs end.
 """
 
 import torch
@@ -18,25 +18,25 @@ from torch import Tensor
 from electra_fast.kernels._common import refuse_float64
 
 BLOCK_T = 1024
-BLOCK_P = 512  # partial sums that the second launch takes at a time
+BLOCK_P = 512  # partial sums that the second launch adds at a time
 
 
 @triton.jit
 def _load(x_ptr, y_ptr, w_ptr, T, BLOCK_T: tl.constexpr):
-    """Return (x, replaced, w, offsets, mask) of this program's tokens."""
+    """Return (x, replaced, w, offsets, mask) of this program's tokens, each ``[BLOCK_T]``."""
     offs_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     in_t = offs_t < T
     y = tl.load(y_ptr + offs_t, mask=in_t, other=0) != 0
     w = in_t.to(tl.float32) if w_ptr is None else tl.load(w_ptr + offs_t, mask=in_t, other=0.0)
     x = tl.load(x_ptr + offs_t, mask=in_t, other=0.0).to(tl.float32)
-    x = tl.where(w == 0, 0.0, x)  # padding may hold anything, and 0 * NaN is NaN
+    x = tl.where(w == 0, 0.0, x)  # padding may contain anything, and 0 * NaN is NaN
     return x, y, w, offs_t, in_t
 
 
-@triton.jit(do_not_specialize=["T"])  # it changes with every packed batch, and must not recompile
+@triton.jit(do_not_specialize=["T"])  # T changes with every packed batch and must not recompile
 def _rtd_loss_partials(
     x_ptr,  # [T] logits
-    y_ptr,  # [T] uint8, not 0 where the token was replaced
+    y_ptr,  # [T] uint8, not 0 if the token was replaced
     w_ptr,  # [T] f32, or None for all ones
     partial_ptr,  # [5, blocks] f64 out: w * loss, and w in the cells tp, fp, fn, tn
     T,
@@ -47,7 +47,7 @@ def _rtd_loss_partials(
     z = tl.where(y, -x, x)
     e = tl.exp(-tl.abs(z))
     u = 1.0 + e
-    # Kahan's log1p: right to the last bits for small e, where log(1 + e) keeps none of them.
+    # Kahan's log1p is accurate to the last bits for small e, where log(1 + e) loses all of them.
     log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
     loss = tl.maximum(z, 0.0) + log1p
     loss = tl.where(z != z, z, loss)  # the GPU's maximum drops NaN
@@ -72,9 +72,9 @@ def _rtd_loss_total(
 ):
     row = tl.arange(0, 8)[:, None]  # 5 rows, padded to a power of two
     acc = tl.zeros((8, BLOCK_P), tl.float64)
-    for first in range(0, blocks, BLOCK_P):
-        column = first + tl.arange(0, BLOCK_P)[None, :]
-        acc += tl.load(partial_ptr + row * blocks + column, mask=(row < 5) & (column < blocks), other=0.0)
+    for p0 in range(0, blocks, BLOCK_P):
+        offs_p = p0 + tl.arange(0, BLOCK_P)[None, :]
+        acc += tl.load(partial_ptr + row * blocks + offs_p, mask=(row < 5) & (offs_p < blocks), other=0.0)
     sums = tl.sum(acc, axis=1)
 
     index = tl.arange(0, 8)
@@ -87,7 +87,7 @@ def _rtd_loss_total(
 @triton.jit(do_not_specialize=["T"])
 def _rtd_loss_bwd(
     dloss_ptr,  # [] upstream gradient
-    counts_ptr,  # [4] f32, their sum is the sum of the weights
+    counts_ptr,  # [4] f32, whose sum is the sum of the weights
     x_ptr,  # [T]
     y_ptr,  # [T]
     w_ptr,  # [T] or None

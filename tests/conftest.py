@@ -1,24 +1,27 @@
-"""A seed for the run, printed and repeatable; the machine's cores shared between the workers."""
+"""The seed of a run, printed so that the run can be repeated; the CPU cores, divided among the workers."""
 
 import os
 import random
 
-from electra_fast import testing  # first: it has Triton interpret its kernels where there is no GPU
-from electra_fast.ops._register import OPERATORS
+from electra_fast import testing
 
-import host  # isort: skip
-import pytest  # isort: skip
-import torch  # isort: skip
+testing.interpret()  # before anything imports Triton
+
+import host  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from electra_fast.ops._operators import OPERATORS  # noqa: E402
 
 if not torch.cuda.is_available():
     host.install()
 
-SEED = "ELECTRA_FAST_TEST_SEED"  # how the controller hands its seed to the workers
+SEED = "ELECTRA_FAST_TEST_SEED"  # passes the seed from the controller to the workers
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--seed", type=int, default=None, help="of the example inputs; printed, and fresh if not given"
+        "--seed", type=int, default=None, help="seed of the example inputs (default: a random one)"
     )
 
 
@@ -62,3 +65,23 @@ def kernel(implementation):
 @pytest.fixture(scope="session")
 def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def check_thread_counts(device):
+    """Return a check that a CPU kernel gives the same bits for an example with 1, 2 and 5 threads."""
+    if device != "cpu":
+        pytest.skip("tests the CPU kernels")
+    threads = torch.get_num_threads()
+
+    def check(function, example):
+        outcomes = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            outcomes.append(testing.run(function, example))
+        for outcome in outcomes[1:]:
+            for found, wanted in zip(outcome, outcomes[0], strict=True):
+                assert all(torch.equal(found[name], x) for name, x in wanted.items())
+
+    yield check
+    torch.set_num_threads(threads)

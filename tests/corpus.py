@@ -1,4 +1,4 @@
-"""Text for the tests: real English and a vocabulary learnt from it, and what a model learns in seconds."""
+"""Text for the tests: real English, a vocabulary trained on it, and text that a model learns in seconds."""
 
 import random
 
@@ -9,7 +9,7 @@ from electra_fast import data
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """Keep the user's own cache out of the tests."""
+    """Use a temporary cache folder instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -33,7 +33,7 @@ def tokenizer(topics):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A folder of made-up text, learnt in seconds."""
+    """A folder of made-up text that a model learns in seconds."""
     folder = tmp_path_factory.mktemp("corpus")
     words = "the model reads a text and finds every token that another model put into it".split()
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""Two small models of transformers that make an ELECTRA, and a batch for them."""
+"""Two small models of transformers that form an ELECTRA, and a batch for them."""
 
 import copy
 
@@ -51,10 +51,10 @@ def pretrainer(name="electra", attention="eager", options=SPECIAL, **change):
 
 def batch(*lengths):
     """Sentences [CLS] tokens [SEP], padded to L."""
-    n, place = torch.tensor(lengths)[:, None], torch.arange(L)
+    n, position = torch.tensor(lengths)[:, None], torch.arange(L)
     ids = torch.randint(104, V, (len(lengths), L))
-    ids = ids.masked_fill(place == 0, 101).masked_fill(place == n - 1, 102).masked_fill(place >= n, 0)
-    return {"input_ids": ids, "attention_mask": (place < n).long()}
+    ids = ids.masked_fill(position == 0, 101).masked_fill(position == n - 1, 102)
+    return {"input_ids": ids.masked_fill(position >= n, 0), "attention_mask": (position < n).long()}
 
 
 def assert_tied(model):

@@ -1,4 +1,4 @@
-"""Small models of transformers to patch, a batch for each, and what comes of it."""
+"""Small models of transformers to patch, a batch for each, and their results."""
 
 import torch
 import transformers
@@ -20,7 +20,7 @@ def build(name="ElectraForPreTraining", dropout=0.0, **change):
 
 
 def batch(name="ElectraForPreTraining"):
-    """Ids with padding, types, and the labels that the model takes."""
+    """Ids with padding, types, and the labels of the model."""
     real = torch.arange(L) < torch.tensor([L, 7, 1])[:, None]
     ids = torch.randint(104, 300, (B, L)) * real
     inputs = {"input_ids": ids, "attention_mask": real.long(), "token_type_ids": ids % 2}
@@ -43,7 +43,7 @@ def batch(name="ElectraForPreTraining"):
 
 
 def outcome(model, inputs):
-    """Return the tensors that a model puts out, and the gradients of their sum or of the loss, by name."""
+    """Return by name the output tensors of a model, and the gradients of their weighted sum or the loss."""
     model.zero_grad()
     out = {k: x for k, x in model(**inputs).items() if isinstance(x, torch.Tensor)}
     generator = torch.Generator().manual_seed(0)

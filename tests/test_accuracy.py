@@ -1,4 +1,4 @@
-"""`numerics` tells a kernel that rounds from one that is wrong, and touches nothing."""
+"""`numerics` tells rounding errors from a wrong kernel, and leaves the model unchanged."""
 
 import copy
 
@@ -36,14 +36,14 @@ def test_fused_is_within_twice_the_error_of_pytorch(head, dtype):
     assert "encoder.layer.*.attention.self" in str(result) and "torch " in str(result)
 
 
-def test_halves_of_our_own():
+def test_our_own_halves_are_within_twice_the_error_of_pytorch():
     model = electra_fast.Electra(TINY)
     for half in (model.generator, model.discriminator):
         result = electra_fast.numerics(half, batch("key_mask", "ids"))
         assert len(result.rows) > 5 and all(row.ratio < 2 for row in result.rows)
 
 
-def test_a_wrong_kernel_is_seen_where_it_is(monkeypatch):
+def test_a_wrong_kernel_shows_in_its_own_module(monkeypatch):
     right = blocks.ops.bias_gelu
     monkeypatch.setattr(blocks.ops, "bias_gelu", lambda x, bias: right(x, bias) * 1.05)
     rows = {row.module: row for row in electra_fast.numerics(electra(), batch()).rows}
@@ -52,7 +52,7 @@ def test_a_wrong_kernel_is_seen_where_it_is(monkeypatch):
     assert wrong.output_fused > 0.04 and wrong.ratio > 3
 
 
-def test_a_wrong_head_is_seen(monkeypatch):
+def test_a_wrong_head_shows_only_in_the_head(monkeypatch):
     right = heads.ops.mlm_head
     monkeypatch.setattr(heads.ops, "mlm_head", lambda x, *rest: right(x * 1.3, *rest))
     batch_ = batch(labels=torch.randint(0, 300, (3, 20)))
@@ -60,7 +60,7 @@ def test_a_wrong_head_is_seen(monkeypatch):
     assert rows["generator_predictions"].ratio > 5 and rows["electra.embeddings"].output_fused < 1e-6
 
 
-def test_the_model_stays_as_it_is():
+def test_the_model_is_left_unchanged():
     model = electra()
     for patched in (False, True):
         if patched:
@@ -72,7 +72,7 @@ def test_the_model_stays_as_it_is():
         assert all(p.grad is None for p in model.parameters())
 
 
-def test_refuses_what_it_cannot_compare():
+def test_models_that_cannot_be_compared_are_refused():
     with pytest.raises(TypeError, match="numerics: model must be one half, Generator or Discriminator"):
         electra_fast.numerics(electra_fast.Electra(TINY), batch("key_mask", "ids"))
     with pytest.raises(TypeError, match="must have ELECTRA's or BERT's encoder"):

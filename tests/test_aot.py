@@ -1,18 +1,18 @@
-"""Every Triton kernel compiles for every supported GPU, within its resources, to the committed figures."""
+"""Every Triton kernel compiles for every supported GPU within its resources, to the committed figures."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from electra_fast.ops._register import OPERATORS
+from electra_fast.ops._operators import OPERATORS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
 from benchmarks.static import aot, figures, gpus
 
 TRITON = ".".join((figures.compilers()["triton"] or "").split(".")[:2])
-# Bytes that another Triton than the pinned one spills, at most on any GPU.
+# The most bytes spilled on any GPU by versions of Triton other than the pinned one.
 SPILLS = {
     "3.6": {"mlm_head_dtable": 24, "mlm_head_draw": 8, "embed_bwd": 8},
     "3.8": {
@@ -25,23 +25,23 @@ SPILLS = {
     },
 }
 
-of_every_gpu = pytest.mark.parametrize("arch", gpus.GPUS)  # sm_89 takes what is compiled for 86
-# Every kernel whose source changed is compiled, and of the others this share.
+of_every_gpu = pytest.mark.parametrize("arch", gpus.GPUS)  # sm_89 runs the kernels compiled for sm_86
+# Every kernel whose source changed is compiled, and this share of the others.
 shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 
 
 def test_batches_of_many_sizes_share_one_kernel():
     rows = aot.compiled(90, "packed", share=0)
     names = [(row["kernel"], *row["constants"].values()) for row in rows]
-    assert len(names) == len(set(names)) == 30, names  # `column_sums` for two widths
+    assert len(names) == len(set(names)) == 30, names  # `column_sums` has two widths
 
 
 def hold_to_figures(rows) -> None:
-    """A kernel that changed at all fails, whether it got worse or better: its figures go with it."""
+    """Fail for any change of a kernel, worse or better: its figures must be committed with it."""
     committed = figures.load()
     here, then = figures.compilers()["triton"], committed["compilers"]["triton"]
     if here != then:
-        pytest.skip(f"the figures, nvcc's too, are read by the disassembler of Triton {then}, here is {here}")
+        pytest.skip(f"all figures are read by the disassembler of Triton {then}; installed is {here}")
     if reasons := figures.not_compared(rows, committed):
         pytest.skip(*reasons.values())
     changes = [change.line for change in figures.changes(rows, committed)]
@@ -57,7 +57,10 @@ def check(rows, arch) -> None:
 
 
 def may_spill(row) -> int:
-    """Attention's backward at 128 columns of float32 finds no shape that fits (DESIGN.md)."""
+    """Return the bytes that a kernel may spill.
+
+    No launch shape of attention's backward pass with float32 and 128 columns fits into the registers.
+    """
     attention = row["kernel"].startswith(("attention_bwd_dq", "attention_bwd_dkdv"))
     dtype, columns = row["variant"].split(",")[0], row["constants"].get("BLOCK_D")
     name = f"{row['kernel']} {dtype} {columns}" if attention else row["kernel"]
@@ -89,9 +92,9 @@ def test_attention_compiles_within_the_resources_of(arch, share):
     hold_to_figures(rows)
 
 
-# A thread's share of one tile on sm_90, bfloat16, 64 columns: blocks, wgmma, and all instructions without
-# dropout, with it, and with it in a packed batch (DESIGN.md). A tenth more is another compiler, more a loss;
-# Triton 3.6 makes 17% more of the forward tile with dropout.
+# One tile on sm_90 in bfloat16 with 64 columns: its blocks, and per thread wgmma instructions and all
+# instructions without dropout, with dropout, and with dropout in a packed batch. Another compiler may need a
+# tenth more; Triton 3.6 needs 17% more for the forward tile with dropout.
 TILES = {
     "attention_fwd_tile": ((64, 128), 12, (1096, 1608, 1856)),
     "attention_bwd_tile": ((128, 128), 32, (1424, 2416, 2640)),
@@ -108,11 +111,11 @@ def check_tiles(rows) -> None:
         blocks, wgmma, instructions = TILES.get(name, (None, 0, ()))
         if blocks is None or (known["BLOCK_M"], known["BLOCK_N"], known["D"]) != (*blocks, 64):
             continue
-        variant = 0 if "rng_ptr" in known else 1 if "cu_ptr" in known else 2
+        variant = 0 if "rng_ptr" in known else 1 if "cu_seqlens_ptr" in known else 2
         seen.add((name, variant))
         scores = blocks[0] * blocks[1] // (32 * row["warps"])
-        # By mma.sync they would be eight times as many, or more.
+        # With mma.sync there would be at least eight times as many.
         slack = 1.2 if TRITON == "3.6" else 1.1
         assert row["tensor"] == wgmma and row["instructions"] <= slack * instructions[variant], row
-        assert row["mufu"] <= scores + 6, row  # an exponential a score
+        assert row["mufu"] <= scores + 6, row  # one exponential per score
     assert len(seen) == 3 * len(TILES), seen

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from electra_fast import ops, testing
-from electra_fast.ops._register import OPERATORS
+from electra_fast.ops._operators import OPERATORS
 from electra_fast.philox import keep_mask
 
 OP = "attention"
@@ -26,7 +26,7 @@ def test_is_torchs_attention(implementation, device):
 @pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
 def test_the_operator_returns_the_log_sum_exp_of_the_scores(name, device):
     if not (forward := getattr(OPERATORS["attention_fwd"], name)):
-        pytest.skip("not here")
+        pytest.skip(f"{name} is not available here")
     q, k, v = (x.detach() for x in heads(2, 19, 3, 32, device=device))
     _, lse = forward(q, k, v, None, None, 19, False, 0.3, 0.0, None, 0)
     wanted = 0.3 * torch.einsum("blhd,bmhd->blhm", q, k)
@@ -43,7 +43,7 @@ def test_a_query_that_sees_no_key_gives_zero_and_zero_gradient(implementation, d
         assert (x.grad[1] == 0).all() and x.grad.isfinite().all()
 
 
-def test_packed_is_padded_without_the_padding(implementation, device):
+def test_packed_sequences_give_what_padded_ones_give(implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     q, k, v = (x.detach() for x in heads(3, 8, 2, 16, device=device))
     lengths = torch.tensor([8, 3, 5], device=device)
@@ -55,10 +55,10 @@ def test_packed_is_padded_without_the_padding(implementation, device):
 
 @pytest.mark.parametrize("L", [24, 150])
 def test_float32_gradients_cancel_to_the_last_digit(L, implementation, device):
-    """Where all values are equal the output does not depend on the scores: their gradient is 0.
+    """If all values are equal, the output does not depend on the scores, and their gradient is 0.
 
-    dO is nearly orthogonal to the value. A sum of dO O would keep the rounding error of its large terms; only
-    the sum of P dP has the digits of dP itself.
+    dO is nearly orthogonal to the value. The sum of dO O has the rounding error of its large terms, but the
+    sum of P dP is as accurate as dP itself.
     """
     D = 64
     q, k, v = heads(1, L, 2, D, device=device, seed=3)
@@ -67,7 +67,7 @@ def test_float32_gradients_cancel_to_the_last_digit(L, implementation, device):
         v.copy_(v[:, :1].clone())
         do -= (do * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True) * v
     if implementation[1] == "reference":
-        pytest.skip("it sums dO O")
+        pytest.skip("the reference sums dO O")
     function = testing.implementations(OP)[implementation[1]]
     dq, dk, _ = torch.autograd.grad(function(q, k, v), (q, k, v), do)
     dp = (do.double() * v.double()).sum(-1).abs().max() + 4 * torch.finfo(v.dtype).eps * D**0.5
@@ -85,8 +85,8 @@ def test_float32_gradients_cancel_to_the_last_digit(L, implementation, device):
         (1, 160, torch.bfloat16),
     ],
 )
-def test_dropout_is_that_of_the_contract_in_both_directions(B, L, dtype, implementation, device):
-    """With a part of the identity for v the output is the dropped probabilities, so is dv with one for dO."""
+def test_dropout_drops_what_keep_mask_says_forward_and_backward(B, L, dtype, implementation, device):
+    """If v and dO are columns of the identity, o and dv contain the probabilities after dropout."""
     H, D, p = 2, 32, 0.25
     function, rng = testing.implementations(OP)[implementation[1]], RNG.to(device)
     q, k, _ = (x.detach().to(dtype) for x in heads(B, L, H, D, device=device))
@@ -104,10 +104,10 @@ def test_dropout_is_that_of_the_contract_in_both_directions(B, L, dtype, impleme
     assert abs(kept.float().mean().item() - (1 - p)) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
     rows = torch.arange(B * L * H).view(B, L, H)  # t * H + h
     assert torch.equal(kept.cpu(), keep_mask(RNG, 3, rows, L, p))
-    assert torch.equal(replayed.transpose(1, 3) != 0, kept)  # dv: a key a row, a query a column
+    assert torch.equal(replayed.transpose(1, 3) != 0, kept)  # dv has one row per key and one column per query
 
 
-# One token and the edges of every block that a kernel takes, the longest in a batch deciding which kernel.
+# One token, and the edges of every block. The longest sequence of a batch selects the kernel.
 @pytest.mark.parametrize(
     "lengths", [(1, 2, 5, 0, 17, 31, 32, 33, 63, 64), (65, 127, 128), (129, 200, 0, 257)]
 )
@@ -135,8 +135,8 @@ def test_lengths_around_the_edges_of_blocks(lengths, dtype, implementation, devi
     ],
     ids=["fewer than the tokens", "above", "falling", "falling far", "below", "not from 0"],
 )
-def test_wrong_bounds_give_nan_on_a_gpu_and_rows_of_no_sequence_zero(bounds, bad, L, device):
-    """On a GPU nobody has read the bounds before the kernels do."""
+def test_wrong_bounds_give_nan_on_a_gpu_and_rows_of_no_sequence_are_zero(bounds, bad, L, device):
+    """On a GPU the kernels are the first to read the bounds."""
     function = testing.implementations(OP)["triton"]
     q, k, v = (x.detach().bfloat16().requires_grad_() for x in heads(L, 2, 16, device=device))
     cu = torch.tensor(bounds, device=device, dtype=torch.int32)
@@ -152,11 +152,9 @@ def test_wrong_bounds_give_nan_on_a_gpu_and_rows_of_no_sequence_zero(bounds, bad
 
 
 @TRITON
-def test_rows_may_lie_further_apart_than_32_bits_count(device):
+def test_strides_may_need_more_than_32_bits(device):
     function = testing.implementations(OP)["triton"]
-    memory = torch.empty(
-        2**31 + 4096, dtype=torch.bfloat16, device=device
-    )  # of which a few pages are touched
+    memory = torch.empty(2**31 + 4096, dtype=torch.bfloat16, device=device)  # only a few pages are used
     far = [memory[i * 1024 :].as_strided((2, 8, 2, 16), (2**31, 32, 16, 1)) for i in range(3)]
     near = [torch.randn(2, 8, 2, 16, device=device, dtype=torch.bfloat16) for _ in far]
     for x, y in zip(far, near, strict=True):
@@ -164,7 +162,7 @@ def test_rows_may_lie_further_apart_than_32_bits_count(device):
     assert torch.equal(function(*far), function(*near))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="an interpreted kernel has one order")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="an interpreted kernel always has the same order")
 @pytest.mark.parametrize("L", [128, 512])
 def test_200_runs_give_the_same_bits(L, device):
     q, k, v = (x.detach().bfloat16().requires_grad_() for x in heads(16, L, 4, 64, device=device))
@@ -176,17 +174,17 @@ def test_200_runs_give_the_same_bits(L, device):
         assert all(map(torch.equal, results[0], again))
 
 
-def test_backward_twice_adds_nothing_up(implementation, device):
+def test_a_second_backward_pass_accumulates_nothing(implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     q, k, v = heads(2, 9, 2, 16, device=device)
     o = function(q, k, v, dropout=0.3, rng=RNG.to(device))
-    first, third = (
+    first, second = (
         torch.autograd.grad(o, (q, k, v), torch.full_like(o, g), retain_graph=True) for g in (1, 4)
     )
-    assert all(torch.allclose(4 * a, b, rtol=1e-6) for a, b in zip(first, third, strict=True))
+    assert all(torch.allclose(4 * a, b, rtol=1e-6) for a, b in zip(first, second, strict=True))
 
 
-def test_slices_of_one_tensor_and_transposed_heads_are_taken_by_their_strides(implementation, device):
+def test_slices_and_transposed_heads_are_read_by_their_strides(implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     qkv = torch.randn(2, 7, 3, 2, 16, device=device)
     sliced = function(*qkv.unbind(2))
@@ -205,14 +203,14 @@ def test_casts_to_the_autocast_dtype(device):
 
 
 @pytest.mark.parametrize("D", [5, 64])
-def test_what_is_masked_may_hold_anything_and_threads_change_no_bit(D, implementation, device):
+def test_masked_keys_may_be_nan_and_threads_change_no_bit(D, implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     q, k, v = heads(3, 70, 2, D, device=device)
     real = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)).to(device) < 0.7
-    site = {"key_mask": real, "dropout": 0.2, "rng": RNG.to(device)}
+    options = {"key_mask": real, "dropout": 0.2, "rng": RNG.to(device)}
 
     def results():
-        o = function(q, k, v, **site)
+        o = function(q, k, v, **options)
         return o.detach(), *torch.autograd.grad(o, (q, k, v), real[..., None, None].to(o).expand_as(o))
 
     wanted = results()
@@ -221,7 +219,7 @@ def test_what_is_masked_may_hold_anything_and_threads_change_no_bit(D, implement
     again = results()
     torch.set_num_threads(threads)
     assert all(map(torch.equal, wanted, again))
-    if implementation[1] != "reference":  # whose einsum multiplies what is masked by 0
+    if implementation[1] != "reference":  # its einsum multiplies masked values by 0
         with torch.no_grad():
             k[~real], v[~real] = torch.nan, torch.inf
         for x, y in zip(results(), wanted, strict=True):
@@ -243,7 +241,7 @@ Q = torch.zeros(2, 3, 4, 8)
             ValueError,
             "key_mask must have shape [2, 3], got [3, 2]",
         ),
-        ({"dropout": 0.5}, ValueError, "attention: rng must be given where numbers are drawn, got None"),
+        ({"dropout": 0.5}, ValueError, "attention: rng must be given if random numbers are drawn, got None"),
         (
             {"cu_seqlens": torch.tensor([0, 6]), "max_seqlen": 6},
             ValueError,
@@ -285,19 +283,19 @@ def test_refuses_a_max_seqlen_below_the_longest_on_the_cpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_axis_may_be_empty(tokens, bounds, rest, dtype, implementation, device):
     if bounds is None:
-        site = {"key_mask": torch.ones(tokens, dtype=torch.bool, device=device)}
+        layout = {"key_mask": torch.ones(tokens, dtype=torch.bool, device=device)}
     else:
-        site = {"cu_seqlens": torch.tensor(bounds, device=device, dtype=torch.int32), "max_seqlen": 4}
+        layout = {"cu_seqlens": torch.tensor(bounds, device=device, dtype=torch.int32), "max_seqlen": 4}
     q, k, v = heads(*tokens, *rest, device=device)
     with testing.guarded_memory():
-        o = testing.implementations(OP)[implementation[1]](*(x.to(dtype) for x in (q, k, v)), **site)
+        o = testing.implementations(OP)[implementation[1]](*(x.to(dtype) for x in (q, k, v)), **layout)
         o.sum().backward()
     assert o.shape == q.shape and o.dtype == dtype and o.isfinite().all()
     assert all(x.grad.shape == q.shape and x.grad.isfinite().all() for x in (q, k, v))
 
 
 @pytest.mark.parametrize("bound", [9, 40, 2**40])
-def test_max_seqlen_may_be_any_bound(bound, implementation, device):
+def test_max_seqlen_may_be_any_upper_bound(bound, implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     q, k, v = (x.detach() for x in heads(12, 2, 16, device=device))
     cu = torch.tensor([0, 9, 12], device=device, dtype=torch.int32)
@@ -306,6 +304,6 @@ def test_max_seqlen_may_be_any_bound(bound, implementation, device):
 
 
 @pytest.mark.parametrize("bound", [True, 3.0, None])
-def test_refuses_a_max_seqlen_that_is_no_int(bound):
+def test_refuses_a_max_seqlen_that_is_not_an_int(bound):
     with pytest.raises(TypeError, match="attention: max_seqlen must be an int in a packed batch, got "):
         ops.attention(*[torch.zeros(3, 4, 8)] * 3, cu_seqlens=torch.tensor([0, 3]), max_seqlen=bound)

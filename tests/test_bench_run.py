@@ -1,4 +1,4 @@
-"""A run of the benchmarks: its order, its budget, what it says meanwhile, and where its results go."""
+"""A run of the benchmarks: its order, its budget, its progress, and where its results go."""
 
 import contextlib
 import copy
@@ -11,14 +11,14 @@ from importlib import import_module
 
 import pytest
 import torch
+from fake_runs import RESULT, ROOT, SIZE, Benchmark, Fake
 from pytest_benchmark.stats import Stats
-from test_benchmarks import RESULT, ROOT, SIZE, Benchmark, Fake
 
 from benchmarks import __main__ as command
-from benchmarks import clock, machine, providers, runner
-from benchmarks.cases import BOTH, Round
 from benchmarks.gpu import command as gpu
-from benchmarks.progress import Progress
+from benchmarks.harness import clock, machine, providers, runner
+from benchmarks.harness.cases import BOTH, Round
+from benchmarks.harness.progress import Progress
 from benchmarks.report import commit, markdown, numbers, text
 from electra_fast import testing
 
@@ -71,7 +71,7 @@ def test_a_run_has_each_op_once_then_the_step_then_the_rest():
 
 
 class Pair(Fake):
-    """Two right providers, timed with noise at first."""
+    """Two right providers; the first times of one are noisy."""
 
     providers = headline = ("fused", "torch")
     rounds = (2, 2)
@@ -107,7 +107,7 @@ def test_what_the_budget_leaves_goes_to_the_least_precise_ratio(monkeypatch):
     spent = runner.Runner(0.0, time.monotonic())
     spent.headlines, spent.results = run.headlines, run.results
     spent.sharpen()
-    assert len(run.results[case.name, "torch"].timed.times) == again, "no time is left"
+    assert len(run.results[case.name, "torch"].timed.times) == again, "the budget is spent"
 
 
 def test_a_standard_error_is_that_of_a_median():
@@ -131,7 +131,7 @@ def test_progress_is_a_line_every_ten_seconds_and_a_bar_on_a_terminal(capfd):
     now = time.monotonic()
     progress = Progress(240.0, now - 5)
     progress.total = 107
-    for what in ("embed is timed", "linear is timed"):  # the second within ten seconds
+    for what in ("embed is timed", "linear is timed"):  # the second follows within ten seconds
         progress.say(what)
     progress.close()
     assert capfd.readouterr().err == "   5 s, 235 s left: 0 of 107, embed is timed\n"
@@ -180,12 +180,14 @@ def test_the_end_of_a_run_has_a_line_per_case():
 
 @pytest.fixture
 def repository(tmp_path):
-    """A git checkout with kernels, a README and no results; and a run of these kernels."""
+    """Return a git checkout with kernels, a README and no results, and a run of these kernels."""
     root = tmp_path / "checkout"
     (root / "kernels").mkdir(parents=True)
     (root / "benchmarks" / "results").mkdir(parents=True)
     (root / "kernels" / "embed.py").write_text("1")
-    (root / "README.md").write_text(f"{markdown.BEGIN}\n{markdown.END}\n")
+    (root / "docs").mkdir()
+    for name in markdown.PAGES:
+        (root / name).write_text(f"{markdown.BEGIN}\n{markdown.END}\n")
     who = ("-c", "user.name=a", "-c", "user.email=a@b")
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
         subprocess.run(["git", *words], cwd=root, check=True)
@@ -196,11 +198,11 @@ def repository(tmp_path):
 def test_a_run_is_committed_from_a_clean_checkout_of_its_kernels(repository, tmp_path):
     (root, result), file = repository, tmp_path / "run.json"
     file.write_text(json.dumps(result))
-    for _ in range(2):  # what it wrote itself does not stop it
+    for _ in range(2):  # files that the first call wrote do not stop the second
         assert commit.commit(file, root) == 0
     assert json.loads((root / "benchmarks/results/cpu.json").read_text()) == result
     assert "A CPU" in (root / "README.md").read_text()
-    assert "kernels changed" not in (root / "README.md").read_text()
+    assert "kernels have changed" not in (root / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Whatever stands on pretrain's command line, or in the files it names, is used or refused in a sentence."""
+"""Each argument of pretrain, and each file that one names, is used or refused with a readable error."""
 
+import functools
 import gc
 import json
 import os
@@ -19,13 +20,13 @@ pytest.importorskip("tqdm")
 pytest_plugins = ["corpus"]
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:.*TensorBoard:")]
 
-BEFORE = "; taking the one before"
+PREVIOUS = "; the previous one is loaded"
 SMALL = ["--preset", "tiny", "--set", *trainings.SIZES, "--seq", "32", "--batch-tokens", "256"]
 
 
 @pytest.fixture(scope="module")
 def new(corpus):
-    """The arguments of a small run, but for --out."""
+    """The arguments of a small run, without --out."""
     return ["pretrain", *SMALL, "--data", str(corpus), "--vocab", "300", "--device", "cpu", "--steps", "2"]
 
 
@@ -42,7 +43,7 @@ def run(finished, tmp_path):
 
 
 def refused(capsys, *arguments) -> str:
-    """Return the sentence with which a command ends; any other exception than its exit fails the test."""
+    """Return the error message of a command; any exception other than SystemExit fails the test."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     code = ended.value.code
@@ -73,18 +74,17 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("option, value", [(o, v) for o, values in NUMBERS.items() for v in values])
-def test_a_number_out_of_range_is_refused_by_its_option(new, tmp_path, capsys, option, value):
+def test_a_number_out_of_range_is_refused_and_its_option_named(new, tmp_path, capsys, option, value):
     said = refused(capsys, *new, "--out", tmp_path / "run", f"--{option}", value)
-    related = {"seq": "--batch-tokens", "accumulate": "--steps", "keep": "--out"}.get(
-        option, f"--{option}"
-    )  # what the value makes wrong
+    # A value may make another option wrong.
+    related = {"seq": "--batch-tokens", "accumulate": "--steps", "keep": "--out"}.get(option, f"--{option}")
     assert f"pretrain: --{option} must" in said or f"pretrain: {related} must" in said, said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("option", [o for o in NUMBERS if o not in ("lr", "weight-decay", "beta2", "clip")])
 @pytest.mark.parametrize("value", ["nan", "inf", "1.5", "x", ""])
-def test_what_is_no_whole_number_is_refused(new, tmp_path, capsys, option, value):
+def test_a_value_that_is_not_a_whole_number_is_refused(new, tmp_path, capsys, option, value):
     said = refused(capsys, *new, "--out", tmp_path / "run", f"--{option}", value)
     assert f"argument --{option}: invalid int value: '{value}'" in said
 
@@ -93,7 +93,7 @@ def test_every_numeric_option_is_in_the_table():
     import dataclasses
     import typing
 
-    from electra_fast.recipe import Recipe
+    from electra_fast.train.recipe import Recipe
 
     hints = typing.get_type_hints(Recipe)
     numeric = {
@@ -149,18 +149,18 @@ def test_the_folder_of_a_run_is_checked(new, finished, corpus, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"name-\xff")
     for arguments, sentence in (
-        (["--out", finished], "--out must be a new folder.*--resume goes on with its run"),
+        (["--out", finished], "--out must be a new folder.*--resume continues its run"),
         (
             ["--out", finished / "discriminator"],
-            "--out must be a new folder, .* which holds .*; name another",
+            "--out must be a new folder, .* which contains .*; name another",
         ),
-        (["--out", corpus], "--out must be a new folder, .* which holds .*; name another"),
+        (["--out", corpus], "--out must be a new folder, .* which contains .*; name another"),
         (["--out", corpus / "text.txt"], "--out must be a folder or a new name, got .*: Not a directory"),
         (
             ["--out", corpus / "text.txt" / "run"],
-            "--out must be a folder that can be made, got .*: Not a directory",
+            "--out must be a folder that can be created, got .*: Not a directory",
         ),
-        (["--out", "/proc/x"], "--out must be a folder that can be made, got /proc/x: "),
+        (["--out", "/proc/x"], "--out must be a folder that can be created, got /proc/x: "),
         (["--out", "x" * 300], "--out must be .*: File name too long"),
         (["--out", ""], "--out must name a folder, got ''"),
         (["--resume", ""], "--resume must be the folder of a run, got ''"),
@@ -179,7 +179,7 @@ def test_the_folder_of_a_run_is_checked(new, finished, corpus, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "size, sentence",
     [
-        ("embedding=2000000000", "must fit into the memory, got: .*; lower the sizes that --set gives"),
+        ("embedding=2000000000", "must fit into the memory, got .*; lower the sizes in --set"),
         ("layers=1000000", "--set must have layers of 1000 or less, got 'layers=1000000'"),
         ("generator_layers=1001", "--set must have generator_layers of 1000 or less"),
     ],
@@ -189,19 +189,23 @@ def test_a_model_that_is_too_large_is_refused(corpus, tmp_path, capsys, size, se
     assert re.search(sentence, refused(capsys, *new, "--out", tmp_path / "run", "--set", size))
 
 
-def test_one_process_only(new, tmp_path, monkeypatch, capsys):
+def test_more_than_one_process_is_refused(new, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = refused(capsys, *new, "--out", tmp_path / "run")
     assert "WORLD_SIZE must be 1, because pretrain trains in one process only, got 2" in said
     assert not (tmp_path / "run").exists()
 
 
-def config(**changes):
+def changed(name, **changes):
     def change(folder):
-        file = folder / "config.json"
+        file = folder / name
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
     return change
+
+
+config = functools.partial(changed, "config.json")  # of a half
+recipe = functools.partial(changed, "recipe.json")  # of a run
 
 
 def text(name, content):
@@ -237,11 +241,11 @@ HALVES = {
     "empty file": (text("model.safetensors", ""), "model.safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "with model.safetensors"),
     "pipe for weights": (pipe("model.safetensors"), "with model.safetensors"),
-    "list": (text("config.json", "[]"), "config.json must hold a JSON object, got list"),
-    "null": (text("config.json", "null"), "config.json must hold a JSON object, got NoneType"),
-    "half": (text("config.json", "{"), "config.json must hold JSON, got: Expecting property name"),
-    "deep": (text("config.json", "[" * 100_000), "config.json must hold JSON, got: maximum recursion"),
-    "pipe": (pipe("config.json"), "config.json must be a regular file"),
+    "list as config": (text("config.json", "[]"), "config.json must hold a JSON object, got list"),
+    "null as config": (text("config.json", "null"), "config.json must hold a JSON object, got NoneType"),
+    "cut config": (text("config.json", "{"), "config.json must hold JSON, got: Expecting property name"),
+    "deep config": (text("config.json", "[" * 100_000), "config.json must hold JSON, got: maximum recursion"),
+    "pipe for config": (pipe("config.json"), "config.json must be a regular file"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json must be a regular file"),
     "many layers": (
         config(num_hidden_layers=10**6),
@@ -262,8 +266,8 @@ HALVES = {
         "model_type in config.json must be 'electra'.*; in .*config.json",
     ),
     "other sizes": (config(vocab_size=1000), "must fit config.json.*size mismatch"),
-    "missing": (weights(lambda t: t.pop(QUERY)), f"must fit config.json.*Missing.*{QUERY}"),
-    "unknown": (weights(lambda t: t.update(x=torch.ones(1))), 'must fit config.json.*Unexpected.*"x"'),
+    "missing weight": (weights(lambda t: t.pop(QUERY)), f"must fit config.json.*Missing.*{QUERY}"),
+    "unknown weight": (weights(lambda t: t.update(x=torch.ones(1))), 'must fit config.json.*Unexpected.*"x"'),
     "NaN": (weights(lambda t: t[QUERY][0].fill_(torch.nan)), f"finite weights, got NaN or inf in {QUERY}"),
     "inf": (weights(lambda t: t[SCORE].fill_(torch.inf)), f"finite weights, got NaN or inf in {SCORE}"),
     "integers": (weights(lambda t: t.update({QUERY: t[QUERY].long()})), f"got {QUERY} of torch.int64"),
@@ -271,34 +275,34 @@ HALVES = {
 
 
 @pytest.mark.parametrize("case", HALVES)
-def test_a_half_that_cannot_be_read_is_refused_by_its_file(new, run, tmp_path, capsys, case):
+def test_a_half_that_cannot_be_read_is_refused_and_its_file_named(new, run, tmp_path, capsys, case):
     change, sentence = HALVES[case]
     change(run / "discriminator")
     said = refused(capsys, *new, "--out", tmp_path / "new", "--init", run / "discriminator")
     assert re.search(sentence, said) and str(run / "discriminator") in said
 
 
-def test_init_takes_one_of_each_half(new, run, tmp_path, capsys):
+def test_init_refuses_a_second_discriminator(new, run, tmp_path, capsys):
     half = run / "discriminator"
     said = refused(capsys, *new, "--out", tmp_path / "new", "--init", half, "--init", half)
     assert "--init must name one discriminator, got a second one in" in said
 
 
 RUNS = {
-    "half": (text("config.json", '{"steps": '), "config.json must hold JSON"),
-    "null": (text("config.json", "null"), "config.json must hold a JSON object"),
-    "pipe": (pipe("config.json"), "config.json must be a regular file"),
-    "unknown field": (config(colour=1), "config.json must have a recipe's fields, got colour"),
-    "text for a number": (config(steps="2"), "steps in .*config.json must be of type .*int.*, got '2'"),
-    "truth for a number": (config(accumulate=True), "accumulate in .*config.json must be of type int"),
-    "text for a list": (config(data="text.txt"), "data in .*config.json must be of type tuple"),
-    "numbers in a list": (config(set=[1]), "set in .*config.json must be of type tuple"),
-    "number for truth": (config(packed=0), "packed in .*config.json must be of type bool"),
+    "cut": (text("recipe.json", '{"steps": '), "recipe.json must hold JSON"),
+    "null": (text("recipe.json", "null"), "recipe.json must hold a JSON object"),
+    "pipe": (pipe("recipe.json"), "recipe.json must be a regular file"),
+    "unknown field": (recipe(colour=1), "recipe.json must have the fields of a recipe, got colour"),
+    "text for a number": (recipe(steps="2"), "steps in .*recipe.json must be of type .*int.*, got '2'"),
+    "bool for a number": (recipe(accumulate=True), "accumulate in .*recipe.json must be of type int"),
+    "text for a list": (recipe(data="text.txt"), "data in .*recipe.json must be of type tuple"),
+    "numbers in a list": (recipe(set=[1]), "set in .*recipe.json must be of type tuple"),
+    "number for a bool": (recipe(packed=0), "packed in .*recipe.json must be of type bool"),
 }
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_config_of_a_run_that_cannot_be_read_is_refused_by_its_file(run, capsys, case):
+def test_a_recipe_that_cannot_be_read_is_refused_and_its_file_named(run, capsys, case):
     change, sentence = RUNS[case]
     change(run)
     assert re.search(sentence, refused(capsys, "pretrain", "--resume", run, "--device", "cpu"))
@@ -308,14 +312,14 @@ def test_another_tokenizer_is_refused(run, capsys):
     file = run / "tokenizer" / "tokenizer.json"
     file.write_text(file.read_text().replace('"the"', '"thx"'))
     said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu")
-    assert "tokenizer must be the tokenizer that the run was begun with, got another" in said
+    assert "tokenizer must be the tokenizer with which the run was started, got another" in said
 
 
-def test_a_tokenizer_that_is_gone_is_refused_with_the_way_back(run, capsys):
+def test_a_missing_tokenizer_is_refused_with_a_remedy(run, capsys):
     shutil.rmtree(run / "tokenizer")
     said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu")
     assert f"got nothing there; copy {run}/discriminator to {run}/tokenizer" in said
-    gc.collect()  # the refused run held the lock
+    gc.collect()  # releases the lock of the refused run
     shutil.copytree(run / "discriminator", run / "tokenizer")
     main(["pretrain", "--resume", str(run), "--device", "cpu"])
 
@@ -325,10 +329,10 @@ def test_a_tokenizer_that_is_gone_is_refused_with_the_way_back(run, capsys):
     [["--cased"], ["--lowercase"], ["--strip-accents"], ["--keep-accents"], ["--max-word-chars", "9"]],
 )
 def test_a_resumed_run_keeps_its_normalization(run, capsys, arguments):
-    before = (run / "config.json").read_text()
+    before = (run / "recipe.json").read_text()
     said = refused(capsys, "pretrain", "--resume", run, "--device", "cpu", *arguments)
-    assert "must stay what it was in a run that is resumed, got " in said
-    assert (run / "config.json").read_text() == before
+    assert "must stay unchanged in a resumed run, got " in said
+    assert (run / "recipe.json").read_text() == before
 
 
 def test_a_damaged_run_is_refused_with_a_remedy_and_plain_warnings(run):
@@ -336,16 +340,16 @@ def test_a_damaged_run_is_refused_with_a_remedy_and_plain_warnings(run):
         manifest.write_text("{}")
     command = [sys.executable, "-m", "electra_fast", "pretrain", "--resume", run, "--device", "cpu"]
     ended = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in ended.stderr.splitlines() if "snapshot: " in line]
-    assert ended.returncode == 1 and lines[-1].startswith("error: snapshot: ")
-    assert lines[-1].endswith("got none; restore one from a copy, or begin another run with --out")
-    assert lines[0].startswith("warning: snapshot: ") and lines[0].endswith(
-        "no field 'format'" + BEFORE * (len(lines) > 2)
+    lines = [line for line in ended.stderr.splitlines() if "checkpoint: " in line]
+    assert ended.returncode == 1 and lines[-1].startswith("error: checkpoint: ")
+    assert lines[-1].endswith("got none; restore one from a copy, or start another run with --out")
+    assert lines[0].startswith("warning: checkpoint: ") and lines[0].endswith(
+        "no field 'format'" + PREVIOUS * (len(lines) > 2)
     )
-    assert BEFORE not in lines[-2] and "Warning" not in ended.stderr and "warnings.warn" not in ended.stderr
+    assert PREVIOUS not in lines[-2] and "Warning" not in ended.stderr and "warnings.warn" not in ended.stderr
 
 
-def test_what_is_given_to_a_resumed_run_is_kept_even_if_it_is_a_default(new, tmp_path):
+def test_an_option_given_to_a_resumed_run_is_kept_even_if_it_is_the_default(new, tmp_path):
     first = {"clip": 0.5, "save_every": 2, "log_every": 2, "keep": 1, "steps": 2}
     then = {"clip": 1.0, "save_every": 1000, "log_every": 10, "keep": 3, "steps": 4}
 
@@ -356,23 +360,23 @@ def test_what_is_given_to_a_resumed_run_is_kept_even_if_it_is_a_default(new, tmp
 
     main([*new, *options(first), "--out", str(tmp_path)])
     main(["pretrain", "--resume", str(tmp_path), *options(then), "--device", "cpu"])
-    kept = json.loads((tmp_path / "config.json").read_text())
+    kept = json.loads((tmp_path / "recipe.json").read_text())
     assert {name: kept[name] for name in then} == then
     main(["pretrain", "--resume", str(tmp_path), "--steps", "5", "--device", "cpu"])
-    kept = json.loads((tmp_path / "config.json").read_text())
+    kept = json.loads((tmp_path / "recipe.json").read_text())
     assert {name: kept[name] for name in then} == then | {"steps": 5}
 
 
-def test_an_option_that_takes_several_values_adds_them_up(new, corpus, tmp_path):
+def test_the_values_of_a_repeated_option_are_collected(new, corpus, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(["the model reads a text"] * 40))
     more = ["--data", str(other), "--held-out", str(corpus), "--held-out", str(other)]
     main([*new, *more, "--set", "dropout=0", "--set", "rtd_weight=0", "--out", str(tmp_path / "run")])
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert kept["set"] == [*trainings.SIZES, "dropout=0", "rtd_weight=0"]
     assert kept["data"] == kept["held_out"] == [str(corpus), str(other)]
 
 
 def test_a_run_that_ends_without_a_finite_loss_fails(new, tmp_path, capsys):
     said = refused(capsys, *new, "--out", tmp_path, "--lr", "1e30", "--steps", "4", "--warmup", "0")
-    assert re.search("step 4, on held-out text: .*nan.*: the loss must be finite; lower --lr", said)
+    assert re.search("the loss on held-out text must be finite, got .*step 4.*nan.*; lower --lr", said)

@@ -1,18 +1,18 @@
-"""Two results side by side: a regression is found, drift is none, and what says nothing is refused."""
+"""The comparison of two results: it finds regressions, ignores drift, and refuses what is not comparable."""
 
 import copy
 import json
 import subprocess
 
 import pytest
-from test_benchmarks import GROUP, RESULT, ROOT, fake_benchmark
+from fake_runs import GROUP, RESULT, ROOT, fake_benchmark
 
 from benchmarks import __main__ as command
-from benchmarks import commits
+from benchmarks.harness import commits
 
 
 def result(fused=0.002, torch=0.004):
-    """Return a right result of one case."""
+    """Return a result with one case and nothing wrong."""
     benchmarks = [
         fake_benchmark(GROUP, "fused", fused, {"torch": torch / fused}),
         fake_benchmark(GROUP, "torch", torch, {"fused": fused / torch}),
@@ -44,9 +44,9 @@ def compared(tmp_path, capsys):
         (result(fused=0.0023), [], 1),
         (result(fused=0.0023), ["--threshold", "20%"], 0),
         (result(fused=0.0023), ["--threshold", "0.1"], 1),
-        (result(fused=0.00206), ["--threshold", "1%"], 0),  # the spreads meet
-        (result(fused=0.0023, torch=0.0046), [], 0),  # the machine is slower today
-        (result(torch=0.003), [], 0),  # it is torch that changed
+        (result(fused=0.00206), ["--threshold", "1%"], 0),  # the spreads overlap
+        (result(fused=0.0023, torch=0.0046), [], 0),  # the whole machine is slower
+        (result(torch=0.003), [], 0),  # only torch changed
         (result(fused=0.0015), [], 0),
     ],
 )
@@ -83,7 +83,7 @@ def test_what_is_wrong_torn_of_another_schema_or_apart_is_refused(compared):
         benchmark["group"] = "linear, small, forward"
     for other, sentence in (
         (wrong, "results must be right"),
-        (json.dumps(result())[:-9], "must be whole JSON"),
+        (json.dumps(result())[:-9], "must be complete JSON"),
         (result() | {"schema": 0}, "must have schema 1, got 0"),
         (apart, "must have a case in common, got none"),
         ("{}", "must be a run"),

@@ -1,4 +1,4 @@
-"""torch.compile: ten lengths, two graphs, one static and one for every length; with dynamic=True, one."""
+"""torch.compile makes two graphs for ten lengths, a static and a dynamic one; with dynamic=True, only one."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from towers import CONFIG
 from electra_fast import hf, ops
 from electra_fast.model import Discriminator, Electra, Generator
 
-# No length is another size of the call, or 0 or 1: PyTorch compiles equal sizes, 0 and 1 for themselves.
+# No length is 0, 1 or equal to another size of the call: PyTorch makes separate graphs for these cases.
 LENGTHS = (20, 21, 22, 25, 28, 31, 32, 33, 36, 39)
 B, H, D, V, E = 5, 2, 11, 51, 17
 
@@ -26,8 +26,8 @@ WORD, POSITION, TYPE, WEIGHT = (_floats(n, E) for n in (V, 83, 3, E))
 SCALE, BIAS, VOCABULARY_BIAS = _floats(E), _floats(E), _floats(V)
 
 
-def _site(L, tokens):
-    return {"rng": torch.tensor([1, L]), "dropout": 0.1, "stream": 3, **tokens}
+def _dropout(L, options):
+    return {"rng": torch.tensor([1, L]), "dropout": 0.1, "stream": 3, **options}
 
 
 def _padded(L):
@@ -48,8 +48,8 @@ def _embed(ids, **packed):
     return (ids, None, None, WORD, POSITION, TYPE, SCALE, BIAS), options
 
 
-def _mask(ids, tokens):
-    return (ids, ids > 7, torch.tensor([1, 2])), {"mask_id": 4, **tokens}
+def _mask(ids, layout):
+    return (ids, ids > 7, torch.tensor([1, 2])), {"mask_id": 4, **layout}
 
 
 def _attended(*shape):
@@ -62,15 +62,15 @@ CALLS = {
     "embed": lambda L: _embed(_ids(B, L)),
     "embed, packed": lambda L: _embed(_ids(B * L), cu_seqlens=_packed(L)["cu_seqlens"]),
     "linear": lambda L: ((_floats(B, L, E), WEIGHT, BIAS), {}),
-    "attention": lambda L: (_attended(B, L, H, D), _site(L, _padded(L))),
+    "attention": lambda L: (_attended(B, L, H, D), _dropout(L, _padded(L))),
     "attention, one tensor": lambda L: ((_floats(B, L, H, D),) * 3, {}),
-    "attention, packed": lambda L: (_attended(B * L, H, D), _site(L, _packed(L))),
-    "attention_qkv": lambda L: ((_floats(B, L, 3, H, D),), _site(L, _padded(L))),
-    "attention_qkv, packed": lambda L: ((_floats(B * L, 3, H, D),), _site(L, _packed(L))),
-    "add_norm": lambda L: ((_floats(B, L, E), _floats(B, L, E), SCALE, BIAS), _site(L, {"eps": 1e-6})),
-    "add_norm, one stream a call": lambda L: (
+    "attention, packed": lambda L: (_attended(B * L, H, D), _dropout(L, _packed(L))),
+    "attention_qkv": lambda L: ((_floats(B, L, 3, H, D),), _dropout(L, _padded(L))),
+    "attention_qkv, packed": lambda L: ((_floats(B * L, 3, H, D),), _dropout(L, _packed(L))),
+    "add_norm": lambda L: ((_floats(B, L, E), _floats(B, L, E), SCALE, BIAS), _dropout(L, {"eps": 1e-6})),
+    "add_norm, one stream per call": lambda L: (
         (_floats(B, L, E), None, SCALE, BIAS),
-        _site(L, {"eps": 1e-6, "stream": L}),
+        _dropout(L, {"eps": 1e-6, "stream": L}),
     ),
     "bias_gelu": lambda L: ((_floats(B, L, E), BIAS), {}),
     "mlm_head": lambda L: (
@@ -83,12 +83,12 @@ CALLS = {
 
 
 def compile_and_run(function, calls, dynamic, backend):
-    """Run forward and backward passes; a compilation after those that are due is an error."""
+    """Run forward and backward passes; more compilations than expected are an error."""
     torch._dynamo.reset()
     compiled = torch.compile(function, dynamic=dynamic, fullgraph=True, backend=backend)
-    due = 1 if dynamic else 2
+    expected = 1 if dynamic else 2
     for i, (args, options) in enumerate(calls):
-        with torch.compiler.set_stance("fail_on_recompile" if i >= due else "default"):
+        with torch.compiler.set_stance("fail_on_recompile" if i >= expected else "default"):
             result = compiled(*args, **options)
         if isinstance(result, dict):
             result = result["loss"]
@@ -105,7 +105,7 @@ def slow(*values):
 both = pytest.mark.parametrize("dynamic", [None, slow(True)], ids=["default", "dynamic"])
 
 
-def test_every_op_is_here():
+def test_every_op_has_a_call():
     assert {name.split(",")[0] for name in CALLS} == set(ops.Ops._fields)
 
 
@@ -141,7 +141,7 @@ def test_a_model_is_compiled_twice_for_ten_lengths(cls, layout, dynamic):
 )  # fmt: skip
 def test_a_patched_model_is_compiled_twice_for_ten_lengths(name, dynamic, monkeypatch):
     change = {}
-    if name == "ElectraForSequenceClassification":  # transformers writes it into the config in the first call
+    if name == "ElectraForSequenceClassification":  # the first call adds it to the config
         change["problem_type"] = "single_label_classification"
     model = small_patched.build(name, dropout=0.1, num_hidden_layers=1, **change)
     hf.patch(model)
@@ -152,8 +152,8 @@ def test_a_patched_model_is_compiled_twice_for_ten_lengths(name, dynamic, monkey
     compile_and_run(model, calls, dynamic, "eager")
 
 
-def test_each_layer_compiled_by_itself_is_one_graph():
-    """The layers differ in their streams."""
+def test_layers_that_are_compiled_separately_share_their_graphs():
+    """The layers differ only in their dropout streams."""
     config = dataclasses.replace(CONFIG, layers=4, dropout=0.1)
     model = Discriminator(config).train()
     torch._dynamo.reset()
@@ -164,7 +164,7 @@ def test_each_layer_compiled_by_itself_is_one_graph():
             layer(x, rng=torch.tensor([1, 2]), stream=3 + 3 * i).sum().backward()
 
 
-def test_compiled_results_are_the_eager_ones_at_every_length():
+def test_compiled_results_equal_the_eager_ones_at_every_length():
     torch._dynamo.reset()
     compiled = torch.compile(ops.attention_qkv, dynamic=True, fullgraph=True, backend="aot_eager")
     for L in LENGTHS:

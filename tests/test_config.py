@@ -1,4 +1,4 @@
-"""ElectraConfig: the paper's sizes, and a sentence for every value that cannot work."""
+"""ElectraConfig: the paper's sizes, and an error for every value that cannot work."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import pytest
 
 from electra_fast.config import ElectraConfig
 
-TOWER = ("layers", "hidden", "heads", "ffn")
+SIZES = ("layers", "hidden", "heads", "ffn")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ TOWER = ("layers", "hidden", "heads", "ffn")
 def test_presets_have_the_sizes_of_the_paper(preset, embedding, discriminator, generator, mask_prob):
     config = getattr(ElectraConfig, preset)()
     assert (config.embedding, config.mask_prob) == (embedding, mask_prob)
-    assert tuple(getattr(config, field) for field in TOWER) == discriminator
-    assert tuple(getattr(config.for_generator(), field) for field in TOWER) == generator
+    assert tuple(getattr(config, field) for field in SIZES) == discriminator
+    assert tuple(getattr(config.for_generator(), field) for field in SIZES) == generator
 
 
 def test_defaults_are_those_of_bert_and_of_the_published_code():
@@ -36,7 +36,7 @@ def test_defaults_are_those_of_bert_and_of_the_published_code():
     assert (config.mlm_weight, config.rtd_weight, config.sharing) == (1.0, 50.0, "embeddings")
 
 
-def test_is_a_value():
+def test_a_config_is_an_immutable_value():
     assert ElectraConfig() == ElectraConfig() and hash(ElectraConfig()) == hash(ElectraConfig())
     assert dataclasses.replace(ElectraConfig(), dropout=0.0).dropout == 0.0
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -67,6 +67,6 @@ def test_is_a_value():
         ({"sharing": "all"}, r"generator_hidden must equal hidden \(256\) when sharing is 'all'"),
     ],
 )
-def test_refuses_what_cannot_work(change, message):
+def test_values_that_cannot_work_are_refused(change, message):
     with pytest.raises(ValueError, match=f"^ElectraConfig: {message}"):
         dataclasses.replace(ElectraConfig(), **change)

@@ -1,7 +1,7 @@
-"""csrc/cuda without a GPU: run by tests/host in several thread orders, broken on purpose, and compiled.
+"""csrc/cuda without a GPU: run by tests/host in several thread orders, run with planted faults, and compiled.
 
-What holds for every implementation, and for an op, holds for the host-run one in those tests too. What each
-op's kernels add is in tests/host/<op>.py.
+The tests of all ops and of each op also run the kernels of csrc/cuda on the host. Examples, checks and faults
+that only these kernels need are in tests/host/<op>.py.
 """
 
 import random
@@ -17,7 +17,7 @@ from torch.utils.cpp_extension import include_paths
 
 from benchmarks.static import cuda, figures, gpus
 from electra_fast import ops, reference, testing
-from electra_fast.ops._register import Kernels
+from electra_fast.ops._public import Kernels
 
 CUDA = host.CSRC / "cuda"
 NVCC = cuda.NVCC
@@ -36,7 +36,7 @@ def kernel(part):
 
 
 def of_each(name):
-    """(part, entry of its list or mapping), for every part."""
+    """Parametrize by (part, entry), for every entry of the list or dict `name` of every part."""
     pairs = [(part, entry) for part in PARTS for entry in getattr(part, name)]
     ids = [f"{part.OP}-{getattr(entry, '__name__', entry)}" for part, entry in pairs]
     return pytest.mark.parametrize(("part", "entry"), pairs, ids=ids)
@@ -44,14 +44,14 @@ def of_each(name):
 
 @host_run
 @of_every_op
-def test_the_kernels_own_regimes(part):
+def test_examples_of_each_regime(part):
     for example in part.EXAMPLES:
         testing.check_example(kernel(part), example)
 
 
 @host_run
 @of_each("CHECKS")
-def test_holds(part, entry):
+def test_check(part, entry):
     entry(kernel(part))
 
 
@@ -82,26 +82,28 @@ def test_float64_is_refused(part):
 
 
 @host_run
-def test_mlm_head_takes_slots_in_several_chunks():
-    V = (256 << 20) // 4 // 128 + 1  # logits of 127 rows fit: a chunk has 64
+def test_mlm_head_with_slots_in_several_chunks():
+    V = (256 << 20) // 4 // 128 + 1  # the logits of 127 rows fit, so a chunk has 64 rows
     example = mlm_head.example(65, V, E=2)
-    got, gradients = testing.run(kernel(mlm_head), example)
-    wanted, right = testing.run(reference.mlm_head, example.to(torch.float64))
-    torch.testing.assert_close({**got, **gradients}, {**wanted, **right}, check_dtype=False)
+    results, gradients = testing.run(kernel(mlm_head), example)
+    expected, expected_gradients = testing.run(reference.mlm_head, example.to(torch.float64))
+    torch.testing.assert_close(
+        {**results, **gradients}, {**expected, **expected_gradients}, check_dtype=False
+    )
 
 
 @host_run
 @of_each("FAULTS")
-def test_the_check_sees(part, entry, tmp_path, monkeypatch):
+def test_the_checks_detect(part, entry, tmp_path, monkeypatch):
     right, wrong = part.FAULTS[entry]
-    source = (CUDA / f"{part.OP}.cu").read_text()
-    assert right in source, "the fault no longer fits the kernel"
-    broken = tmp_path / f"{part.OP}.cu"
-    broken.write_text(source.replace(right, wrong))
+    found = [name for name in part.SOURCES if right in (CUDA / name).read_text()]
+    assert len(found) == 1, "the fault no longer fits the sources"
+    broken = tmp_path / found[0]
+    broken.write_text((CUDA / found[0]).read_text().replace(right, wrong))
     kernels = host.load(host.rebuilt(broken, tmp_path), f"broken_{part.OP}_{list(part.FAULTS).index(entry)}")
     fwd, bwd = (kernels[f"{part.OP}_{direction}"] for direction in ("fwd", "bwd"))
     function = getattr(ops, part.OP).over(Kernels(fwd, bwd))
-    # RuntimeError: the run itself found threads that do not meet, or an access that is not aligned.
+    # The run itself raises RuntimeError if threads do not meet, or for an access that is not aligned.
     with pytest.raises((AssertionError, RuntimeError)):
         for order in ("0", "1"):
             monkeypatch.setenv("CUDA_HOST_ORDER", order)
@@ -126,16 +128,16 @@ def test_compiles_without_spills(source, arch, share):
 
 
 def toolkit_includes() -> list[str]:
-    """Return the folders of CUDA's headers, as nvcc names them to its host compiler."""
-    said = subprocess.run([NVCC, "--dryrun", "-c", "none.cu"], capture_output=True, text=True).stderr
-    lines = re.findall(r"^#\$ (?:SYSTEM_)?INCLUDES=(.*)$", said, re.M)
+    """Return the folders of CUDA's headers that nvcc passes to its host compiler."""
+    printed = subprocess.run([NVCC, "--dryrun", "-c", "none.cu"], capture_output=True, text=True).stderr
+    lines = re.findall(r"^#\$ (?:SYSTEM_)?INCLUDES=(.*)$", printed, re.M)
     return [folder for line in lines for folder in re.findall(r'"(?:-I)?(/[^"]+)"', line)]
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", sorted(host.CSRC.glob("*_cuda.cpp")), ids=lambda path: path.stem)
-def test_the_glue_compiles_beside_the_real_headers(source, tmp_path):
-    generated = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"  # by a build of PyTorch with CUDA alone
+@pytest.mark.parametrize("source", sorted(CUDA.glob("*.cpp")), ids=lambda path: path.stem)
+def test_ops_compile_with_the_real_headers(source, tmp_path):
+    generated = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"  # only CUDA builds of PyTorch have it
     generated.parent.mkdir(parents=True)
     generated.touch()
     folders = [tmp_path, *include_paths(), *toolkit_includes()]

@@ -1,4 +1,4 @@
-"""The token cache: whole or refused, made once, and found again."""
+"""The token cache: written once, found again, and refused if it is damaged."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Counting:
-    """Documents that can be read again, and how often they were."""
+    """Documents that can be read again; counts how often they are."""
 
     def __init__(self, documents):
         self.documents, self.times = documents, 0
@@ -50,7 +50,7 @@ def test_encoding_keeps_every_document_whole(tokenizer, topics, monkeypatch):
         expected = tokenizer.encode(document, add_special_tokens=False).ids
         assert ids[offsets[d] : offsets[d + 1]].tolist() == expected
     assert encode([], tokenizer).offsets.tolist() == encode([], tokenizer).lines.tolist() == [0]
-    monkeypatch.setattr(data.encoded, "CHUNK", 50)  # wherever the chunks end
+    monkeypatch.setattr(data.encoded, "CHUNK", 50)  # The ends of chunks do not matter.
     assert_equal(encode(many, tokenizer), whole)
 
 
@@ -58,7 +58,8 @@ def test_encoding_keeps_every_document_whole(tokenizer, topics, monkeypatch):
 def test_lines_are_tokenized_as_in_their_document(tmp_path, tokenizer, topics, lowercase):
     data.save_vocab(tokenizer, tmp_path / "vocab.txt")
     tokenizer = load_tokenizer(tmp_path / "vocab.txt", lowercase=lowercase)
-    hard = "e\n\u0301 a\n\n##s\n 北\n京 \r\n[MASK\n]\u2028end\n"  # where characters meet over a line's end
+    # Without the ends of lines, some of these characters would combine.
+    hard = "e\n\u0301 a\n\n##s\n 北\n京 \r\n[MASK\n]\u2028end\n"
     many = [*topics, hard, ""]
     ids, offsets, lines = encode(many, tokenizer)[:3]
     assert ids.tolist() == [i for document in many for i in tokenizer.encode(document).ids]
@@ -69,14 +70,14 @@ def test_lines_are_tokenized_as_in_their_document(tmp_path, tokenizer, topics, l
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["list", "generator"])
-def test_the_cache_holds_what_encode_gives_memory_mapped(tmp_path, tokenizer, topics, once):
+def test_the_cache_has_the_results_of_encode_memory_mapped(tmp_path, tokenizer, topics, once):
     found = tokenize((d for d in topics) if once else topics, tokenizer, tmp_path)
     assert_equal(found, encode(topics, tokenizer))
-    assert found.ids.dtype == torch.uint16 and found.text == data.files.text_hash(topics)[0]
+    assert found.ids.dtype == torch.uint16 and found.text == data.cache_folder.text_hash(topics)[0]
     (name,) = files(tmp_path, ".safetensors")
     maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
-    places = [range(*(int(place, 16) for place in place.split("-"))) for place in maps]
-    assert all(any(tensor.data_ptr() in place for place in places) for tensor in found[:3])
+    ranges = [range(*(int(end, 16) for end in addresses.split("-"))) for addresses in maps]
+    assert all(any(tensor.data_ptr() in addresses for addresses in ranges) for tensor in found[:3])
     assert files(tmp_path, ".part") == []
     batches = [Batches(e, seq_len=32, pairs=True) for e in (found, encode(topics, tokenizer))]
     assert torch.equal(*(b.packed(3).ids for b in batches))
@@ -90,10 +91,10 @@ def test_a_large_vocabulary_has_wider_ids(tmp_path):
     assert found.ids.dtype == torch.int32 and found.ids.tolist() == [65_536, 5, 65_536]
 
 
-def test_what_is_there_is_not_made_again(tmp_path, tokenizer, topics):
+def test_a_cached_corpus_is_not_tokenized_again(tmp_path, tokenizer, topics):
     documents = Counting(topics)
     tokenize(documents, tokenizer, tmp_path)
-    assert documents.times == 2  # once to name it
+    assert documents.times == 2  # once for the hash
     assert_equal(tokenize(documents, tokenizer, tmp_path), encode(topics, tokenizer))
     assert documents.times == 3
     tokenize(iter(topics), tokenizer, tmp_path)  # the same name
@@ -109,13 +110,13 @@ def test_what_is_there_is_not_made_again(tmp_path, tokenizer, topics):
 @pytest.mark.parametrize("empty", [[], [""], ["", " \n "]], ids=["nothing", "one empty", "blank"])
 def test_an_empty_corpus_is_refused(tmp_path, tokenizer, empty):
     for documents in (empty, iter(empty)):
-        with pytest.raises(ValueError, match="documents must hold a token, got none"):
+        with pytest.raises(ValueError, match="documents must contain a token, got none"):
             tokenize(documents, tokenizer, tmp_path)
     assert files(tmp_path) in ([], files(tmp_path, ".lock"))
 
 
 def rewritten(change):
-    """A damage that leaves the format whole: the header, read, changed and written again."""
+    """A damage that keeps the format valid: the header is read, changed and written again."""
 
     def damage(content):
         size = int.from_bytes(content[:8], "little")
@@ -126,17 +127,17 @@ def rewritten(change):
     return damage
 
 
-def flip(place):
+def flip(offset):
     def damage(content):
         changed = bytearray(content)
-        changed[place if place >= 0 else len(changed) + place] ^= 4
+        changed[offset] ^= 4
         return bytes(changed)
 
     return damage
 
 
 def other_counts(header):
-    """Fewer documents, and the room that they leave to the lines: all sizes agree with each other."""
+    """One document fewer and one line more: all sizes are consistent with each other."""
     lines, offsets = header["lines"], header["offsets"]
     lines["shape"][0], offsets["shape"][0] = lines["shape"][0] + 1, offsets["shape"][0] - 1
     lines["data_offsets"][1] += 8
@@ -169,7 +170,7 @@ DAMAGES = {
         rewritten(lambda header: header["__metadata__"].update(format="electra_fast tokens 1")),
         "must have the format 'electra_fast tokens 2', got 'electra_fast tokens 1'",
     ),
-    "a stranger's": (
+    "of another program": (
         rewritten(lambda header: header.pop("__metadata__")),
         "must have the format .* got None",
     ),
@@ -185,13 +186,13 @@ def written(tmp_path_factory, tokenizer, topics):
 
 
 @pytest.mark.parametrize("damage, message", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_is_refused_and_made_anew(tmp_path, tokenizer, topics, written, damage, message):
+def test_a_damaged_file_is_refused_and_built_again(tmp_path, tokenizer, topics, written, damage, message):
     name, content = written
     file = tmp_path / name
     file.write_bytes(damage(content))
     with pytest.raises(ValueError, match=rf"{name}: .*{message}.*; delete it and tokenize again"):
         open_cache(file)
-    with pytest.warns(UserWarning, match=f"{name}: .* it is made anew") as said:
+    with pytest.warns(UserWarning, match=f"{name}: .* it is built again") as said:
         found = tokenize(topics, tokenizer, tmp_path)
     assert len(said) == 1 and file.read_bytes() == content
     assert_equal(found, encode(topics, tokenizer))
@@ -201,8 +202,8 @@ def test_every_bit_of_the_header_counts(tmp_path, written, tokenizer, topics):
     name, content = written
     expected = encode(topics, tokenizer)
     end = content.index(b"  ", 8)
-    for place in range(0, end, 7):
-        (tmp_path / name).write_bytes(flip(place)(content))
+    for offset in range(0, end, 7):
+        (tmp_path / name).write_bytes(flip(offset)(content))
         with pytest.raises(ValueError, match=name):
             open_cache(tmp_path / name)
     (tmp_path / name).write_bytes(content)
@@ -254,14 +255,14 @@ def start(folder, topics, seconds):
     return process
 
 
-def test_a_second_process_waits_and_finds_it_done(tmp_path, tokenizer, topics):
+def test_a_second_process_waits_and_finds_the_file(tmp_path, tokenizer, topics):
     data.save_vocab(tokenizer, tmp_path / "vocab.txt")
 
     class Documents(Counting):
         def __iter__(self):
             self.times += 1
             yield from self.documents
-            if self.times == 2:  # all but written: the other comes, and has read the text once
+            if self.times == 2:  # shortly before the end, another process starts and reads the text once
                 self.other = start(tmp_path, self.documents, 0)
                 assert self.other.stdout.readline() == "read 1\n"
                 time.sleep(0.5)
@@ -274,7 +275,7 @@ def test_a_second_process_waits_and_finds_it_done(tmp_path, tokenizer, topics):
     assert len(files(tmp_path, ".safetensors")) == 1
 
 
-def test_a_killed_build_leaves_nothing_that_is_taken_for_a_cache(tmp_path, tokenizer, topics):
+def test_a_killed_build_leaves_no_complete_file(tmp_path, tokenizer, topics):
     data.save_vocab(tokenizer, tmp_path / "vocab.txt")
     with start(tmp_path, topics, 60) as process:
         assert [process.stdout.readline() for _ in range(2)] == ["read 1\n", "read 2\n"]
@@ -310,7 +311,7 @@ def test_a_failing_corpus_and_an_interrupt_leave_no_part(tmp_path, tokenizer):
         assert files(tmp_path) == []
 
 
-def test_a_terminal_has_a_bar_and_a_file_has_none(tmp_path, tokenizer, topics, monkeypatch, capsys):
+def test_only_a_terminal_shows_a_progress_bar(tmp_path, tokenizer, topics, monkeypatch, capsys):
     pytest.importorskip("tqdm")
     tokenize(topics, tokenizer, tmp_path)
     assert capsys.readouterr().err == ""
@@ -350,7 +351,7 @@ def test_long_lines_are_tokenized_in_pieces(tokenizer, topics, monkeypatch):
         assert 100 < largest < 2 * longest
 
 
-def test_without_the_safetensors_package_the_remedy_is_named(tmp_path, tokenizer, topics, monkeypatch):
+def test_the_error_without_the_safetensors_package_names_it(tmp_path, tokenizer, topics, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match="pip install safetensors"):
         tokenize(topics, tokenizer, tmp_path)

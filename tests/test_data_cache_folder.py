@@ -1,4 +1,4 @@
-"""The token cache where its folder, its locks or its files fail during a run."""
+"""The token cache when its folder, its locks or its files fail during a run."""
 
 import errno
 import fcntl
@@ -31,11 +31,11 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
         found = tokenize(iter(topics) if once else topics, tokenizer)
     assert files(tmp_path) == ["file"]
     assert_equal(found, encode(topics, tokenizer))  # still mapped
-    with pytest.raises(OSError, match="file"):  # a folder that the caller names has no replacement
+    with pytest.raises(OSError, match="file"):  # A folder given by the caller is not replaced.
         tokenize(topics, tokenizer, tmp_path / "file")
 
 
-def test_an_error_of_the_corpus_is_not_taken_for_one_of_the_cache(tmp_path, tokenizer):
+def test_an_error_of_the_corpus_is_not_handled_as_one_of_the_cache(tmp_path, tokenizer):
     def failing():
         yield "text"
         raise PermissionError("the corpus")
@@ -44,7 +44,7 @@ def test_an_error_of_the_corpus_is_not_taken_for_one_of_the_cache(tmp_path, toke
         tokenize(failing(), tokenizer)
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, tokenizer, topics, monkeypatch):
+def test_a_file_system_without_locks_works(tmp_path, tokenizer, topics, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -55,7 +55,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, tokenizer, topics,
     assert files(tmp_path, ".part") == []
 
 
-def test_ids_outlive_a_cache_that_is_removed_or_replaced(tmp_path, tokenizer, topics):
+def test_ids_stay_valid_after_the_file_is_removed_or_replaced(tmp_path, tokenizer, topics):
     found, expected = tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer)
     (name,) = files(tmp_path, ".safetensors")
     (tmp_path / name).unlink()
@@ -63,7 +63,7 @@ def test_ids_outlive_a_cache_that_is_removed_or_replaced(tmp_path, tokenizer, to
     assert_equal(found, expected)
 
 
-def test_a_fifo_is_no_cache(tmp_path):
+def test_a_fifo_raises_an_error_instead_of_blocking(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ValueError, match="fifo: must be a regular file, got a FIFO"):
+    with pytest.raises(ValueError, match=r"open_cache: .*fifo must be a regular file, got a FIFO"):
         open_cache(tmp_path / "fifo")

@@ -1,4 +1,4 @@
-"""The share of [UNK] is counted and printed, and refused above 5 %: Chinese, Korean, German, Russian."""
+"""The share of [UNK] is counted and printed, and above 5 % an error: Chinese, Korean, German, Russian."""
 
 # ruff: noqa: RUF001
 
@@ -48,7 +48,7 @@ def test_a_vocabulary_knows_the_language_it_is_trained_on(language, lowercase, s
 
 
 @pytest.mark.parametrize("lowercase, strip_accents", FORMS)
-def test_the_forms_are_those_of_transformers(tmp_path, lowercase, strip_accents):
+def test_normalisation_is_that_of_transformers(tmp_path, lowercase, strip_accents):
     transformers = pytest.importorskip("transformers")
     trained = train_tokenizer(LANGUAGES.values(), 3000, lowercase=False, strip_accents=False)
     data.save_vocab(trained, tmp_path / "vocab.txt")
@@ -59,7 +59,7 @@ def test_the_forms_are_those_of_transformers(tmp_path, lowercase, strip_accents)
     for found in (ours, load_tokenizer(tmp_path)):
         for text in LANGUAGES.values():
             assert found.encode(text).ids == theirs(text, add_special_tokens=False)["input_ids"]
-    # What the caller says comes before what the folder says.
+    # Arguments have precedence over the folder's settings.
     other = load_tokenizer(tmp_path, lowercase=not lowercase, strip_accents=True).normalizer
     assert other.lowercase != lowercase and other.strip_accents
 
@@ -106,7 +106,7 @@ def test_a_word_of_hundreds_of_letters_counts_by_its_letters(tmp_path):
         ("ё", True, "ё", "--keep-accents or --cased"),
     ],
 )
-def test_the_remedies_are_those_that_help(tmp_path, piece, lowercase, text, remedies):
+def test_the_error_names_the_options_that_help(tmp_path, piece, lowercase, text, remedies):
     tokenizer = vocabulary(tmp_path, piece, lowercase=lowercase)
     with pytest.raises(ValueError) as error:
         require_known(encode([text], tokenizer).unknown, tokenizer, "--data")
@@ -114,7 +114,7 @@ def test_the_remedies_are_those_that_help(tmp_path, piece, lowercase, text, reme
     assert set(used.split(" or ")) == set(remedies.split(" or ")) and rest == "--allow-unknown"
 
 
-def test_the_limit(tmp_path):
+def test_the_limit_is_five_percent(tmp_path):
     tokenizer = vocabulary(tmp_path, "a")
     for known, refused in ((95, False), (94, True)):
         found = encode(["a " * known + "b " * (100 - known)], tokenizer).unknown
@@ -122,7 +122,7 @@ def test_the_limit(tmp_path):
     assert encode(["", "a"], tokenizer).unknown.share == 0
 
 
-def test_a_sample_stands_for_a_large_corpus(tmp_path, monkeypatch):
+def test_a_sample_estimates_a_large_corpus(tmp_path, monkeypatch):
     tokenizer = vocabulary(tmp_path, "known")
     rng = random.Random(0)
     texts = [" ".join(rng.choices(["known", "Bär", "Straßenbahn"], [8, 2, 1], k=50)) for _ in range(2000)]
@@ -167,17 +167,17 @@ def korean(tmp_path):
     return ["--data", str(tmp_path / "corpus"), "--vocab", str(tmp_path / "vocab.txt"), *OPTIONS]
 
 
-def test_pretraining_says_the_share_and_refuses_too_large_a_one(korean, tmp_path, capsys):
+def test_pretraining_prints_the_share_and_refuses_a_large_one(korean, tmp_path, capsys):
     run = tmp_path / "run"
     with pytest.raises(
         SystemExit, match=r"error: pretrain: --vocab must know .*; use --keep-accents or --cased"
     ):
         main(["pretrain", *korean, "--out", str(run)])
     said = capsys.readouterr().out
-    assert "--data: [UNK] for 100.00% of the tokens" in said and "passed over: 1 .md" in said
+    assert "--data: [UNK] for 100.00% of the tokens" in said and "skipped: 1 .md" in said
     main(["pretrain", *korean, "--out", str(run), "--keep-accents"])
     assert "--data: [UNK] for 0.00% of the tokens" in capsys.readouterr().out
-    recipe = json.loads((run / "config.json").read_text())
+    recipe = json.loads((run / "recipe.json").read_text())
     assert (
         recipe["strip_accents"] is False and recipe["lowercase"] is None and recipe["text_column"] == "body"
     )

@@ -1,4 +1,4 @@
-"""WordPiece: the ids that Hugging Face gives, wherever the vocabulary comes from."""
+"""WordPiece: the same ids as Hugging Face, for every source of the vocabulary."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_the_special_pieces_have_berts_ids(tokenizer):
     assert tokenizer.token_to_id("[unused0]") == 1 and tokenizer.token_to_id("[unused98]") == 99
 
 
-def test_the_vocabulary_is_as_large_as_asked_and_uncased(tokenizer):
+def test_the_vocabulary_has_the_requested_size_and_is_uncased(tokenizer):
     found = pieces(tokenizer)
     assert len(found) == len(set(found)) == tokenizer.get_vocab_size() == 1500
     assert not any(c.isupper() for piece in found[104:] for c in piece)
@@ -35,7 +35,7 @@ def test_special_pieces_in_a_text_are_text(tokenizer):
     assert not set(encoding.ids) & set(SPECIAL_IDS.values()) - {SPECIAL_IDS["[UNK]"]}
 
 
-def test_a_vocabulary_makes_the_round_trip(tmp_path, tokenizer, topics):
+def test_a_vocabulary_survives_saving_and_loading(tmp_path, tokenizer, topics):
     data.save_vocab(tokenizer, tmp_path / "vocab.txt")
     loaded = load_tokenizer(tmp_path / "vocab.txt")
     assert loaded.get_vocab() == tokenizer.get_vocab()
@@ -62,21 +62,21 @@ def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, tokenizer, end):
         (lambda lines: [*lines[:50], "", *lines[50:]], "line 51: blank"),
         (lambda lines: [""], "line 1: blank"),
         (lambda lines: [*lines, "a"], "line 106: 'a' is already on line 105"),
-        (lambda lines: [*lines[:103], "b"], r"must hold .*, \[MASK\] missing"),
-        (lambda lines: lines[1:], r"must hold .*, \[PAD\] missing"),
-        (lambda lines: lines[:1] + lines[2:], r"line 101: must be \[UNK\], it is on line 100"),
+        (lambda lines: [*lines[:103], "b"], r"must contain .*, \[MASK\] missing"),
+        (lambda lines: lines[1:], r"must contain .*, \[PAD\] missing"),
+        (lambda lines: lines[:1] + lines[2:], r"\[UNK\] must be on line 101, got line 100"),
         (lambda lines: [*lines, "\0"], "NUL at byte"),
     ],
     ids=["last", "blank", "empty", "repeated", "no mask", "no pad", "shifted", "NUL"],
 )
-def test_a_faulty_vocabulary_is_refused_with_its_line(tmp_path, change, message):
+def test_an_error_about_a_vocabulary_names_the_line(tmp_path, change, message):
     file = tmp_path / "vocab.txt"
     file.write_text("\n".join(change(vocab_lines())) + "\n")
     with pytest.raises(ValueError, match=f"vocab.txt.*{message}"):
         load_tokenizer(file)
 
 
-def test_other_special_ids_are_accepted_when_asked_for(tmp_path, tokenizer):
+def test_other_special_ids_can_be_given(tmp_path, tokenizer):
     file = tmp_path / "vocab.txt"
     file.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
@@ -84,34 +84,34 @@ def test_other_special_ids_are_accepted_when_asked_for(tmp_path, tokenizer):
         loaded = load_tokenizer(file, special_ids=accepted)
         assert loaded.get_vocab() == data.special_ids(loaded) == ids
     file.write_text("[PAD]\n[UNK]\n[CLS]\n")
-    with pytest.raises(ValueError, match=r"must hold .*, \[SEP\], \[MASK\] missing"):
+    with pytest.raises(ValueError, match=r"must contain .*, \[SEP\], \[MASK\] missing"):
         load_tokenizer(file, special_ids=None)
 
 
-def test_training_refuses_what_it_cannot_use(tokenizer):
+def test_training_refuses_unusable_arguments(tokenizer):
     for nothing in ([], [" \n "]):
-        with pytest.raises(ValueError, match="hold no text"):
+        with pytest.raises(ValueError, match="documents must contain text, got none"):
             data.train_tokenizer(nothing)
     with pytest.raises(ValueError, match=r"vocab_size must be 108 or more, .* 2 char.* got 107"):
         data.train_tokenizer(["a b"], vocab_size=107)
     assert data.train_tokenizer(["a b"], vocab_size=108).get_vocab_size() == 108
 
 
-def test_the_alphabet_covers_the_text_and_a_thousand_characters_at_least():
+def test_the_alphabet_covers_the_text_and_has_a_thousand_characters_or_more():
     chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 3500)))
     trained = data.train_tokenizer([chinese * 2], vocab_size=30522)
-    assert encode([chinese], trained).unknown.unknown == 0  # cut at a thousand it was 2500 of 3500
-    # What is under 0.01 % of a text goes, but never one of the thousand most frequent characters.
+    assert encode([chinese], trained).unknown.unknown == 0  # with 1000 characters, 2500 of 3500 were unknown
+    # Characters that are under 0.01 % of a text are left out, but never the thousand most frequent ones.
     rare = chr(0x6000)
     for common, kept in ((chinese[:1000], False), (chinese[:999], True)):
         trained = data.train_tokenizer([common * 20, rare], vocab_size=30522)
         assert trained.encode(common[-1]).ids != [100] and (trained.encode(rare).ids != [100]) == kept
-    # Characters never fill more than half of the vocabulary, where that has room for a thousand.
+    # Characters fill at most half of the vocabulary, if a thousand of them fit into it.
     trained = data.train_tokenizer([chinese * 2], vocab_size=6000)
     assert sum(len(piece) == 1 for piece in pieces(trained)) == 1500
 
 
-def test_without_the_tokenizers_package_the_remedy_is_named(monkeypatch):
+def test_the_error_without_the_tokenizers_package_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match="pip install tokenizers"):
         data.train_tokenizer(["text"])
@@ -146,7 +146,7 @@ def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokeniz
     data.save_vocab(tokenizer, tmp_path / "vocab.txt")
     cased = load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
     save_tokenizer(cased, tmp_path)
-    # Post-processor, cutting and padding belong to a user, not to a corpus.
+    # A user's post-processor, truncation and padding must not change a corpus.
     state = json.loads((tmp_path / "tokenizer.json").read_text())
     assert state["post_processor"] and state["added_tokens"]
     state["added_tokens"].append(state["added_tokens"][0] | {"id": 1, "content": "[unused0]"})
@@ -157,7 +157,7 @@ def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokeniz
     loaded = [load_tokenizer(path) for path in (tmp_path, tmp_path / "tokenizer.json")]
     loaded.append(pickle.loads(pickle.dumps(loaded[0])))
     (tmp_path / "tokenizer.json").unlink()
-    loaded.append(load_tokenizer(tmp_path))  # by vocab.txt and do_lower_case
+    loaded.append(load_tokenizer(tmp_path))  # from vocab.txt and do_lower_case
     for other in loaded:
         assert [other.encode(text).ids for text in SENTENCES] == [cased.encode(t).ids for t in SENTENCES]
         assert vocab_hash(other) == vocab_hash(cased)
@@ -168,35 +168,35 @@ def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokeniz
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "not JSON"),
+        ("{", "must hold JSON, got: "),
         ("[]", "must hold a JSON object, got list"),
-        ("{}", "must hold a WordPiece model, got None"),
-        ('{"model": {"type": "BPE", "vocab": {}}}', "must hold a WordPiece model, got BPE"),
+        ("{}", "must contain a WordPiece model, got None"),
+        ('{"model": {"type": "BPE", "vocab": {}}}', "must contain a WordPiece model, got BPE"),
         ('{"model": {"type": "WordPiece", "vocab": {"[PAD]": 0}}}', r", \[UNK\], .* missing"),
     ],
 )
-def test_a_faulty_json_is_refused_by_name(tmp_path, content, message):
+def test_an_error_about_tokenizer_json_names_the_file(tmp_path, content, message):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
+    with pytest.raises(ValueError, match=rf"tokenizer\.json.*{message}"):
         load_tokenizer(tmp_path)
 
 
-def test_a_json_with_a_broken_part_is_refused_by_name(tmp_path, tokenizer):
+def test_wrong_parts_of_tokenizer_json_and_wrong_arguments_raise_errors(tmp_path, tokenizer):
     save_tokenizer(tokenizer, tmp_path)
     state = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "Nonsense"}}))
-    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(tmp_path)
     rule = r"lowercase \(--lowercase/--cased on the command line\) must be left out"
-    with pytest.raises(ValueError, match=rf"{rule}, got True; .*tokenizer\.json says it"):
+    with pytest.raises(ValueError, match=rf"{rule}, got True; .*tokenizer\.json contains this setting"):
         load_tokenizer(tmp_path, lowercase=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"must contain tokenizer\.json or vocab\.txt, got neither"):
         load_tokenizer(tmp_path / "empty")
 
 
 def faulty(change):
-    """A tokenizer.json of a good one, changed."""
+    """Return a valid tokenizer.json after a change."""
     ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5}
     model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
     model |= {"max_input_chars_per_word": 100, "vocab": ids}
@@ -233,53 +233,54 @@ def model(**changes):
         (vocab(b=5), "model.vocab must give each piece an id of its own"),
         (model(vocab=["a"]), "model.vocab must give each piece an id, 0 or more"),
         (model(vocab=None), "model.vocab must give each piece an id, 0 or more"),
-        (model(unk_token=3), "not a tokenizer: "),
-        (model(max_input_chars_per_word=-1), "not a tokenizer: "),
-        (top(model=[]), "must hold a WordPiece model, got None"),
-        (top(model="WordPiece"), "must hold a WordPiece model, got None"),
+        (model(unk_token=3), "is not a tokenizer: "),
+        (model(max_input_chars_per_word=-1), "is not a tokenizer: "),
+        (top(model=[]), "must contain a WordPiece model, got None"),
+        (top(model="WordPiece"), "must contain a WordPiece model, got None"),
         (top(added_tokens=7), "added_tokens must be objects with an id, a content and special"),
         (top(added_tokens={"x": 1}), "added_tokens must be objects with an id, a content and special"),
         (top(added_tokens=[7]), "added_tokens must be objects with an id, a content and special"),
         (top(added_tokens=[{"id": 6}]), "added_tokens must be objects with an id, a content and special"),
         (top(added_tokens=[TOKEN | {"content": []}]), "added_tokens must be objects with an id, a content"),
-        (top(normalizer=[]), "not a tokenizer: "),
+        (top(normalizer=[]), "is not a tokenizer: "),
     ],
 )
-def test_a_tokenizer_json_of_other_types_is_refused_by_name(tmp_path, change, message):
+def test_an_error_about_types_in_tokenizer_json_names_the_file(tmp_path, change, message):
     file = tmp_path / "tokenizer.json"
     file.write_text(faulty(lambda state: None))
     assert load_tokenizer(file).get_vocab_size() == 6
     file.write_text(faulty(lambda state: state.update(added_tokens=[TOKEN])))
     assert load_tokenizer(file).get_vocab_size() == 7
     file.write_text(faulty(change))
-    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
+    with pytest.raises(ValueError, match=rf"tokenizer\.json.*{message}"):
         load_tokenizer(file)
 
 
-def test_deep_json_and_other_settings_are_refused_by_name(tmp_path):
+def test_errors_about_deep_json_and_wrong_settings_name_the_file(tmp_path):
     for depth in (500, 100_000):
         text = faulty(lambda state: state.update(normalizer="HERE"))
         (tmp_path / "tokenizer.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
-        with pytest.raises(ValueError, match=r"tokenizer\.json: not "):
+        with pytest.raises(ValueError, match=r"tokenizer\.json (must hold JSON|is not a tokenizer)"):
             load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
-    for value, message in (("3", "do_lower_case must be true, false or null, got 3"), ("[" * 10**5, "deep")):
+    rule = "do_lower_case must be true, false or null, got 3"
+    for value, message in (("3", rule), ("[" * 10**5, "recursion")):
         (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": ' + value + "}")
-        with pytest.raises(ValueError, match=rf"tokenizer_config\.json: .*{message}"):
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json.*{message}"):
             load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
-def test_a_fifo_is_no_vocabulary(tmp_path, name):
+def test_a_fifo_raises_an_error_instead_of_blocking(tmp_path, name):
     (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name}: must be a regular file, got a FIFO"):
+    with pytest.raises(ValueError, match=f"{name} must be a regular file, got a FIFO"):
         load_tokenizer(tmp_path)
 
 
-def test_another_limit_of_a_word_is_kept(tmp_path):
+def test_another_limit_of_word_length_is_saved(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*vocab_lines(), "##a"]))
     tokenizer = load_tokenizer(tmp_path / "vocab.txt", max_word_chars=300)
     save_tokenizer(tokenizer, tmp_path / "model")
@@ -295,17 +296,16 @@ def test_the_hash_is_the_same_in_another_process(tmp_path, tokenizer):
     command = [sys.executable, "-c", code, tmp_path / "vocab.txt"]
     there = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
     assert there.stdout.strip() == vocab_hash(tokenizer)
-    changed = [*pieces(tokenizer)[:-2], *pieces(tokenizer)[:-3:-1]]  # two pieces change places
+    changed = [*pieces(tokenizer)[:-2], *pieces(tokenizer)[:-3:-1]]  # The last two pieces are swapped.
     (tmp_path / "vocab.txt").write_text("\n".join(changed), "utf-8")
     assert vocab_hash(load_tokenizer(tmp_path / "vocab.txt")) != vocab_hash(tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("options", "syllables"),
-    [({}, False), ({"strip_accents": False}, True), ({"lowercase": False}, True)],
+    ("options", "syllables"), [({}, False), ({"strip_accents": False}, True), ({"lowercase": False}, True)]
 )
-def test_a_vocabulary_that_splits_korean_syllables_says_so(options, syllables):
-    for _ in range(2):  # learnt, and from the cache
+def test_a_vocabulary_that_splits_korean_syllables_warns(options, syllables):
+    for _ in range(2):  # trained, then from the cache
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             tokenizer = data.train_tokenizer(["\ud55c\uad6d\uc5b4 \ubb38\uc7a5"] * 3, 300, **options)

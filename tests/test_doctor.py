@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, says so, and goes on."""
+"""The doctor reports everything that is wrong, and continues after each error."""
 
 import os
 import subprocess
@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from electra_fast import doctor, ops, testing, versions
-from electra_fast.ops import _register
+from electra_fast.ops import _operators
 
-SOME = ("replace_tokens", "rtd_loss", "bias_gelu")
+FEW_OPS = ("replace_tokens", "rtd_loss", "bias_gelu")
 
 
-def test_a_healthy_installation(capsys):
-    assert doctor.examine(SOME) == 0
+def test_a_healthy_installation_is_right(capsys):
+    assert doctor.examine(FEW_OPS) == 0
     said = capsys.readouterr().out
     assert "everything that can run here is right" in said and said.count("  right\n") == 3 + 4
-    assert f"torch: {torch.__version__}" in said and "rtd_loss" in said.split("in ms")[1]
+    assert f"torch: {torch.__version__}" in said and "rtd_loss" in said.split("Milliseconds")[1]
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def test_a_healthy_installation(capsys):
 )
 def test_a_wrong_kernel_is_named_and_the_others_are_examined(kernel, words, monkeypatch, capsys):
     monkeypatch.setattr(ops, "bias_gelu", kernel)
-    monkeypatch.setattr(doctor, "transformers_verdicts", lambda: iter(()))  # which call the kernel too
-    found = {v.op: v for v in doctor.verdicts(SOME)}
+    monkeypatch.setattr(doctor, "transformers_verdicts", lambda: iter(()))  # they call the kernel too
+    found = {v.subject: v for v in doctor.verdicts(FEW_OPS)}
     assert words in found["bias_gelu"].words and found["rtd_loss"].words == "right"
     assert doctor.examine(("bias_gelu",)) == 1
     said = capsys.readouterr().out
@@ -54,19 +54,18 @@ def test_a_wrong_patch_is_named_and_the_rest_is_tried(hf, monkeypatch, capsys):
     monkeypatch.setattr(hf.blocks.Embeddings, "fused", no_such_argument)
     assert doctor.examine(("rtd_loss",)) == 1
     said = capsys.readouterr().out
-    assert (
-        "4 wrong" in said and said.count("wrong: TypeError: fused() got an unexpected keyword") == 8
-    )  # twice each
+    wrong = said.count("wrong: TypeError: fused() got an unexpected keyword")
+    assert "4 wrong" in said and wrong == 8, "each is printed twice"
     monkeypatch.setattr(
         hf.blocks.Embeddings, "fused", lambda self, *args, **kwargs: fused(self, *args, **kwargs).cumsum(-1)
     )
-    found = {v.op: v.words for v in doctor.transformers_verdicts()}
+    found = {v.subject: v.words for v in doctor.transformers_verdicts()}
     assert len(found) == 4 and all("wrong: an error of " in words for words in found.values()), found
 
 
-def test_a_block_that_is_not_known_is_right_and_named(hf, monkeypatch):
+def test_an_unknown_block_is_named_but_not_wrong(hf, monkeypatch):
     monkeypatch.setattr(hf.blocks.BiasGELU, "forwards", ("states",))
-    said = {v.op: v for v in doctor.transformers_verdicts()}["patch ELECTRA"]
+    said = {v.subject: v for v in doctor.transformers_verdicts()}["patch ELECTRA"]
     assert not said.wrong and said.words.startswith("right: ElectraIntermediate runs unfused, transformers ")
 
 
@@ -74,19 +73,19 @@ def test_a_block_that_is_not_known_is_right_and_named(hf, monkeypatch):
     ("version", "message"),
     [(None, "transformers is not installed; pip install"), ("4.57.6", "transformers must be 5.0.0 or newer")],
 )
-def test_without_transformers_the_doctor_goes_on(version, message, monkeypatch, capsys):
+def test_without_transformers_the_doctor_continues(version, message, monkeypatch, capsys):
     real = versions.installed
     monkeypatch.setattr(versions, "installed", lambda name: version if name == "transformers" else real(name))
     assert doctor.examine(("rtd_loss",)) == 0
     assert message in capsys.readouterr().out
 
 
-def test_what_was_not_built_is_said(monkeypatch, capsys):
+def test_a_missing_extension_is_reported(monkeypatch, capsys):
     if torch.cuda.is_available():
-        pytest.skip("asks for the CPU's")
-    monkeypatch.setattr(_register, "COMPILED", frozenset())
-    for op, implementations in _register.OPERATORS.items():
-        monkeypatch.setitem(_register.OPERATORS, op, implementations._replace(serving={}))
+        pytest.skip("tests the report without a GPU")
+    monkeypatch.setattr(_operators, "COMPILED", frozenset())
+    for op, implementations in _operators.OPERATORS.items():
+        monkeypatch.setitem(_operators.OPERATORS, op, implementations._replace(serving={}))
     doctor.examine(("replace_tokens",))
     assert "replace_tokens  reference (built without electra_fast._C)" in capsys.readouterr().out
 
@@ -101,7 +100,7 @@ def test_every_op_is_timed():
     assert set(doctor._arguments("cpu")) == set(testing.OPS)
 
 
-def test_no_other_variable_is_printed(monkeypatch):
+def test_unrelated_environment_variables_are_not_printed(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     facts = doctor.environment()

@@ -1,4 +1,4 @@
-"""Metrics of held-out text against their definitions."""
+"""Metrics of held-out text, compared with their definitions."""
 
 import math
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from electra_fast.config import ElectraConfig
-from electra_fast.evaluation import area_under_curve, evaluate, interval, unigram_loss
 from electra_fast.model import Electra
+from electra_fast.train.evaluation import area_under_curve, evaluate, interval, unigram_loss
 
 
-def test_the_area_is_the_share_of_pairs_in_order():
+def test_the_area_under_the_curve_is_the_share_of_ordered_pairs():
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(6, (40,), generator=generator).float()  # ties
     y = torch.rand(40, generator=generator) < 0.3
@@ -18,24 +18,24 @@ def test_the_area_is_the_share_of_pairs_in_order():
     a, b = x[y & (weights > 0)], x[~y & (weights > 0)]
     wanted = ((a[:, None] > b).double() + (a[:, None] == b).double() / 2).mean()
     assert torch.isclose(area_under_curve(x, y, weights), wanted)
-    x[weights == 0] = torch.nan  # padding may hold anything
+    x[weights == 0] = torch.nan  # padding may have any value
     assert torch.isclose(area_under_curve(x.view(4, 10), y.view(4, 10), weights.view(4, 10)), wanted)
     assert area_under_curve(y.float(), y, None) == 1 and area_under_curve(-y.float(), y, None) == 0
     assert area_under_curve(x, torch.zeros(40, dtype=torch.bool), None).isnan()
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_the_95_percent_interval_contains_the_mean_in_95_percent_of_draws():
     generator = torch.Generator().manual_seed(0)
     for n, least in ((6, 0.94), (20, 0.94)):
         draws = torch.randn(4000, n, generator=generator, dtype=torch.float64)
-        held = sum(low < 0 < high for _, low, high in map(interval, draws.tolist())) / len(draws)
-        assert least < held < 0.96
+        covered = sum(low < 0 < high for _, low, high in map(interval, draws.tolist())) / len(draws)
+        assert least < covered < 0.96
     mean, low, _ = interval([1.0, 2.0])
     assert mean == 1.5 and math.isnan(low)
     assert math.isnan(interval([])[0])
 
 
-def test_the_unigram_loss_is_the_entropy_of_what_it_counted():
+def test_the_unigram_loss_is_the_entropy_of_the_counted_text():
     text = torch.tensor([0] * 998 + [1] * 998)
     assert unigram_loss(text, text, 2) == pytest.approx(math.log(2))
     assert unigram_loss(text, torch.tensor([2]), 4) == pytest.approx(math.log(2000))
@@ -54,7 +54,7 @@ def batches():
         yield {"ids": ids, "key_mask": torch.arange(32) < torch.tensor([[32], [length], [9]])}
 
 
-def test_two_evaluations_of_a_model_are_equal_and_leave_it_as_it_was(model):
+def test_two_evaluations_of_a_model_are_equal_and_leave_it_unchanged(model):
     ops, first = model.ops, evaluate(model, batches())
     second = evaluate(model, batches())
     assert first == second or all(
@@ -64,8 +64,8 @@ def test_two_evaluations_of_a_model_are_equal_and_leave_it_as_it_was(model):
     assert abs(first["mlm_loss"] - math.log(30522)) < 0.5 and abs(first["auc"] - 0.5) < 0.2
 
 
-def test_its_sums_are_over_tokens_not_over_batches(model):
-    """One batch of them all has the same metrics, but for the chance of other masks."""
+def test_metrics_are_means_over_tokens_not_over_batches(model):
+    """The metrics are computed again from the sums over all batches."""
     found = evaluate(model, batches())
     tokens = sum(int(batch["key_mask"].sum()) for batch in batches())
     model.eval()
@@ -81,7 +81,7 @@ def test_its_sums_are_over_tokens_not_over_batches(model):
     assert found["precision"] == pytest.approx(tp / (tp + fp)) if tp + fp else math.isnan(found["precision"])
 
 
-def test_the_spread_is_that_of_the_logits(model):
+def test_logit_std_is_the_standard_deviation_of_the_logits(model):
     logits = []
     hook = model.discriminator.register_forward_hook(lambda *args: logits.append(args[2]))
     found = evaluate(model, batches())
@@ -90,8 +90,8 @@ def test_the_spread_is_that_of_the_logits(model):
     assert found["logit_std"] == pytest.approx(real.double().std(correction=0).item(), rel=1e-6)
 
 
-def test_under_autocast_an_area_is_that_of_float32_logits(model):
-    """In bfloat16 most of the logits would tie with others."""
+def test_an_evaluation_under_autocast_has_float32_logits(model):
+    """In bfloat16 most logits would be equal to others."""
     head, wanted, logits = model.discriminator.head, [], []
 
     def exact(score, inputs, output):
@@ -111,10 +111,10 @@ def test_under_autocast_an_area_is_that_of_float32_logits(model):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert len(found.unique()) > 0.9 * len(found.bfloat16().unique())
-    assert after.dtype == torch.bfloat16 and inside.rtd_loss.isfinite(), "the hook is gone"
+    assert after.dtype == torch.bfloat16 and inside.rtd_loss.isfinite(), "the hook has been removed"
 
 
-def test_it_can_be_stopped(model):
+def test_an_evaluation_can_be_stopped(model):
     seen = []
     evaluate(model, (seen.append(0) or batch for batch in batches()), stop=lambda: True)
     assert len(seen) == 1

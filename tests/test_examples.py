@@ -1,4 +1,4 @@
-"""The examples, run as a reader runs them."""
+"""The examples, run as in their docstrings."""
 
 import subprocess
 import sys

@@ -19,7 +19,7 @@ def test_a_few_cases_of_every_implementation(implementation, device, seed):
         assert not outcome.finding, f"{op}, {name} [seed {seed + number}]: {outcome.finding}"
 
 
-def test_a_seed_is_one_case():
+def test_a_seed_always_gives_the_same_case():
     for op in MAKERS:
         first, again = (case(op, 704239).example for _ in range(2))
         assert first.args.keys() == again.args.keys() and first.layout == again.layout
@@ -63,9 +63,9 @@ def test_a_kernel_that_ignores_strides_is_found_and_the_argument_named():
         lambda x, y, w: (_ for _ in ()).throw(RuntimeError("view size is not compatible")),
         lambda x, y, w: ops.rtd_loss(x.clone(), y, w)._replace(loss=x.sum() / 1e3),
     ],
-    ids=["an error from deep inside", "another loss"],
+    ids=["an internal error", "another loss"],
 )
-def test_fuzz_op_finds(fault):
+def test_fuzz_op_finds_a_fault(fault):
     with pytest.raises(AssertionError, match="rtd_loss"):
         testing.fuzz_op("rtd_loss", lambda logits, replaced, weights=None: fault(logits, replaced, weights))
 
@@ -90,32 +90,32 @@ def command(folder, *arguments):
     return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-def seed_without_a_logit():
+def seed_of_empty_logits():
     return next(s for s in range(1000) if case("rtd_loss", s).example.args["logits"].numel() == 0)
 
 
 def test_a_crash_is_a_finding_with_its_command(tmp_path):
-    done = command(tmp_path, "--implementation", "planted:crashes", "--seed", str(seed_without_a_logit()))
+    done = command(tmp_path, "--implementation", "planted:crashes", "--seed", str(seed_of_empty_logits()))
     assert done.returncode == 1, done.stderr
     assert "the process ended with exit code -11" in done.stdout
-    assert f"--implementation planted:crashes --seed {seed_without_a_logit()}" in done.stdout
+    assert f"--implementation planted:crashes --seed {seed_of_empty_logits()}" in done.stdout
 
 
 def test_a_hang_is_a_finding(tmp_path):
     done = command(tmp_path, "--implementation", "planted:hangs", "--seed", "1", "--limit", "3")
-    assert done.returncode == 1 and "no answer in 3 seconds" in done.stdout, done.stderr
+    assert done.returncode == 1 and "no result within 3 seconds" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("planted:nope", "got planted:nope; AttributeError: module 'planted' has no attribute 'nope'"),
-        ("absent:right", "got absent:right; ModuleNotFoundError: No module named 'absent'"),
-        (":right", "got :right; ValueError"),
-        ("planted:time", "must name a function, got planted:time, of type module"),
+        ("planted:nope", "got planted:nope: AttributeError: module 'planted' has no attribute 'nope'"),
+        ("absent:right", "got absent:right: ModuleNotFoundError: No module named 'absent'"),
+        (":right", "got :right: ValueError"),
+        ("planted:time", "must name a function, got planted:time of type module"),
     ],
 )
-def test_a_name_that_is_no_function_is_refused_before_the_cases(tmp_path, name, message):
+def test_a_name_that_is_not_a_function_is_refused_before_the_first_case(tmp_path, name, message):
     done = command(tmp_path, "--implementation", name, "--seed", "1")
     assert done.returncode == 2 and message in done.stderr and not done.stdout, done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: its rehearsal, and what a hang, a wrong kernel or a killed process may cost."""
+"""`make gpu` without a GPU: its rehearsal, and the effect of a hang, a wrong kernel or a killed process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not install
 from benchmarks.gpu import lines, pack, results
 from benchmarks.gpu.run import RESERVE, Run
 from benchmarks.gpu.stages import PYTHON, Stage, expected, plan
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
 from benchmarks.report import markdown, runs
 from benchmarks.report.page import page
 from electra_fast import testing
@@ -34,7 +34,7 @@ def test_a_short_rehearsal_is_complete(tmp_path):
     result = runs.read(tmp_path / "rehearsal.json")
     kinds = {line["kind"] for line in lines.read(tmp_path / "rehearsal.jsonl")}
     assert kinds == {"machine", "check", "benchmark", "capture", "pretrain", "test", "end"}
-    assert "Against the error budget" in markdown.tables(result, "")
+    assert "Error budget: " in markdown.tables(result, "")
     assert "Each kernel on this machine" in page([result], "")
 
     command[4:] = ["--assemble", str(tmp_path / "rehearsal.jsonl")]
@@ -62,9 +62,9 @@ def test_a_stage_that_hangs_costs_itself_alone(tmp_path):
         Stage("b", "missing", ("/no/such/program",), 60),
         Stage("b", "last", say("the last"), 60),
     ]
-    began, ends = time.monotonic(), []
+    started, ends = time.monotonic(), []
     start(tmp_path).all(stages, ends.append)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - started < 30
     assert [end["rc"] for end in ends] == [None, 0, 3, None, 0]
     assert ends[0]["why"] == "stopped after 1 s" and "No such file" in ends[3]["why"]
     assert ends[4]["tail"] == ["the last"] and "the last" in (tmp_path / "log").read_text()
@@ -84,10 +84,10 @@ def test_a_signal_ends_what_runs_and_starts_nothing_more(tmp_path):
         ends.append(end)
         raise KeyboardInterrupt
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run.all(stages, interrupted)
-    assert time.monotonic() - began < 30 and not run.live
+    assert time.monotonic() - started < 30 and not run.live
     said = [line["why"] for line in lines.read(tmp_path / "lines.jsonl")]
     assert [end["stage"] for end in ends] == ["first"] and "stopped" in said
 
@@ -108,7 +108,7 @@ def test_lines_that_are_torn_or_not_numbers(tmp_path):
 
 
 def check(tmp_path, *arguments: str, program: str = "") -> tuple[int, list[dict]]:
-    """Run a check, after `program`, and return its exit code and lines."""
+    """Run a check after `program`; return its exit code and lines."""
     file = tmp_path / "lines.jsonl"
     words = [*arguments, "--lines", str(file), "--stage", "s"]
     command = [sys.executable, "-m", "benchmarks.gpu.check", *words]
@@ -142,7 +142,7 @@ calls, testing.judge_example = [], lost
     rc, found = check(tmp_path, "rtd_loss", "reference", "float32", program=lose)
     assert [line["number"] for line in found] == list(range(found[0]["examples"]))
     assert [line["right"] for line in found].count(False) == 1 and not found[1]["right"]
-    assert rc == 0  # of the process that ran the rest; the lines say what was wrong
+    assert rc == 0  # the exit code of the process that ran the rest; the lines name the fault
 
 
 def test_the_summary_names_what_is_wrong_and_how_fast_the_rest_is():
@@ -158,7 +158,7 @@ def test_the_summary_names_what_is_wrong_and_how_fast_the_rest_is():
 
     def timed(provider, median, ratio):
         extra = {"op": "add_norm", "size": "small", "passes": "forward+backward", "provider": provider}
-        extra |= {"bound": 5e-6, "served_by": "Triton" if provider == "fused" else None, "ratio": ratio}
+        extra |= {"bound": 5e-6, "implementation": "triton" if provider == "fused" else None, "ratio": ratio}
         benchmark = {
             "group": "add_norm, small, forward+backward",
             "extra_info": extra,
@@ -224,14 +224,14 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
     facts = pack.versions() | {"sha256": sums}
     (folder / "manifest.json").write_text(json.dumps(facts))
     said = pack.use(folder, tmp_path / "there")
-    assert said == ["the extension is the pack's", "1 kernels of the pack in Triton's cache"]
+    assert said == ["the extension of the pack is installed", "1 kernels of the pack in Triton's cache"]
     assert (tree / "electra_fast" / pack.extension_name()).read_bytes() == b"extension"
     moved = json.loads((tmp_path / "there" / "KEY" / "__grp__k.json").read_text())
     assert Path(moved["child_paths"]["k.cubin"]).read_bytes() == b"binary"
 
     (tree / "electra_fast" / pack.extension_name()).unlink()
     (folder / "manifest.json").write_text(json.dumps(facts | {"torch": "1.0"}))
-    assert "made for torch 1.0, here" in pack.use(folder, tmp_path / "there")[0]
+    assert "built for torch 1.0, here" in pack.use(folder, tmp_path / "there")[0]
     assert not (tree / "electra_fast" / pack.extension_name()).exists()
     assert pack.use(tmp_path / "none", cache)[0].startswith("no pack")
 
@@ -239,7 +239,7 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
         (folder / name).write_bytes(b"cut")
     (folder / "manifest.json").write_text(json.dumps(facts))
     said = pack.use(folder, tmp_path / "there")
-    assert len(said) == 2 and all("not the file that its manifest names" in words for words in said)
+    assert len(said) == 2 and all("differs from the file in its manifest" in words for words in said)
     (folder / "manifest.json").write_text('{"torch": ')
     assert pack.use(folder, cache)[0].startswith("no pack")
 
@@ -247,10 +247,10 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "needs a GPU that torch sees, got none"),
-        (["--more"], "needs a GPU that torch sees, got none"),
+        ([], "gpu: torch must see a GPU, got none"),
+        (["--more"], "gpu: torch must see a GPU, got none"),
         (["--rehearse", "--only", "axy"], "--only must be some of abcdefghij, got xy"),
-        (["--assemble", "/no/such.jsonl"], "--assemble must get files, got /no/such.jsonl"),
+        (["--assemble", "/no/such.jsonl"], "--assemble must name existing files, got /no/such.jsonl"),
     ],
 )
 def test_what_cannot_be_done_is_refused(words, says, tmp_path):

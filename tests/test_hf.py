@@ -1,4 +1,4 @@
-"""transformers' encoders on this package's attention: the same results, and clear refusals."""
+"""The encoders of transformers with this package's attention: the same results, and clear errors."""
 
 import copy
 
@@ -25,7 +25,7 @@ MODELS |= {"roberta": (RobertaModel, RobertaConfig)}
 
 
 def pair(name="electra", dropout=0.0, **change):
-    """A model on transformers' own attention, and a copy of it on ours."""
+    """A model with transformers' eager attention and a copy with ours."""
     cls, config = MODELS[name]
     config = config(**SIZES, attention_probs_dropout_prob=dropout, hidden_dropout_prob=0.0, **change)
     theirs = cls(config).train()
@@ -42,7 +42,7 @@ def batch(*lengths, L=20):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gives_what_eager_attention_gives(name):
+def test_equals_eager_attention(name):
     ours, theirs = pair(name)
     inputs = batch(20, 7, 1)
     real = inputs["attention_mask"].bool()
@@ -64,7 +64,7 @@ def test_padding_is_not_attended_to():
     assert torch.equal(before, ours(**inputs).last_hidden_state[1, :7])
 
 
-def test_from_pretrained_takes_the_name(tmp_path):
+def test_from_pretrained_accepts_the_name(tmp_path):
     ours, theirs = pair()
     theirs.save_pretrained(tmp_path)
     again = ElectraModel.from_pretrained(tmp_path, attn_implementation="electra_fast").train()
@@ -72,7 +72,7 @@ def test_from_pretrained_takes_the_name(tmp_path):
     assert torch.equal(again(**inputs).last_hidden_state, ours(**inputs).last_hidden_state)
 
 
-def test_packed_sequences_give_what_padded_ones_give():
+def test_packed_sequences_equal_padded_ones():
     ours, _ = pair()
     inputs = batch(20, 7, 3)
     expected = ours(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
@@ -97,7 +97,7 @@ def test_dropout_obeys_manual_seed():
     assert torch.equal(ours(**inputs).last_hidden_state, ours(**inputs).last_hidden_state)
 
 
-# Dynamo itself makes an object of the class; PyTorch warns about that.
+# Dynamo instantiates the class; PyTorch warns about that.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_no_graph_break():
     ours, _ = pair(dropout=0.1)
@@ -131,13 +131,13 @@ def test_attention_weights_are_refused():
         ours(**batch(20, 7), output_attentions=True)
 
 
-def test_keys_from_elsewhere_are_refused():
+def test_cross_attention_is_refused():
     ours, _ = pair("bert", is_decoder=True, add_cross_attention=True)
     with pytest.raises(NotImplementedError, match=r"key must have the query's shape \[2, 2, 20, 32\]"):
         ours(**batch(20, 7), encoder_hidden_states=torch.randn(2, 9, 64))
 
 
-def test_nothing_but_the_registry_changes():
+def test_only_the_registry_changes():
     model = ElectraForPreTraining(ElectraConfig(**SIZES))
     assert model.config._attn_implementation == "sdpa"
     assert "electra_fast" in transformers.AttentionInterface()

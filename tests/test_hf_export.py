@@ -1,4 +1,4 @@
-"""A patched model can be exported, traced and converted; the result computes the same."""
+"""A patched model can be exported, traced and converted, with the same results."""
 
 import copy
 
@@ -10,7 +10,7 @@ from electra_fast import hf
 
 MODELS = ("ElectraForSequenceClassification", "ElectraForMaskedLM", "BertForMaskedLM")
 LENGTHS = (23, 3, 9, 20, 23)
-# What torch says of itself while it exports and traces.
+# Warnings of torch about itself while it exports and traces.
 KINDS = ("DeprecationWarning", "FutureWarning", "UserWarning", "torch.jit.TracerWarning")
 quiet = pytest.mark.filterwarnings(*(f"ignore::{kind}" for kind in KINDS))
 
@@ -34,7 +34,7 @@ def assert_same(a, b, real):
 
 
 def ops_in(program):
-    """Return the operators of this package, those in graphs within the graph too."""
+    """Return the operators of this package in a program, including its subgraphs."""
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     targets = [str(node.target) for graph in graphs for node in graph.nodes]
     return {target.split(".")[1] for target in targets if target.startswith("electra_fast.")}
@@ -66,8 +66,8 @@ def test_trace():
     assert_same(traced(*inputs)["logits"], theirs(*inputs).logits, inputs[1])
 
 
-def test_onnx_gets_transformers_own_forward_passes(monkeypatch):
-    """No runtime of ONNX has operators of this package."""
+def test_onnx_export_runs_the_unfused_forward_passes(monkeypatch):
+    """No ONNX runtime has the operators of this package."""
     ours, theirs = pair("ElectraForPreTraining")
     inputs = {k: x for k, x in batch().items() if k != "labels"}
     with torch.autograd.profiler.profile() as profile:

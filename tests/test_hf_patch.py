@@ -1,4 +1,4 @@
-"""A patched model of transformers computes what it did, and goes back to the bit."""
+"""A patched model of transformers has the same results, and `undo` restores it bit for bit."""
 
 import copy
 import inspect
@@ -15,7 +15,7 @@ from electra_fast.hf.patching import OPTIONS
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_computes_what_it_did_to_fifteen_digits(name):
+def test_results_in_double_precision_are_the_same(name):
     theirs, inputs = build(name).double(), batch(name)
     ours = copy.deepcopy(theirs)
     hf.patch(ours)
@@ -28,16 +28,16 @@ def test_computes_what_it_did_to_fifteen_digits(name):
     real = inputs["attention_mask"].bool()
     for k in a:
         x, y = (o[k][real] if o[k].shape[:2] == real.shape else o[k] for o in (a, b))
-        # transformers' binary cross-entropy is in float32, the dtype that it gives its labels.
+        # transformers converts labels to float32 for its binary cross-entropy.
         rtol = 1e-6 if k == "loss" else 1e-9
         torch.testing.assert_close(x.double(), y.double(), rtol=rtol, atol=1e-9)
     for k in da:
         torch.testing.assert_close(da[k], db[k], rtol=1e-6, atol=1e-9, msg=k)
 
 
-def test_the_padding_row_learns_from_the_softmax_alone():
+def test_the_padding_row_gets_only_the_gradient_of_the_softmax():
     theirs, inputs = build("ElectraForMaskedLM").double(), batch("ElectraForMaskedLM")
-    inputs.pop("attention_mask")  # so that padding has a part in everything
+    inputs.pop("attention_mask")  # Padding then takes part in everything.
     ours = copy.deepcopy(theirs)
     hf.patch(ours)
     rows = [outcome(m, inputs)[1]["electra.embeddings.word_embeddings.weight"][0] for m in (ours, theirs)]
@@ -45,7 +45,7 @@ def test_the_padding_row_learns_from_the_softmax_alone():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_undo_gives_the_same_bits(name):
+def test_undo_restores_the_same_bits(name):
     model, inputs = build(name, dropout=0.1), batch(name)
 
     def run():
@@ -61,18 +61,18 @@ def test_undo_gives_the_same_bits(name):
         assert type(model).__name__ == name and isinstance(model, classes[0])
         assert inspect.signature(type(model).forward) == inspect.signature(classes[0].forward)
         run()
-    assert [type(m) for m in model.modules()] == classes and "not asked for" in str(patched)
+    assert [type(m) for m in model.modules()] == classes and "not requested" in str(patched)
     for ours, theirs in zip(run(), before, strict=True):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_another_model_of_the_same_config_stays_as_it_is():
+def test_another_model_of_the_same_config_does_not_change():
     config = build().config
     one, other = (transformers.ElectraForPreTraining(config) for _ in range(2))
     inputs = batch()
     before = other.eval()(**inputs)
     hf.patch(one)
-    assert "not asked for" in str(hf.Patched(other)) and config._attn_implementation == "sdpa"
+    assert "not requested" in str(hf.Patched(other)) and config._attn_implementation == "sdpa"
     assert torch.equal(other(**inputs).logits, before.logits)
 
 
@@ -93,12 +93,12 @@ def test_one_option_at_a_time(option):
 def test_a_second_patch_changes_nothing():
     model = build()
     first = str(hf.patch(model))
-    assert first.endswith("as before: electra.embeddings_project")
+    assert first.endswith("unchanged: electra.embeddings_project")
     classes = [type(m) for m in model.modules()]
     assert str(hf.patch(model)) == first and [type(m) for m in model.modules()] == classes
 
 
-def test_models_that_share_an_embedding_are_patched_one_after_the_other():
+def test_models_that_share_an_embedding_can_be_patched_separately():
     g, d = build("ElectraForMaskedLM"), build()
     d.electra.embeddings = g.electra.embeddings
     hf.patch(g)
@@ -107,7 +107,7 @@ def test_models_that_share_an_embedding_are_patched_one_after_the_other():
     assert all("0 of" not in str(hf.Patched(m)) for m in (g, d))
 
 
-def test_copies_and_pickles_are_patched_too():
+def test_copies_and_pickles_are_patched():
     model, inputs = build(), batch()
     hf.patch(model).model.eval()
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -118,7 +118,7 @@ def test_copies_and_pickles_are_patched_too():
     assert type(model) is not transformers.ElectraForPreTraining
 
 
-def test_saves_what_an_unpatched_transformers_loads(tmp_path):
+def test_unpatched_transformers_loads_the_saved_model(tmp_path):
     model = build("ElectraForMaskedLM").eval()
     hf.patch(model)
     model.save_pretrained(tmp_path)
@@ -129,7 +129,7 @@ def test_saves_what_an_unpatched_transformers_loads(tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_logits_where_they_are_asked_for():
+def test_logits_can_be_requested():
     model, inputs = build("ElectraForMaskedLM"), batch("ElectraForMaskedLM")
     hf.patch(model)
     assert model(**inputs).logits is None
@@ -141,7 +141,7 @@ def test_logits_where_they_are_asked_for():
     assert model.eval()(**inputs).logits.shape == (B, L, 300)
 
 
-def test_no_label_costs_nothing():
+def test_the_loss_without_labels_is_zero():
     for name in ("ElectraForMaskedLM", "ElectraForPreTraining"):
         model, inputs = build(name), batch(name)
         hf.patch(model)
@@ -150,7 +150,7 @@ def test_no_label_costs_nothing():
         assert model(**inputs).loss == 0
 
 
-def test_labels_between_0_and_1_are_transformers_business():
+def test_the_loss_of_float_labels_is_that_of_transformers():
     theirs, inputs = build(), batch()
     ours = copy.deepcopy(theirs)
     hf.patch(ours)
@@ -158,7 +158,7 @@ def test_labels_between_0_and_1_are_transformers_business():
     torch.testing.assert_close(ours(**inputs).loss, theirs(**inputs).loss, rtol=1e-5, atol=0)
 
 
-def test_vectors_in_place_of_ids():
+def test_inputs_embeds():
     theirs, inputs = build(), batch()
     ours = copy.deepcopy(theirs)
     hf.patch(ours)
@@ -170,22 +170,26 @@ def test_packed_sequences():
     model, inputs = build().eval(), batch()
     hf.patch(model)
     real = inputs["attention_mask"].bool()
-    places = torch.cat([torch.arange(n) for n in real.sum(1)])[None]
+    positions = torch.cat([torch.arange(n) for n in real.sum(1)])[None]
     bounds = torch.tensor([0, 20, 27, 28], dtype=torch.int32)
-    packed = {"input_ids": inputs["input_ids"][real][None], "position_ids": places, "cu_seq_lens_q": bounds}
+    packed = {
+        "input_ids": inputs["input_ids"][real][None],
+        "position_ids": positions,
+        "cu_seq_lens_q": bounds,
+    }
     packed |= {"token_type_ids": inputs["token_type_ids"][real][None], "max_length_q": 20}
     logits = model(**packed, cu_seq_lens_k=bounds, max_length_k=20).logits
     torch.testing.assert_close(logits[0], model(**inputs).logits[real], rtol=1e-4, atol=1e-5)
 
 
 class Narrower(transformers.ElectraForMaskedLM):
-    """A user's class with a forward pass of its own."""
+    """A user-defined class with a forward pass of its own."""
 
     def forward(self, input_ids, **kwargs):
         return super().forward(input_ids[:, :5], **kwargs)
 
 
-def test_a_class_of_the_users_keeps_its_forward_pass():
+def test_a_user_defined_class_keeps_its_forward_pass():
     model = Narrower(build("ElectraForMaskedLM").config).train()
     patched = hf.patch(model)
     assert model(torch.ones(2, 9, dtype=torch.long)).logits.shape == (2, 5, 300)

@@ -1,4 +1,4 @@
-"""Every argument of transformers' forward passes is served by a patched model as by an unpatched one."""
+"""A patched model supports every argument of transformers' forward passes, with the same results."""
 
 import copy
 import inspect
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from electra_fast import hf
 
-P = 4  # keys that a cache holds before the first token
+P = 4  # keys in a cache before the first token
 REAL = torch.arange(L) < torch.tensor([L, 7, 1])[:, None]  # [B, L]
 ADDED = torch.where(REAL, 0.0, -1e9)[:, None, None]  # [B, 1, 1, L]
 
@@ -23,7 +23,7 @@ def pair(name, **change):
 
 
 def assert_same(ours, theirs, inputs, where=...):
-    """Compare results and gradients; of the results of each token only those at `where`."""
+    """Compare results and gradients; results per token only at `where`."""
     (a, da), (b, db) = outcome(ours, inputs), outcome(theirs, inputs)
     assert da.keys() == db.keys()
     for k in a.keys() & b.keys():
@@ -38,7 +38,7 @@ def reasons(patched):
 
 
 class WithCache(torch.nn.Module):
-    """A stand-in for PEFT's prefix tuning: each layer has keys and values that are learned."""
+    """A substitute for PEFT's prefix tuning: each layer has trained keys and values."""
 
     def __init__(self, model):
         super().__init__()
@@ -72,7 +72,7 @@ def test_a_cache(family, masked):
     why = reasons(patched)
     assert why["SelfAttention"] == why["Model"] == f"the last call ran unfused: {ours.name} is given"
     assert why["Embeddings"] == "the last call ran unfused: positions begin after a cache"
-    ours.model(**batch(name))  # and the next call runs fused
+    ours.model(**batch(name))  # The next call runs fused.
     assert not any(reasons(patched)[block] for block in ("SelfAttention", "Model", "Embeddings"))
 
 
@@ -131,7 +131,7 @@ def test_a_mask_that_transformers_refuses_too():
             model(**inputs)
 
 
-def test_labels_beside_a_mask_with_four_axes():
+def test_labels_with_a_mask_with_four_axes():
     ours, _, theirs = pair("ElectraForPreTraining")
     assert_same(ours, theirs, batch() | {"attention_mask": REAL[:, None, None]}, REAL)
 
@@ -176,7 +176,7 @@ def test_positional_arguments(name):
 
 @pytest.mark.parametrize("mask", [REAL.long(), REAL[:, None, None], ADDED, None])
 def test_no_value_of_a_mask_is_read(mask):
-    """On a GPU the host would wait for it; a fake tensor has none."""
+    """On a GPU the host would wait for the value. A fake tensor has no values."""
     model = build("ElectraModel").eval()
     hf.patch(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:

@@ -1,4 +1,4 @@
-"""What cannot be patched, and what a patched model cannot take, is refused by name."""
+"""Errors about models that cannot be patched, and about wrong batches for a patched model."""
 
 import pytest
 import torch
@@ -60,11 +60,11 @@ def patched_otherwise():
             patched_otherwise,
             {"norm": False},
             ValueError,
-            "attention.output must not be patched with other options, got norm fused already; undo()",
+            "attention.output must not be patched with other options, got norm already fused; undo()",
         ),
     ],
 )
-def test_what_cannot_be_patched_is_refused_by_name(model, options, error, message):
+def test_the_error_names_a_module_that_cannot_be_patched(model, options, error, message):
     model = model()
     before = [type(m) for m in model.modules()] if isinstance(model, nn.Module) else []
     with pytest.raises(error) as caught:
@@ -80,13 +80,13 @@ def test_what_cannot_be_patched_is_refused_by_name(model, options, error, messag
             "ElectraForMaskedLM",
             {"labels": torch.zeros(B, L - 1, dtype=torch.long)},
             ValueError,
-            "electra_fast.hf: labels must have a label a token, shape [3, 20], got [3, 19]",
+            "electra_fast.hf: labels must have one label per token, shape [3, 20], got [3, 19]",
         ),
         (
             "ElectraForPreTraining",
             {"labels": torch.zeros(B, dtype=torch.long)},
             ValueError,
-            "electra_fast.hf: labels must have a label a token, shape [3, 20], got [3]",
+            "electra_fast.hf: labels must have one label per token, shape [3, 20], got [3]",
         ),
         (
             "ElectraForPreTraining",
@@ -98,13 +98,13 @@ def test_what_cannot_be_patched_is_refused_by_name(model, options, error, messag
             "ElectraForPreTraining",
             {"attention_mask": torch.ones(B, 1, L, L, dtype=torch.bool)},
             ValueError,
-            "electra_fast.hf: attention_mask must be [B, L] where labels are given, got [3, 1, 20, 20]",
+            "electra_fast.hf: attention_mask must be [B, L] if labels are given, got [3, 1, 20, 20]",
         ),
         (
-            "ElectraForPreTraining",  # of which transformers makes NaN
+            "ElectraForPreTraining",  # transformers computes NaN here
             {"attention_mask": torch.zeros(B, 1, 1, L)},
             ValueError,
-            "electra_fast.hf: attention_mask must be [B, L] where labels are given, got [3, 1, 1, 20]",
+            "electra_fast.hf: attention_mask must be [B, L] if labels are given, got [3, 1, 1, 20]",
         ),
         (
             "ElectraForMaskedLM",
@@ -120,7 +120,7 @@ def test_what_cannot_be_patched_is_refused_by_name(model, options, error, messag
         ),
     ],
 )
-def test_a_bad_batch_is_refused_by_name(name, change, error, message):
+def test_the_error_names_the_argument_of_a_wrong_batch(name, change, error, message):
     model = build(name)
     hf.patch(model)
     with pytest.raises(error) as caught:

@@ -1,4 +1,4 @@
-"""A block whose class is not the one that the fused forward pass was written for stays as it is, by name."""
+"""A block of an unknown class is not patched, and the table names the reason."""
 
 import copy
 import subprocess
@@ -59,7 +59,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_forward_pass_stays_and_is_named(name, monkeypatch):
+def test_a_changed_forward_pass_is_kept_and_named(name, monkeypatch):
     cls, (change, message) = getattr(electra, name), CHANGES[name]
     monkeypatch.setattr(cls, "forward", change(cls.forward))
     theirs, inputs = build("ElectraForMaskedLM").double(), batch("ElectraForMaskedLM")
@@ -72,7 +72,7 @@ def test_a_changed_forward_pass_stays_and_is_named(name, monkeypatch):
     rows = {row.block: row for row in patched.rows()}
     assert rows[name].fused == 0
     assert rows[name].why_not.startswith(f"transformers {transformers.__version__}: {message}")
-    # Without a fused attention nothing reads the mask that a fused encoder hands on.
+    # Only a fused attention can read the mask that a fused encoder passes on.
     plain = {name, "ElectraModel"} if name == "ElectraSelfAttention" else {name}
     assert {row.block for row in patched.rows() if row.of and row.fused < row.of} == plain
     patched.undo()
@@ -82,16 +82,16 @@ def test_every_class_of_the_installed_transformers_is_known():
     names = ("ElectraForPreTraining", "ElectraForMaskedLM", "BertForMaskedLM")
     modules = [module for name in names for module in build(name).modules() if type(module) in BLOCKS]
     assert {type(module) for module in modules} == set(BLOCKS) and len(BLOCKS) == 18
-    assert all(BLOCKS[type(module)].unknown(module) is None for module in modules)
+    assert all(BLOCKS[type(module)].mismatch(module) is None for module in modules)
 
 
-def test_an_attribute_that_is_gone_is_named():
+def test_a_missing_attribute_is_named():
     attention = build().electra.encoder.layer[0].attention.self
     del attention.scaling
-    assert BLOCKS[type(attention)].unknown(attention) == "it has no scaling"
+    assert BLOCKS[type(attention)].mismatch(attention) == "it has no scaling"
 
 
-GONE = """
+MISSING = """
 from transformers.models.electra import modeling_electra as electra
 cls = electra.ElectraIntermediate
 del electra.ElectraIntermediate
@@ -103,7 +103,7 @@ print(hf.patch(model))
 """
 
 
-def test_a_class_that_is_gone_is_named():
-    done = subprocess.run([sys.executable, "-c", GONE], capture_output=True, text=True, check=True)
+def test_a_missing_class_is_named():
+    done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, check=True)
     (row,) = (line for line in done.stdout.splitlines() if line.startswith("feed_forward"))
     assert row.endswith(f"transformers {transformers.__version__} has no ElectraIntermediate")

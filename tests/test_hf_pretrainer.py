@@ -1,4 +1,4 @@
-"""`ElectraPretrainer` computes what transformers' own models compute, and leaves them what they were."""
+"""`ElectraPretrainer` has the results of transformers' own models, and does not change these."""
 
 import copy
 
@@ -15,19 +15,19 @@ from electra_fast.philox import uniforms
 
 
 def plainly(generator, discriminator, input_ids, attention_mask, **more):
-    """The task on transformers' models and losses, with the masks and samples that RNG decides."""
+    """The task with transformers' models and losses, with the masks and samples of RNG."""
     discriminator.base_model.embeddings = generator.base_model.embeddings
     inputs = {"attention_mask": attention_mask, **more}
     candidates = (input_ids != 0) & (input_ids != 101) & (input_ids != 102) & (input_ids != 103)
     masked = reference.mask_tokens(input_ids, candidates, RNG, mask_id=103, key_mask=attention_mask.bool())
     used = masked.weights != 0
-    places = masked.positions[used]
-    labels = torch.full_like(input_ids, -100).flatten().scatter(0, places, masked.targets[used])
+    positions = masked.positions[used]
+    labels = torch.full_like(input_ids, -100).flatten().scatter(0, positions, masked.targets[used])
     mlm = generator(masked.ids, labels=labels.view_as(input_ids), **inputs)
 
-    logits = mlm.logits.detach().flatten(0, 1)[places]
+    logits = mlm.logits.detach().flatten(0, 1)[positions]
     samples = reference.inverse_cdf(logits.double(), uniforms(RNG, len(used))[used])
-    corrupt = input_ids.flatten().scatter(0, places, samples).view_as(input_ids)
+    corrupt = input_ids.flatten().scatter(0, positions, samples).view_as(input_ids)
     logits = discriminator(corrupt, **inputs).logits.view(input_ids.shape)
     real = attention_mask.bool()
     replaced = (corrupt != input_ids).to(logits.dtype)
@@ -35,14 +35,14 @@ def plainly(generator, discriminator, input_ids, attention_mask, **more):
     return mlm.loss + 50 * rtd, mlm.loss, rtd, replaced.sum()
 
 
-def assert_same_step(model, inputs, **places):
+def assert_same_step(model, inputs, **more):
     generator, discriminator = copy.deepcopy([model.generator, model.discriminator])
     for half in (model, generator, discriminator):
         half.double().train()
-    torch.manual_seed(0)  # of the dropout
+    torch.manual_seed(0)  # for the dropout
     out = model(**inputs, rng=RNG)
     torch.manual_seed(0)
-    loss, mlm_loss, rtd_loss, replaced = plainly(generator, discriminator, **inputs, **places)
+    loss, mlm_loss, rtd_loss, replaced = plainly(generator, discriminator, **inputs, **more)
     for a, b in ((out.loss, loss), (out.mlm_loss, mlm_loss), (out.rtd_loss, rtd_loss)):
         torch.testing.assert_close(a, b)
     assert out.rtd_counts[0] + out.rtd_counts[2] == replaced > 0
@@ -58,22 +58,23 @@ def assert_same_step(model, inputs, **places):
 
 
 @pytest.mark.parametrize("name", ["electra", "bert", "roberta"])
-def test_computes_what_transformers_computes(name):
+def test_equals_transformers(name):
     model = pretrainer(name, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     inputs = batch(24, 11, 3)
     assert_same_step(model, inputs | {"token_type_ids": torch.randint(2, inputs["input_ids"].shape)})
 
 
-def test_a_drawn_padding_id_moves_no_position():
+def test_a_sampled_padding_id_does_not_change_positions():
     model = pretrainer("roberta")
     with torch.no_grad():
         model.generator.lm_head.bias[0] = 1e3
     inputs = batch(24, 11)
-    places = model.generator.roberta.embeddings.create_position_ids_from_input_ids(inputs["input_ids"], 0)
-    assert_same_step(model, inputs, position_ids=places)
+    embeddings = model.generator.roberta.embeddings
+    positions = embeddings.create_position_ids_from_input_ids(inputs["input_ids"], 0)
+    assert_same_step(model, inputs, position_ids=positions)
 
 
-def test_evaluation_is_the_same_task():
+def test_evaluation_has_no_dropout():
     model = pretrainer(hidden_dropout_prob=0.5).eval()
     inputs = batch(24, 11)
     losses = [model(**inputs, rng=rng).loss for rng in (RNG, RNG, RNG + 1)]
@@ -86,9 +87,9 @@ def test_evaluation_is_the_same_task():
 
 
 @pytest.mark.parametrize("name", ["electra", "roberta"])
-def test_each_option_is_obeyed(name):
+def test_each_option_has_its_effect(name):
     def step(**options):
-        """Return the model, its losses, how many tokens the generator saw as [MASK], how many it replaced."""
+        """Return the model, its output, and the numbers of [MASK] tokens and of replaced tokens."""
         model, seen = pretrainer(name, options=SPECIAL | options), []
         model.generator.base_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         out = model(**batch(24, 24, 24), rng=RNG)
@@ -129,7 +130,7 @@ def test_autocast_and_16_bits():
 
 
 @pytest.mark.parametrize("name", ["electra", "bert", "roberta"])
-def test_the_tie_holds(name):
+def test_tied_weights_stay_tied(name):
     model = pretrainer(name)
     assert_tied(copy.deepcopy(model))
     model.to(torch.bfloat16).float()
@@ -140,22 +141,22 @@ def test_the_tie_holds(name):
 
 
 @pytest.mark.parametrize("name", ["electra", "bert", "roberta"])
-def test_a_state_dict_has_each_tensor_once(name):
+def test_a_state_dict_contains_each_tensor_once(name):
     model, other = pretrainer(name), pretrainer(name)
     state = model.state_dict()
     assert len({x.data_ptr() for x in state.values()}) == len(state) == len(list(model.parameters()))
     other.load_state_dict(state)
     inputs = batch(24, 11)
     assert torch.equal(model.eval()(**inputs, rng=RNG).loss, other.eval()(**inputs, rng=RNG).loss)
-    twin = "discriminator.base_model.embeddings.LayerNorm.weight".replace(
+    alias = "discriminator.base_model.embeddings.LayerNorm.weight".replace(
         "base_model", model.discriminator.base_model_prefix
     )
-    with pytest.raises(RuntimeError, match=f"{twin} must equal generator.*: the model has one of them"):
-        other.load_state_dict(state | {twin: torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=f"{alias} must equal generator.*: both are the same parameter"):
+        other.load_state_dict(state | {alias: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("name", ["electra", "bert", "roberta"])
-def test_each_half_is_saved_for_transformers_alone(name, tmp_path):
+def test_each_half_can_be_loaded_without_this_package(name, tmp_path):
     model, ids = pretrainer(name, attention="electra_fast").eval(), batch(24, 24)["input_ids"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(ids).loss.backward()
@@ -172,7 +173,7 @@ def test_each_half_is_saved_for_transformers_alone(name, tmp_path):
         torch.testing.assert_close(again(ids).logits, half(ids).logits)
 
 
-# Dynamo itself makes an object of an autograd function's class; PyTorch warns about that.
+# Dynamo instantiates the class of an autograd function; PyTorch warns about that.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["electra", "bert"])
 def test_no_graph_break(name):
@@ -213,25 +214,23 @@ def test_packed_sequences_are_kept_apart():
     assert torch.equal(*hidden)
 
 
-def test_a_tokenizer_says_the_special_ids():
+def test_the_special_ids_are_those_of_the_tokenizer():
     named = {"mask_token": "w4", "cls_token": "w2", "pad_token": "w0", "unk_token": "w9"}
     ids = torch.arange(10)[None]
     model = ElectraPretrainer(*halves(), tokenizer(**named), mask_prob=1.0)
-    assert model(ids).masked == 10 - 3  # the unknown token is a token
+    assert model(ids).masked == 10 - 3  # The unknown token can be masked.
 
 
-def test_two_arguments_are_enough_for_berts_vocabulary():
+def test_berts_vocabulary_needs_no_tokenizer():
     model = ElectraPretrainer(*halves(vocab_size=30522)).eval()
     inputs = batch(24, 11)
-    with pytest.raises(
-        ValueError, match=r"begin with \[CLS\], 101, where BERT's .* got 7; pass the tokenizer"
-    ):
+    with pytest.raises(ValueError, match=r"begin with \[CLS\], 101, as BERT's .* got 7; pass the tokenizer"):
         model(inputs["input_ids"].index_put((torch.tensor(1), torch.tensor(0)), torch.tensor(7)))
     torch.testing.assert_close(
         model(**inputs, rng=RNG).loss,
         ElectraPretrainer(model.generator, model.discriminator, **SPECIAL)(**inputs, rng=RNG).loss,
     )
-    model(inputs["input_ids"].flip(1))  # once it is known, nobody looks again
+    model(inputs["input_ids"].flip(1))  # Only the first batch is checked.
 
 
 class DoubledForMaskedLM(ElectraForMaskedLM):
@@ -247,7 +246,7 @@ class DoubledLinear(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("change", ["model", "projection"])
-def test_what_a_user_changed_in_the_generator_is_called(change):
+def test_a_generator_with_a_changed_forward_pass_is_not_bypassed(change):
     model, inputs = pretrainer().eval(), batch(24, 11)
     before = model(**inputs, rng=RNG).mlm_loss
     if change == "model":
@@ -270,4 +269,4 @@ def test_a_patched_pretrainer_trains_the_same(name):
         out.loss.backward()
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
-    assert _head(ours.generator) is not None  # the masked positions alone go through it
+    assert _head(ours.generator) is not None  # It computes only the masked positions.

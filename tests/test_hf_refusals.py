@@ -1,4 +1,4 @@
-"""What makes no ELECTRA is refused by `ElectraPretrainer`, with the remedy."""
+"""The errors of `ElectraPretrainer` about wrong models, ids and batches name the remedy."""
 
 import copy
 
@@ -48,7 +48,7 @@ def wrong_halves():
 
 
 @pytest.mark.parametrize("pair, message", [x[1:] for x in wrong_halves()], ids=[x[0] for x in wrong_halves()])
-def test_halves_that_make_no_electra_are_refused(pair, message):
+def test_unsuitable_models_are_refused(pair, message):
     before = pair[1].state_dict().keys()
     with pytest.raises((TypeError, ValueError), match=f"^ElectraPretrainer: .*{message}"):
         ElectraPretrainer(*pair, **SPECIAL)
@@ -68,7 +68,7 @@ WRONG_IDS = {
 
 
 @pytest.mark.parametrize("options, message", WRONG_IDS.values(), ids=WRONG_IDS)
-def test_special_ids_that_cannot_be_known_are_refused(options, message):
+def test_unknown_special_ids_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^ElectraPretrainer: .*{message}"):
         ElectraPretrainer(*halves(), **options)
 
@@ -86,7 +86,10 @@ WRONG_BATCHES = {
         {"attention_mask": torch.ones(2, 1, L, L)},
         r"attention_mask must be \[2, 24\], .* got \[2, 1, 24",
     ),
-    "outside": ({"input_ids": torch.full((2, L), V)}, r"ids: 300 at row 0, column 0 is outside \[0, 300\)"),
+    "outside": (
+        {"input_ids": torch.full((2, L), V)},
+        r"ids must be in \[0, 300\), got 300 at row 0, column 0",
+    ),
     "packed": (
         {"cu_seq_lens_q": torch.tensor([0, L])},
         "must keep packed sequences apart, got eager; call set_",
@@ -95,7 +98,7 @@ WRONG_BATCHES = {
 
 
 @pytest.mark.parametrize("change, message", WRONG_BATCHES.values(), ids=WRONG_BATCHES)
-def test_batches_that_would_train_something_else_are_refused(change, message):
+def test_wrong_batches_are_refused(change, message):
     with pytest.raises((TypeError, ValueError, IndexError), match=message):
         pretrainer()(**batch(24, 11) | change)
 
@@ -117,14 +120,14 @@ def test_a_vocabulary_is_resized_in_both_halves(order, tmp_path):
         type(half).from_pretrained(tmp_path)
 
 
-def test_a_packed_batch_needs_its_positions():
+def test_a_packed_batch_needs_positions():
     inputs = packed(*batch(24, 24)["input_ids"])
     del inputs["position_ids"]
     with pytest.raises(ValueError, match="a packed batch must have position_ids and no attention_mask, got"):
         pretrainer(attention="electra_fast")(**inputs)
 
 
-def test_a_discriminator_without_a_logit_a_token_is_refused():
+def test_a_discriminator_without_one_logit_per_token_is_refused():
     generator, _ = halves("bert")
     for wrong, got in (
         (BertForTokenClassification(BertConfig(**SIZES, num_labels=2)), r"logits of shape \[2, 24, 2\]"),
@@ -132,11 +135,13 @@ def test_a_discriminator_without_a_logit_a_token_is_refused():
         (BertModel(BertConfig(**SIZES)), "none"),
     ):
         model = ElectraPretrainer(generator, wrong, **SPECIAL)
-        with pytest.raises(ValueError, match=rf"give one logit a token, \[2, 24\], got {got}; take Electra"):
+        with pytest.raises(
+            ValueError, match=rf"return one logit per token, \[2, 24\], got {got}; use Electra"
+        ):
             model(**batch(24, 11))
 
 
-def test_what_no_longer_holds_together_is_refused():
+def test_replaced_embeddings_and_heads_are_refused():
     model = pretrainer()
     model.discriminator.electra.embeddings = copy.deepcopy(model.generator.electra.embeddings)
     with pytest.raises(
@@ -144,7 +149,7 @@ def test_what_no_longer_holds_together_is_refused():
     ):
         model(**batch(24, 11))
     generator, discriminator = halves()
-    generator.electra.embeddings = discriminator.electra.embeddings  # the wrong way round
+    generator.electra.embeddings = discriminator.electra.embeddings  # the wrong direction
     with pytest.raises(ValueError, match=r"a head of its own; generator.tie_weights\(\) ties them"):
         ElectraPretrainer(generator, discriminator, **SPECIAL)(**batch(24, 11))
     generator.tie_weights()

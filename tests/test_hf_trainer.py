@@ -49,7 +49,7 @@ def test_trainer_resumes_bit_for_bit(tmp_path):
 
 
 def test_trainer_averages_over_micro_batches(tmp_path):
-    """Packed batches come with labels, by whose number Trainer would not divide the loss for us."""
+    """Packed batches have labels, because of which Trainer might not divide the loss by the micro-batches."""
     model = pretrainer(attention="electra_fast")
     trainer = Trainer(
         model,
@@ -72,7 +72,7 @@ def test_trainer_checkpoints_activations(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_trainer_knows_the_older_name(tmp_path):
+def test_trainer_accepts_the_older_name(tmp_path):
     model = pretrainer()
     names = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     Trainer(model, arguments(tmp_path, max_steps=1, **names), train_dataset=texts(4)).train()
@@ -80,7 +80,7 @@ def test_trainer_knows_the_older_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
-def test_activations_are_computed_again_and_kept_again(name):
+def test_activation_checkpointing_can_be_enabled_and_disabled(name):
     model, inputs, gradients = pretrainer(hidden_dropout_prob=0.1), batch(24, 11), []
     for on in (False, True, False):
         if on:
@@ -111,7 +111,7 @@ def test_the_methods_have_transformers_signatures():
         assert named == (expected[: len(named)] if passes_on else expected), name
 
 
-def test_what_both_halves_share_counts_once():
+def test_shared_parameters_count_once():
     model = pretrainer()
     halves = (model.generator, model.discriminator)
     tables = sum(
@@ -129,7 +129,7 @@ def test_what_both_halves_share_counts_once():
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad) < model.num_parameters()
 
 
-def test_embeddings_through_the_pretrainer():
+def test_the_embedding_methods():
     model = pretrainer()
     table = model.generator.electra.embeddings.word_embeddings
     assert model.get_input_embeddings() is table and model.get_output_embeddings().weight is table.weight

@@ -1,6 +1,6 @@
 """Every transformers from 5.0 on, and transformers' own tests of its ELECTRA and BERT, patched and not.
 
-Both need a network, so that `make test-all` alone runs them. What pip brings stays in build/.
+Both need a network, so only `make test-all` runs them. The downloads stay in build/.
 """
 
 import json
@@ -17,11 +17,11 @@ from electra_fast import versions
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = versions.TESTED["transformers"]
-TESTED = "5.23.0"  # whose own tests are run
-SUITE = ("hf", "hf_export", "hf_patch", "hf_patch_beside", "hf_patch_calls", "hf_patch_refusals")
+TESTED = "5.23.0"  # the version whose own tests run
+SUITE = ("hf", "hf_export", "hf_patch", "hf_patch_calls", "hf_patch_refusals", "hf_patch_with_others")
 SUITE += ("hf_patch_unknown", "hf_pretrainer", "hf_trainer", "accuracy")
 SUITE = [f"tests/test_{name}.py" for name in SUITE]
-# What the common tests import of others that the source distribution leaves out.
+# Modules that the common tests import, but that are not in the source distribution.
 ABSENT = {
     "exporters/test_export.py": "ExportTesterMixin",
     "generation/test_utils.py": "GenerationTesterMixin",
@@ -34,7 +34,7 @@ def pip(*arguments: str | Path) -> None:
 
 
 def run(folder: Path, cwd: Path, *arguments: str | Path, **environment: str) -> str:
-    """Run pytest with what is in `folder` before what is installed; return its last lines."""
+    """Run pytest with the packages in `folder` before the installed ones; return its last lines."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -42,7 +42,7 @@ def run(folder: Path, cwd: Path, *arguments: str | Path, **environment: str) -> 
 
 
 def newest() -> str:
-    """Return the newest transformers that pip finds, if it is newer than those of the table."""
+    """Return the newest version of transformers; skip the test if it is in the table or cannot be found."""
     arguments = ("-q", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", "transformers")
     command = [sys.executable, "-m", "pip", "install", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -87,10 +87,10 @@ def upstream() -> Path:
     return folder
 
 
-def verdicts(upstream: Path, patch: str) -> dict[str, list[str]]:
-    """Return how each test ended, by name: nothing, or "failure", "error", "skipped"."""
-    report = upstream / f"verdicts{patch}.xml"
-    # Not with this project's settings, which make errors of warnings.
+def outcomes(upstream: Path, patch: str) -> dict[str, list[str]]:
+    """Return the outcome of each test by name: nothing if it passed, or "failure", "error", "skipped"."""
+    report = upstream / f"outcomes{patch}.xml"
+    # This project's settings would turn warnings into errors.
     settings = ("-c", os.devnull, f"--rootdir={upstream}")
     run(upstream, upstream, "test_models.py", *settings, f"--junitxml={report}", ELECTRA_FAST_PATCH=patch)
     cases = xml.etree.ElementTree.parse(report).iter("testcase")
@@ -98,8 +98,8 @@ def verdicts(upstream: Path, patch: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_transformers_own_tests_say_the_same_of_patched_models(upstream):
-    """Left out: pipelines, generation and ExportTesterMixin, whose files the distribution lacks."""
-    plain, patched = verdicts(upstream, ""), verdicts(upstream, "1")
+def test_transformers_own_tests_have_the_same_outcomes_with_patched_models(upstream):
+    """Not tested: pipelines, generation and ExportTesterMixin, whose files are not in the distribution."""
+    plain, patched = outcomes(upstream, ""), outcomes(upstream, "1")
     assert sum(not ends for ends in plain.values()) > 150, plain
     assert patched == plain

@@ -1,4 +1,4 @@
-"""What holds for every implementation of every op."""
+"""Properties of every implementation of every op."""
 
 import inspect
 import math
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from electra_fast import ops, reference, testing
-from electra_fast.ops import _register
-from electra_fast.ops._register import Kernels
+from electra_fast.ops import _operators
+from electra_fast.ops._public import Kernels
 from electra_fast.testing import budget
 
 
@@ -19,7 +19,7 @@ def function_of(implementation):
 
 
 def small(op, device, seed=0, count=2):
-    """A few examples of an op: the first and the last ones of its list."""
+    """Return the first and the last `count` examples of an op."""
     examples = [e.to(device=device) for e in testing.examples(op, seed)]
     return examples[:count] + examples[-count:]
 
@@ -30,7 +30,7 @@ def test_matches_the_reference_within_the_error_budget(implementation, device, s
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
-def test_a_plain_tuple_has_the_names_of_the_reference(op, kind):
+def test_a_plain_tuple_or_list_of_results_is_accepted(op, kind):
     function = getattr(reference, op)
 
     def plain(**args):
@@ -55,7 +55,7 @@ def test_a_plain_tuple_has_the_names_of_the_reference(op, kind):
         ("embed", [torch.zeros(())] * 2, r"embed \(.*\): must return result, got x, word"),
     ],
 )
-def test_what_is_not_the_result_of_the_op_is_named(function, result, message):
+def test_a_result_of_another_type_is_named(function, result, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_op(function, lambda **args: result, seed=0)
 
@@ -74,11 +74,11 @@ def changes_its_input(x, bias):
             lambda x, bias: ops.bias_gelu(x, bias).float(),
             "result has dtype torch.float32, not torch.bfloat16",
         ),
-        (changes_its_input, r"bias_gelu \(.*\): bias must be left as it is, got changed"),
+        (changes_its_input, r"bias_gelu \(.*\): bias must not change, got another value"),
     ],
     ids=["another dtype", "an input that changes"],
 )
-def test_what_a_caller_would_notice_is_found(function, message):
+def test_another_dtype_and_a_changed_input_are_found(function, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_op("bias_gelu", function, seed=0)
     with pytest.raises(AssertionError, match="bias_gelu"):
@@ -86,7 +86,7 @@ def test_what_a_caller_would_notice_is_found(function, message):
 
 
 @pytest.mark.parametrize("call", [testing.check_op, testing.fuzz_op])
-def test_what_is_no_op_or_no_function_is_refused(call):
+def test_an_unknown_op_and_a_value_that_is_not_a_function_are_refused(call):
     with pytest.raises(ValueError, match=f"{call.__name__}: op must be one of .*, got nosuch"):
         call("nosuch", ops.bias_gelu)
     with pytest.raises(TypeError, match=f"{call.__name__}: function must be callable, got int"):
@@ -101,13 +101,13 @@ def test_every_planted_fault_is_found(op):
             pytest.fail(f"{op}: the check accepts a fault: {name}", pytrace=False)
 
 
-def test_plain_pytorchs_luck_on_one_element_refuses_nothing_and_hides_nothing():
+def test_the_error_of_plain_pytorch_allows_one_large_error_but_not_many():
     ref, eps = torch.linspace(-1, 1, 1000, dtype=torch.float64), 2.0**-23
     low, got = ref.float(), ref.float()
-    got[5] += 4 * eps  # low is within eps / 4, so that 2.5 eps are allowed
+    got[5] += 4 * eps  # low is within eps / 4, so 2.5 eps are allowed
     assert budget.judge("y", got, ref, low).why
     assert not budget.judge("y", got, ref, low, plain_error=2 * eps).why
-    got += 3 * eps  # everywhere
+    got += 3 * eps  # an error of every element
     assert "L2" in budget.judge("y", got, ref, low, plain_error=10 * eps).why
 
 
@@ -135,7 +135,7 @@ def assert_bitwise(first, second):
 
 def raw_calls(op, example):
     """Return the (operator, arguments) calls that the public op makes, forward and backward."""
-    fwd, bwd = (op, None) if op in _register.OPERATORS else (f"{op}_fwd", f"{op}_bwd")
+    fwd, bwd = (op, None) if op in _operators.OPERATORS else (f"{op}_fwd", f"{op}_bwd")
     calls = []
 
     def recorded(name):
@@ -200,13 +200,13 @@ def _double(example):
 @pytest.mark.parametrize("functions", [ops, reference], ids=["ops", "reference"])
 def test_gradcheck_in_float64(differentiable, functions):
     op = differentiable
-    shrunk = {
+    chosen = {
         "attention": "packed, dropout D=36",
         "attention_qkv": "holes",
         "rtd_loss": "large logits",
         "mlm_head": "M=9",
     }
-    example = next(e for e in testing.examples(op) if e.name.startswith(shrunk.get(op, "")) and e.gradients)
+    example = next(e for e in testing.examples(op) if e.name.startswith(chosen.get(op, "")) and e.gradients)
     args = _double(example)
     names = example.gradients
 
@@ -218,7 +218,7 @@ def test_gradcheck_in_float64(differentiable, functions):
     assert torch.autograd.gradcheck(scalar, inputs, fast_mode=True)
 
 
-def test_no_gradient_no_graph(op, device):
+def test_inference_mode_builds_no_graph(op, device):
     example = small(op, device, count=1)[0]
     with torch.inference_mode():
         result = getattr(ops, op)(**example.args)
@@ -238,7 +238,7 @@ def test_a_call_costs_no_synchronisation(op, device):
         if wanted:
             sum(wanted).backward()
 
-    step()  # what the first call sets up may
+    step()  # the first call may synchronise, to set something up
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

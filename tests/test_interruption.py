@@ -1,4 +1,4 @@
-"""The first signal is noted, the second one ends the process, and what was set before is restored."""
+"""The first signal is noted, the second one ends the process, and the previous handlers are restored."""
 
 import os
 import signal
@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from electra_fast import interruption
+from electra_fast.train import interruption
 
 
 @pytest.mark.parametrize("number", interruption.NUMBERS)
-def test_the_first_signal_is_noted_and_the_second_would_end(number):
+def test_the_first_signal_is_noted_and_the_second_would_end_the_process(number):
     seen, before = [], signal.signal(number, signal.SIG_DFL)
     try:
         with interruption.noted(seen.append):
@@ -33,7 +33,7 @@ def test_nohup_keeps_sighup_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_in_another_thread_the_signals_stay_the_callers():
+def test_in_another_thread_the_handlers_stay_unchanged():
     before, found = signal.getsignal(signal.SIGTERM), []
 
     def run():

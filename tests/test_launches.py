@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from electra_fast import testing
-from electra_fast.ops._register import OPERATORS
+from electra_fast.ops._operators import OPERATORS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 

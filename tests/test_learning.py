@@ -1,4 +1,4 @@
-"""The experiments of benchmarks/learning.py measure what they say, and LEARNING.md is what they found."""
+"""The experiments of benchmarks/learning: they measure what they claim, and LEARNING.md is up to date."""
 
 import json
 import lzma
@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import learning, learning_report, probes
+from benchmarks.learning import probes, report
+from benchmarks.learning import runs as learning
 from electra_fast import data
 from electra_fast.config import ElectraConfig
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops import FUSED
-from electra_fast.snapshot import read
+from electra_fast.train.checkpoint import read
 
 TINY = {"layers": 1, "hidden": 32, "heads": 1, "ffn": 64, "embedding": 16, "vocab_size": 200}
 TINY |= {"generator_layers": 1, "generator_hidden": 32, "generator_heads": 1, "generator_ffn": 64}
@@ -28,13 +29,12 @@ def test_the_page_is_what_was_found():
     if not learning.RESULTS.exists():
         pytest.skip("no results yet")
     results = json.loads(learning.RESULTS.read_text())
-    assert learning_report.PAGE.read_text() == learning_report.markdown(results), (
-        "python -m benchmarks.learning report"
-    )
+    assert report.PAGE.read_text() == report.markdown(results), "python -m benchmarks.learning report"
+    assert report.CURVES.read_text() == report.curves(results), "python -m benchmarks.learning report"
 
 
 def test_equal_flops_are_counted_in_products():
-    """The masked model does the discriminator's encoder; the other has a generator and its head besides."""
+    """Both models have the discriminator's encoder; ELECTRA also has a generator and its head."""
     T, config = 8 * 128, ElectraConfig.tiny()
 
     def encoder(layers, hidden, ffn):
@@ -52,7 +52,7 @@ def test_equal_flops_are_counted_in_products():
 
 
 def test_the_masked_model_is_the_generators_half_of_electra():
-    """Of one size, with the same weights, masks and tokens, the two have the same loss."""
+    """With the same size, weights, masks and tokens, both have the same loss."""
     config = ElectraConfig(**TINY, dropout=0.0, sharing="none")
     torch.manual_seed(0)
     both, alone = Electra(config), learning.MaskedLM(config, FUSED)
@@ -98,7 +98,7 @@ def test_a_masked_model_scores_each_token_by_the_others():
 
 
 class Suspicious(nn.Module):
-    """Says replaced of token 190, original of the others."""
+    """Classifies token 190 as replaced and all others as original."""
 
     def forward(self, ids, *, key_mask):
         return torch.where(ids == 190, 5.0, -5.0)
@@ -125,28 +125,28 @@ def run_of(aucs, seed=0, replaced=0.1, rtd_loss=0.3):
     [
         ((0.68, 0.50, 0.52, 0.55), "(0.680) it falls: -0.130", "(0.500) it rises: +0.050"),
         ((0.50, 0.55, 0.58, 0.60), "(0.500) it rises: +0.100", "(0.550) it rises: +0.050"),
-        ((0.60, 0.61, 0.58, 0.60), "(0.600) it does neither for sure", "(0.610) it does neither for sure"),
+        ((0.60, 0.61, 0.58, 0.60), "(0.600) it does not change", "(0.610) it does not change"),
     ],
 )
 def test_an_auc_that_fell_at_first_has_not_risen(aucs, whole, later):
-    # Seeds differ in their last AUC, by a standard error of 0.012.
+    # The last AUC of the seeds has a standard error of 0.012.
     runs = [run_of((*aucs[:3], aucs[3] + offset), seed) for seed, offset in enumerate((-0.02, 0, 0.02))]
-    line = next(x for x in learning_report._verdicts({"fused": runs, "reference": runs}) if "AUC's" in x)
+    line = next(x for x in report._verdicts({"fused": runs, "reference": runs}) if "final AUC" in x)
     assert f"first evaluation {whole}" in line and f"a quarter of the run {later}" in line
     assert "in 3 of 3 runs" in line
 
 
 def test_an_interval_that_has_a_half_in_it_is_not_above():
     runs = [run_of((0.7, auc), seed) for seed, auc in enumerate((0.505, 0.52))]
-    assert "in 1 of 2 runs" in " ".join(learning_report._verdicts({"fused": runs, "reference": runs}))
+    assert "in 1 of 2 runs" in " ".join(report._verdicts({"fused": runs, "reference": runs}))
 
 
 @pytest.mark.parametrize(("below", "word"), [(0.01, "yes"), (-0.01, "no")])
 def test_knowing_how_many_are_replaced_is_not_learning(below, word):
     entropy = -0.1 * math.log(0.1) - 0.9 * math.log(0.9)
     runs = [run_of((0.6, 0.6), seed, rtd_loss=entropy - below + 0.001 * seed) for seed in (-1, 0, 1)]
-    lines = learning_report._verdicts({"fused": runs, "reference": runs})
-    (line,) = (x for x in lines if "the best answer" in x)
+    lines = report._verdicts({"fused": runs, "reference": runs})
+    (line,) = (x for x in lines if "best constant prediction" in x)
     assert f"{below:.4f} ± 0.0006 nats below" in line and line.endswith(f": {word}.")
 
 
@@ -155,17 +155,17 @@ def test_an_encoder_that_is_worse_than_untrained_or_at_chance_is_told_so():
         low = {"sentiment": (sentiment + 0.001 * seed, 0, 1), "pairs": (pairs, pairs - 0.06, pairs + 0.06)}
         return low | {"sentiment_untrained": (0.67, 0, 1), "sentiment_words": (0.83, 0, 1)}
 
-    line = learning_report._standing("it", [found(0.65, 0.52, seed) for seed in range(3)])
-    assert "behind its first weights (-0.019" in line and "behind a bag of words" in line
+    line = report._rank("it", [found(0.65, 0.52, seed) for seed in range(3)])
+    assert "behind its initial weights (-0.019" in line and "behind a bag of words" in line
     assert "above chance in 0 of 3 runs" in line
-    line = learning_report._standing("it", [found(0.90, 0.57, seed) for seed in range(3)])
-    assert "ahead of its first weights" in line and "ahead of a bag of words" in line
+    line = report._rank("it", [found(0.90, 0.57, seed) for seed in range(3)])
+    assert "ahead of its initial weights" in line and "ahead of a bag of words" in line
     assert "above chance in 3 of 3 runs" in line
 
 
 @pytest.mark.filterwarnings("ignore:.*TensorBoard:")
 def test_from_text_to_page(tmp_path, monkeypatch):
-    """All of it on a small text with small probes; the numbers mean nothing."""
+    """All steps on a small text with small probes; the numbers mean nothing."""
     pytest.importorskip("tokenizers")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(learning, "ROOT", tmp_path)
@@ -195,12 +195,12 @@ def test_from_text_to_page(tmp_path, monkeypatch):
     ]
     torch.set_num_threads(threads)
     for run, half in zip(runs[::2], ("discriminator", "generator"), strict=True):
-        begun = read(run.folder / "checkpoints" / "step-000000000").tensors["model"]
-        first = probes.first_weights(run.folder, learning.MODELS[run.model][0])
-        for name, weight in first.named_parameters():
-            # What both halves share stands in a checkpoint under the generator's name alone.
+        first = read(run.folder / "checkpoints" / "step-000000000").tensors["model"]
+        initial = probes.initial_weights(run.folder, learning.MODELS[run.model][0])
+        for name, weight in initial.named_parameters():
+            # A checkpoint stores shared weights under the generator's name only.
             names = (f"{half}.{name}", f"generator.{name}")
-            assert torch.equal(weight, next(begun[n] for n in names if n in begun)), name
+            assert torch.equal(weight, next(first[n] for n in names if n in first)), name
     with pytest.raises(ValueError, match=r"--steps must be 3 in .*, got 4"):
         learning.train(runs[0]._replace(steps=4))
     assert all(set(range(2)) & {p["pairs"].accuracy} for p in found)  # equal pairs: all or none
@@ -211,8 +211,8 @@ def test_from_text_to_page(tmp_path, monkeypatch):
         "flops": {"electra": 2, "masked": 1},
     }
     results = json.loads(json.dumps(results | {"machine": "here", "torch": "2"}))
-    page = learning_report.markdown(results)
-    for words in ("## c", "| fused | 1 |", "fused less reference", "BLiMP, zero-shot", "is ahead by"):
+    page = report.markdown(results)
+    for words in ("## c", "| fused | 1 |", "fused minus reference", "BLiMP, zero-shot", "is ahead by"):
         assert words in page
     assert results["runs"][0]["curve"][-1]["step"] == 3
     assert data.load_tokenizer(runs[0].folder / "tokenizer").get_vocab_size() > 104

@@ -13,8 +13,8 @@ def test_is_torchs_linear(implementation, device):
     assert torch.allclose(y, F.linear(x, weight, bias), atol=1e-5)
 
 
-def test_it_computes_with_the_copies_and_the_gradients_are_the_originals(implementation, device):
-    """The copies are twice the originals, so that one sees which was used."""
+def test_products_use_the_copies_and_gradients_have_the_dtype_of_the_originals(implementation, device):
+    """The copies are twice the originals, so that the result shows which of them was used."""
     x = torch.randn(3, 24, device=device, requires_grad=True)
     weight, bias = (torch.randn(*shape, device=device, requires_grad=True) for shape in ((7, 24), (7,)))
     low = {"low_weight": 2 * weight.detach().bfloat16(), "low_bias": 2 * bias.detach().bfloat16()}
@@ -42,7 +42,7 @@ def test_any_axis_may_be_empty_or_the_only_one(T, K, N, implementation, device):
         assert got.shape == wanted.shape and torch.allclose(got, wanted, atol=1e-5)
 
 
-def test_only_what_is_wanted_gets_a_gradient(implementation, device):
+def test_only_inputs_that_require_a_gradient_get_one(implementation, device):
     function = testing.implementations(OP)[implementation[1]]
     x, weight = torch.randn(3, 8, device=device), torch.randn(4, 8, device=device, requires_grad=True)
     function(x, weight).sum().backward()
@@ -54,8 +54,8 @@ def test_only_what_is_wanted_gets_a_gradient(implementation, device):
 @pytest.mark.parametrize(
     ("T", "K", "N"), [(256, 16, 16), (300, 40, 300), (521, 300, 70), (257, 17, 513), (600, 256, 256)]
 )
-def test_tiles_and_what_is_left_of_them(T, K, N, implementation, device, seed):
-    """From 256 tokens on, a CPU multiplies by tiles; some of these sizes are whole ones, and most not."""
+def test_whole_and_partial_tiles(T, K, N, implementation, device, seed):
+    """From 256 tokens on, the CPU kernel works in tiles. Most of these sizes are not multiples of a tile."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"x": (1, T, K), "weight": (N, K), "bias": (N,)}
     args = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -64,18 +64,9 @@ def test_tiles_and_what_is_left_of_them(T, K, N, implementation, device, seed):
 
 
 @pytest.mark.skipif("cpu" not in testing.implementations(OP), reason="built without electra_fast._C")
-def test_threads_change_no_bit():
-    function = testing.implementations(OP)["cpu"]
-    args = [torch.randn(*s, requires_grad=True) for s in ((700, 300), (530, 300), (530,))]
-    threads, found = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            y = function(*args)
-            found.append([y, *torch.autograd.grad(y.square().sum(), args)])
-    finally:
-        torch.set_num_threads(threads)
-    assert all(map(torch.equal, *found))
+def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
+    args = {"x": torch.randn(700, 300), "weight": torch.randn(530, 300), "bias": torch.randn(530)}
+    check_thread_counts(testing.implementations(OP)["cpu"], testing.Example(OP, "threads", args, tuple(args)))
 
 
 def test_casts_to_the_autocast_dtype(device):
@@ -99,7 +90,7 @@ X, W = torch.zeros(2, 8), torch.zeros(3, 8)
         (
             {"low_weight": W.half(), "low_bias": torch.zeros(3).half()},
             ValueError,
-            "linear: low_bias must be given with bias and low_weight",
+            "linear: low_bias must be given if and only if bias is",
         ),
     ],
 )

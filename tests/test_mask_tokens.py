@@ -13,7 +13,7 @@ def masked(ids, candidates=None, function=ops.mask_tokens, **options):
     return function(ids, candidates.to(ids.device), rng, mask_id=103, **options)
 
 
-def test_is_distributed_as_promised(implementation, device):
+def test_is_distributed_as_documented(implementation, device):
     slow = implementation[1] == "triton" and device == "cpu"
     size = {"B": 8, "L": 32, "steps": 60} if slow else {}
     testing.check_masker(testing.implementations(OP)[implementation[1]], device=device, **size)
@@ -26,7 +26,7 @@ def test_is_distributed_as_promised(implementation, device):
         lambda out: out._replace(weights=out.weights.index_fill(0, torch.tensor([0]), 0)),
         lambda out: out._replace(ids=torch.where(out.ids == 103, 104, out.ids)),
     ],
-    ids=["positions rolled", "a slot lost", "another token"],
+    ids=["positions rolled", "a slot is lost", "another token"],
 )
 def test_the_check_finds_a_broken_masker(fault):
     with pytest.raises(AssertionError):
@@ -38,16 +38,16 @@ def test_the_check_finds_a_masker_that_prefers_the_front_and_one_that_repeats_it
         first = candidates & (torch.arange(ids.shape[1]) < ids.shape[1] - 3)
         return ops.mask_tokens(ids, first, rng, **options)
 
-    def stuck(ids, candidates, rng, **options):
+    def repeating(ids, candidates, rng, **options):
         return ops.mask_tokens(ids, candidates, rng * torch.tensor([1, 0]), **options)
 
-    for broken in (front, stuck):
+    for broken in (front, repeating):
         with pytest.raises(AssertionError):
             testing.check_masker(broken)
 
 
 def test_count_is_right_for_every_length_up_to_8192():
-    """round(0.15 n) in exact arithmetic, where float32 rounds wrongly at n = 190, 350, 390, …"""
+    """The count is round(0.15 n) in exact arithmetic; float32 rounds wrongly for n = 190, 350, 390, …"""
     n = torch.arange(1, 8193)
     P = reference.rate(0.15)
     k = ((n * P + 2**31) >> 32).clamp(min=1)
@@ -57,7 +57,7 @@ def test_count_is_right_for_every_length_up_to_8192():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 9, 10, 127, 128, 190, 350, 390, 511, 1000, 4095, 8192])
-def test_count_by_each_implementation(implementation, device, n):
+def test_count_of_each_implementation(implementation, device, n):
     out = masked(
         torch.full((1, n), 7, device=device), function=testing.implementations(OP)[implementation[1]]
     )
@@ -65,8 +65,8 @@ def test_count_by_each_implementation(implementation, device, n):
 
 
 @pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
-def test_ties_go_to_the_lower_place(device):
-    """Random words hardly ever tie, so the search is handed keys that do, the largest word among them."""
+def test_a_tie_goes_to_the_lower_position(device):
+    """Random words are hardly ever equal, so the search gets keys that are, among them the largest word."""
     from tie_kernel import take_smallest
 
     key = torch.tensor([2, 2, 0, 2**32 - 1, 2, 0, 2**32 - 1, 1] * 2, device=device)
@@ -90,7 +90,7 @@ def test_packed_batch_masks_the_same_count_as_its_sequences(kernel, device):
     assert torch.equal(used, used.sort().values) and torch.equal(used + 200, out.targets[out.weights.bool()])
 
 
-def test_padding_and_rows_without_candidates_are_left_alone(kernel, device):
+def test_padding_and_rows_without_candidates_are_left_unchanged(kernel, device):
     ids = torch.full((3, 16), 7, device=device)
     key_mask = torch.tensor([[True] * 16, [True] * 8 + [False] * 8, [False] * 16], device=device)
     candidates = torch.ones_like(key_mask)
@@ -101,7 +101,7 @@ def test_padding_and_rows_without_candidates_are_left_alone(kernel, device):
     assert (out.positions[out.weights == 0] == 0).all() and (out.targets[out.weights == 0] == 0).all()
 
 
-def test_a_row_depends_on_its_place_alone_and_a_step_changes_all(kernel, device):
+def test_masks_depend_only_on_the_row_number_and_on_rng(kernel, device):
     ids = torch.full((8, 64), 7, device=device)
     whole, first = masked(ids, function=kernel), masked(ids[:4], function=kernel)
     assert torch.equal(whole.ids[:4], first.ids)
@@ -176,9 +176,9 @@ def test_refuses_a_max_seqlen_that_is_too_small_on_the_cpu(max_seqlen, name):
         ([2**31 - 1, 40], 64),
         ([0, 9], 64),
     ],
-    ids=["below", "above", "falling", "longer than said", "far off", "half the batch"],
+    ids=["below", "above", "falling", "longer than max_seqlen", "far above", "half the batch"],
 )
-def test_wrong_bounds_make_the_loss_nan_on_a_gpu_and_touch_nothing(bounds, max_seqlen, device):
+def test_wrong_bounds_make_the_loss_nan_on_a_gpu_and_keep_every_index_legal(bounds, max_seqlen, device):
     ids = torch.arange(40, device=device) + 7
     cu = torch.tensor(bounds, device=device)
     with testing.guarded_memory():
@@ -190,7 +190,7 @@ def test_wrong_bounds_make_the_loss_nan_on_a_gpu_and_touch_nothing(bounds, max_s
     assert ((out.positions >= 0) & (out.positions < 40)).all()
 
 
-def test_max_seqlen_may_be_any_bound(implementation, device):
+def test_max_seqlen_may_be_any_upper_bound(implementation, device):
     args = {
         "ids": torch.arange(12, device=device),
         "candidates": torch.ones(12, dtype=torch.bool, device=device),
@@ -205,7 +205,7 @@ def test_max_seqlen_may_be_any_bound(implementation, device):
 @pytest.mark.parametrize(
     ("dtype", "mask_id"), [(torch.int32, 2**31 + 5), (torch.int32, -(2**31) - 1), (torch.int64, 2**63)]
 )
-def test_refuses_a_mask_id_that_ids_cannot_hold(dtype, mask_id):
+def test_refuses_a_mask_id_outside_the_dtype_of_ids(dtype, mask_id):
     ids = torch.zeros(2, 3, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(ValueError, match=f"mask_tokens: mask_id must be .* dtype, {name}, got {mask_id}"):
@@ -213,7 +213,7 @@ def test_refuses_a_mask_id_that_ids_cannot_hold(dtype, mask_id):
 
 
 @pytest.mark.parametrize("mask_id", [3.0, True, None])
-def test_refuses_a_mask_id_that_is_no_int(mask_id):
+def test_refuses_a_mask_id_that_is_not_an_int(mask_id):
     with pytest.raises(TypeError, match=f"mask_tokens: mask_id must be an int, got {mask_id}"):
         ops.mask_tokens(IDS, YES, RNG, mask_id=mask_id)
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from electra_fast import ops, testing
-from electra_fast.ops._register import OPERATORS
+from electra_fast.ops._operators import OPERATORS
 from electra_fast.testing import Example, distributions
 from electra_fast.testing.budget import assert_samples
 
@@ -29,9 +29,9 @@ def test_loss_is_torchs_cross_entropy(implementation, device):
 
 @pytest.fixture
 def fast(implementation, device):
-    """Leave out what runs a program or a block at a time in Python or in fibres."""
+    """Skip implementations that run one program or block at a time, in Python or in fibres."""
     if device == "cpu" and implementation[1] in ("triton", "cuda"):
-        pytest.skip("slow without a GPU; test_implementations_draw_the_same holds its draws instead")
+        pytest.skip("slow without a GPU; test_implementations_draw_the_same compares its draws")
 
 
 def test_draws_from_the_softmax(implementation, device, fast):
@@ -52,9 +52,11 @@ def test_two_million_draws(scale, device):
     distributions.assert_plausible("two million draws", distributions.chi_square(counts, p * 2**21))
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "disallow_correct": True}], ids=["", "options"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7, "disallow_correct": True}], ids=["defaults", "options"]
+)
 def test_implementations_draw_the_same(device, options):
-    """Except where u is within rounding of a boundary, which one row in a hundred may be."""
+    """A draw may differ if u is within rounding of a boundary: at most one row in a hundred."""
     args = arguments(device, M=200, V=300, E=24)
     draws = {n: f(**args, **options).samples for n, f in testing.implementations(OP).items()}
     for name, samples in draws.items():
@@ -69,7 +71,7 @@ def test_implementations_draw_the_same(device, options):
         lambda s: torch.where(torch.rand(s.shape) < 0.01, 7, s),
         lambda s: s // 2 * 2,
     ],
-    ids=["shifted", "the token of probability 0", "even ids alone"],
+    ids=["shifted", "the token of probability 0", "only even ids"],
 )
 def test_the_check_finds_a_broken_sampler(fault):
     def broken(*args, **options):
@@ -80,7 +82,7 @@ def test_the_check_finds_a_broken_sampler(fault):
         testing.check_sampler(broken)
 
 
-def test_unused_slots_cost_no_gradient_and_may_hold_anything(implementation, device):
+def test_unused_slots_get_no_gradient_and_may_have_any_value(implementation, device):
     args = arguments(device)
     args["x"][2] = torch.nan
     args["targets"][2] = -100
@@ -93,7 +95,7 @@ def test_unused_slots_cost_no_gradient_and_may_hold_anything(implementation, dev
     assert all(args[name].grad.isfinite().all() for name in ("x", "table", "bias"))
 
 
-def test_no_slot_and_no_weight_give_zero(implementation, device):
+def test_no_slots_and_zero_weights_give_zero(implementation, device):
     f = testing.implementations(OP)[implementation[1]]
     for args in (arguments(device, M=0), arguments(device, weights=torch.zeros(6))):
         args["table"].requires_grad_()
@@ -103,7 +105,7 @@ def test_no_slot_and_no_weight_give_zero(implementation, device):
 
 
 @pytest.mark.parametrize("V", [1, 2, 3, 257, 1000])
-def test_vocabularies(implementation, device, V):
+def test_vocabulary_sizes(implementation, device, V):
     out = testing.implementations(OP)[implementation[1]](**arguments(device, V=V))
     assert out.loss.isfinite() and (out.samples >= 0).all() and (out.samples < V).all()
 
@@ -117,12 +119,13 @@ def test_extreme_temperatures(implementation, device, temperature):
         assert torch.equal(out.samples, logits.argmax(-1))
     else:
         assert len(out.samples.unique()) > 20
-    assert torch.allclose(out.loss, F.cross_entropy(logits, args["targets"]))  # of the sample only
+    # The temperature changes only the samples.
+    assert torch.allclose(out.loss, F.cross_entropy(logits, args["targets"]))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # numpy's
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # of NumPy
 @pytest.mark.parametrize("temperature", [1e-300, 1e50, 1e300])
-def test_a_temperature_beyond_float32(implementation, device, temperature):
+def test_a_temperature_outside_the_range_of_float32(implementation, device, temperature):
     args = arguments(device, M=30)
     samples = testing.implementations(OP)[implementation[1]](**args, temperature=temperature).samples
     if temperature < 1:
@@ -132,15 +135,15 @@ def test_a_temperature_beyond_float32(implementation, device, temperature):
         assert len(samples.unique()) > 10
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # numpy's
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # of NumPy
 @pytest.mark.parametrize("largest", [1e4, 1e30, 3e38])
 @pytest.mark.parametrize(("target", "dtype"), [(4, torch.float32), (5, torch.float32), (4, torch.bfloat16)])
-def test_logits_as_far_apart_as_numbers_go(largest, target, dtype, implementation, device):
-    """Sixteen ties at the top: a target among them costs log 16, one below as much as PyTorch says."""
+def test_the_largest_logits_and_their_negatives(largest, target, dtype, implementation, device):
+    """Sixteen logits tie for the largest: such a target has the loss log 16, any other that of PyTorch."""
     args = arguments(device, M=16)
     args["bias"] = torch.where(torch.arange(31) % 2 == 0, largest, -largest).to(device)
     args["targets"][:] = target
-    args["x"] = args["x"] * 1e-6  # ties, but for rounding
+    args["x"] = args["x"] * 1e-6  # ties up to rounding
     if largest == 1e4:
         args["x"] *= 0
     args |= {name: args[name].to(dtype) for name in ("x", "table")}
@@ -155,11 +158,11 @@ def test_logits_as_far_apart_as_numbers_go(largest, target, dtype, implementatio
     for got, right in zip(gradients, torch.autograd.grad(wanted, leaves.values()), strict=True):
         assert torch.allclose(got, right, rtol=2e-2, atol=1e-5)
     assert (out.samples % 2 == 0).all() and len(out.samples.unique()) > 3
-    sure = testing.implementations(OP)[implementation[1]](**args, disallow_correct=True, temperature=0.5)
-    assert (sure.samples % 2 == 0).all() and (sure.samples != target).all()
+    wrong = testing.implementations(OP)[implementation[1]](**args, disallow_correct=True, temperature=0.5)
+    assert (wrong.samples % 2 == 0).all() and (wrong.samples != target).all()
 
 
-def test_no_column_leaves_the_bias(implementation, device):
+def test_without_columns_the_logits_are_the_bias(implementation, device):
     args = arguments(device, M=20, E=0)
     for name in ("x", "table", "bias"):
         args[name].requires_grad_()
@@ -172,7 +175,7 @@ def test_no_column_leaves_the_bias(implementation, device):
     assert torch.allclose(args["bias"].grad, logits[0].softmax(0) - share, atol=1e-6)
 
 
-def test_a_peaked_row_may_still_not_draw_its_target(implementation, device):
+def test_disallow_correct_holds_for_a_peaked_row(implementation, device):
     args = arguments(device)
     args["bias"][4] = 1e4
     args["targets"][:] = 4
@@ -182,7 +185,7 @@ def test_a_peaked_row_may_still_not_draw_its_target(implementation, device):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_strange_row_keeps_to_itself_and_draws_a_valid_id(implementation, device, value):
+def test_a_row_that_is_not_finite_draws_a_valid_id_and_changes_no_other_row(implementation, device, value):
     args = arguments(device)
     args["x"][1] = value
     out = testing.implementations(OP)[implementation[1]](**args)
@@ -192,28 +195,17 @@ def test_a_strange_row_keeps_to_itself_and_draws_a_valid_id(implementation, devi
     assert torch.equal(out.samples[rest], whole.samples[rest])
 
 
-def test_any_number_of_threads_gives_the_same_bits(device):
-    if device != "cpu":
-        pytest.skip("of the CPU's kernel")
+def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
     example = next(e for e in testing.examples(OP) if e.name.startswith("M=37"))
     args = {"table": torch.randn(5000, 24), "bias": torch.randn(5000), "x": torch.randn(300, 24)}
     args |= {"targets": torch.randint(5000, (300,)), "weights": torch.ones(300)}
     example.args.update(args)
-    threads, outcomes = torch.get_num_threads(), []
-    try:
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            outcomes.append(testing.run(ops.mlm_head, example))
-    finally:
-        torch.set_num_threads(threads)
-    for results, gradients in outcomes[1:]:
-        assert all(torch.equal(results[k], v) for k, v in outcomes[0][0].items())
-        assert all(torch.equal(gradients[k], v) for k, v in outcomes[0][1].items())
+    check_thread_counts(ops.mlm_head, example)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_whole_vocabulary(device, dtype):
-    """Many tiles of tokens, a multiple of nothing, and more slots than one chunk."""
+    """Many tiles of ids, sizes that are not multiples of a tile, and more slots than one chunk."""
     g = torch.Generator().manual_seed(4)
     args = {"x": torch.randn(300, 72, generator=g).to(dtype), "table": torch.randn(30522, 72, generator=g)}
     args |= {"bias": torch.randn(30522, generator=g), "weights": (torch.rand(300, generator=g) > 0.5).float()}
@@ -222,7 +214,7 @@ def test_a_whole_vocabulary(device, dtype):
     testing.check_example(ops.mlm_head, Example(OP, "a whole vocabulary", args, ("x", "table", "bias")))
 
 
-def test_the_right_arg_max_is_the_lowest_id_in_a_tie(implementation, device):
+def test_the_arg_max_of_a_tie_is_the_lowest_id(implementation, device):
     args = arguments(device, V=400)
     args["table"][:] = 0
     args["bias"][:] = 0
@@ -232,13 +224,13 @@ def test_the_right_arg_max_is_the_lowest_id_in_a_tie(implementation, device):
 
 
 @pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True)])
-def test_only_the_wanted_gradients_are_made(implementation, device, wanted):
+def test_only_the_wanted_gradients_are_computed(implementation, device, wanted):
     operator = getattr(OPERATORS["mlm_head_bwd"], implementation[1])
     *_, dx, dtable, dbias = operator(*arguments(device).values(), 1.0, False, *wanted)
     assert (dx.numel() > 0, dtable.numel() > 0) == wanted and dbias.shape == (31,)
 
 
-def test_a_frozen_table_leaves_the_gradient_of_x(implementation, device):
+def test_a_frozen_table_does_not_change_the_gradient_of_x(implementation, device):
     args = arguments(device)
     args["x"].requires_grad_()
     out = testing.implementations(OP)[implementation[1]](**args)
@@ -252,12 +244,12 @@ def test_backward_runs_twice(implementation, device):
     args = arguments(device)
     args["table"].requires_grad_()
     loss = testing.implementations(OP)[implementation[1]](**args).loss
-    first, third = (torch.autograd.grad(g * loss, args["table"], retain_graph=True)[0] for g in (1, 3))
-    assert torch.allclose(3 * first, third)
+    first, second = (torch.autograd.grad(g * loss, args["table"], retain_graph=True)[0] for g in (1, 3))
+    assert torch.allclose(3 * first, second)
 
 
-def test_a_gradient_that_float16_could_not_hold_survives_until_it_is_scaled(implementation, device):
-    """With 1e5 slots a gradient is 1e-5 P; a loss scale that comes later must not find zeros."""
+def test_a_gradient_too_small_for_float16_survives_until_it_is_scaled(implementation, device):
+    """With 1e5 slots a gradient is 1e-5 P; it must not become 0 before the loss scale multiplies it."""
     half = {name: arguments()[name].half() for name in ("x", "table")}
     args = arguments(device, **half, weights=torch.tensor([1e-4] * 5 + [1e4]))
     args["x"].requires_grad_()
@@ -266,13 +258,13 @@ def test_a_gradient_that_float16_could_not_hold_survives_until_it_is_scaled(impl
     assert (dx[:5] != 0).any(1).all()
 
 
-def test_pointers_need_no_alignment(implementation, device):
+def test_tensors_need_not_be_aligned(implementation, device):
     args = arguments(device)
     for name in ("x", "table", "bias", "targets", "weights"):
         x = args[name]
         args[name] = torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
-    f, rest = testing.implementations(OP)[implementation[1]], arguments(device)
-    assert torch.equal(f(**args).samples, f(**rest).samples)
+    f = testing.implementations(OP)[implementation[1]]
+    assert torch.equal(f(**args).samples, f(**arguments(device)).samples)
 
 
 def test_large_logits_stay_finite(implementation, device):
@@ -293,7 +285,7 @@ def test_a_bad_target_raises_on_the_cpu_and_makes_the_loss_nan_on_a_gpu(device, 
 
 @pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
 def test_programs_of_many_tiles_and_slots_of_many_chunks(device, monkeypatch):
-    """As at a real size, where a program takes more than one tile and the kept exponentials one chunk."""
+    """As for real sizes, a program has several tiles, and the stored exponentials need several chunks."""
     from electra_fast.kernels import mlm_head
 
     monkeypatch.setattr(mlm_head, "PROGRAMS", 2)
@@ -309,12 +301,12 @@ def test_programs_of_many_tiles_and_slots_of_many_chunks(device, monkeypatch):
 
 @pytest.mark.parametrize("bad", [31, -1, 2**31 + 5])
 @pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_a_bad_target_spoils_its_own_row(device, name, bad):
+def test_a_bad_target_makes_only_its_own_row_nan(device, name, bad):
     args = arguments(device)
     args["targets"][3] = bad
     args["x"].requires_grad_()
     if name not in testing.implementations(OP):
-        pytest.skip(f"no {name} here")
+        pytest.skip(f"{name} is not available here")
     with testing.guarded_memory():
         out = testing.implementations(OP)[name](**args)
         out.loss.backward()
@@ -339,7 +331,7 @@ def test_a_bad_target_spoils_its_own_row(device, name, bad):
         (
             {"V": 1, "disallow_correct": True},
             ValueError,
-            "mlm_head: disallow_correct must be False where the vocabulary",
+            "mlm_head: disallow_correct must be False if the vocabulary",
         ),
         ({"table": torch.zeros(31, 8)}, ValueError, "mlm_head: table must have shape [*, 16], got [31, 8]"),
         (
@@ -363,8 +355,8 @@ def test_refuses(change, error, message):
     assert message in str(caught.value)
 
 
-def test_a_confident_row_s_gradient_is_not_its_log_sum_exp_s_rounding(implementation, device):
-    """p - 1 of the target is some 1e-6 here: what rounding lse to float32 alone would make of it."""
+def test_the_gradient_of_a_confident_row_is_more_accurate_than_a_float32_lse(implementation, device):
+    """p - 1 of the target is about 1e-6 here, as large as the rounding error of lse in float32."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(50, 64, generator=generator)
     targets = torch.arange(8)

@@ -1,4 +1,4 @@
-"""The model: sizes, sharing, where gradients go, what a seed decides, and that it learns."""
+"""The model: its sizes, the results of a step, randomness, learning, and errors for bad inputs."""
 
 import dataclasses
 
@@ -11,14 +11,11 @@ from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops import FUSED, REFERENCE, Ops
 
 PLAIN = dataclasses.replace(CONFIG, dropout=0.0)
-EQUAL = dataclasses.replace(
-    CONFIG, generator_layers=2, generator_hidden=32, generator_heads=2, generator_ffn=64
-)
 RNG = torch.tensor([11, 3])
 
 
 def spy(calls, ops=FUSED):
-    """Return `ops` with each op's keywords and result appended to `calls` under its name."""
+    """Return `ops`, but each call appends (name, keywords, result) to `calls`."""
 
     def watch(name, op):
         def watched(*args, **kwargs):
@@ -90,7 +87,7 @@ def test_output_is_the_weighted_sum_and_its_counts():
     results = {name: result for name, _, result in calls}
 
     assert torch.equal(output.loss, 2 * output.mlm_loss + 7 * output.rtd_loss)
-    assert output.masked == 4 + 1  # 15 % of 24 and of 9; two special tokens alone have none
+    assert output.masked == 4 + 1  # 15 % of 24 and of 9; the third has only special tokens
     assert output.mlm_correct <= output.masked
     assert output.rtd_counts.sum() == key_mask.sum()
     replaced = results["replace_tokens"].replaced
@@ -189,16 +186,16 @@ def test_rng_may_be_advanced_before_backward():
     assert_all_equal(*expected)
 
 
-def test_each_place_of_dropout_has_its_own_stream():
+def test_each_use_of_dropout_has_its_own_stream():
     calls = []
     Electra(CONFIG, spy(calls))(padded(24)[0], rng=RNG)
     streams = [keywords["stream"] for _, keywords, _ in calls if keywords.get("dropout")]
-    assert streams == list(range(2, 2 + 4 + 7))  # one layer, then two
+    assert streams == list(range(2, 2 + 4 + 7))  # the generator has one layer, the discriminator two
 
     calls.clear()
     Discriminator(CONFIG, spy(calls))(padded(24)[0], rng=RNG)
-    alone = [keywords["stream"] for _, keywords, _ in calls if keywords.get("dropout")]
-    assert alone == streams[4:]
+    of_discriminator = [keywords["stream"] for _, keywords, _ in calls if keywords.get("dropout")]
+    assert of_discriminator == streams[4:]
 
 
 # --- training ---
@@ -221,7 +218,7 @@ def test_learns_a_batch():
     assert after[1] < before[1] - 0.1  # of ln 2 = 0.69
 
 
-# Dynamo itself makes an object of the class; PyTorch warns about that.
+# Dynamo creates an instance of the autograd.Function, and PyTorch warns about that.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_into_one_graph():
     model = Electra(CONFIG)

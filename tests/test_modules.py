@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from test_model import spy
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,10 +15,10 @@ from electra_fast.modules import (
     EncoderLayer,
     FeedForward,
     GeneratorHead,
+    Layout,
     SelfAttention,
     SharedEmbedding,
 )
-from electra_fast.ops import FUSED, Ops
 
 CONFIG = ElectraConfig(vocab_size=300, max_positions=40, embedding=16, layers=2, hidden=32, heads=2, ffn=64)
 
@@ -27,19 +28,6 @@ def padded(*lengths, L):
     ids = torch.randint(104, 300, (len(lengths), L))
     key_mask = torch.arange(L) < torch.tensor(lengths)[:, None]
     return ids.masked_fill(~key_mask, 0), key_mask
-
-
-def spy(calls):
-    """Return FUSED with every call appended to `calls` as (op, keywords, result)."""
-
-    def watch(name, op):
-        def watched(*args, **kwargs):
-            calls.append((name, kwargs, op(*args, **kwargs)))
-            return calls[-1][2]
-
-        return watched
-
-    return Ops(*(watch(name, op) for name, op in FUSED._asdict().items()))
 
 
 # --- what they compute ---
@@ -65,7 +53,7 @@ def test_layer_computes_what_pytorchs_transformer_layer_does():
     _, key_mask = padded(12, 1, 7, L=12)
     x = torch.randn(3, 12, 32)
     expected = theirs(x, src_key_padding_mask=~key_mask)
-    torch.testing.assert_close(ours(x, key_mask=key_mask)[key_mask], expected[key_mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(x, Layout(key_mask))[key_mask], expected[key_mask], atol=1e-5, rtol=1e-5)
 
 
 def test_packed_sequences_give_what_padded_ones_give():
@@ -74,8 +62,8 @@ def test_packed_sequences_give_what_padded_ones_give():
     ids, key_mask = padded(*lengths, L=12)
     types = torch.randint(0, 2, ids.shape)
     cu_seqlens = torch.tensor([0, 12, 13, 20], dtype=torch.int32)
-    packed = encoder(ids[key_mask], type_ids=types[key_mask], cu_seqlens=cu_seqlens, max_seqlen=12)
-    expected = encoder(ids, type_ids=types, key_mask=key_mask)[key_mask]
+    packed = encoder(ids[key_mask], Layout(None, cu_seqlens, 12), type_ids=types[key_mask])
+    expected = encoder(ids, Layout(key_mask), type_ids=types)[key_mask]
     torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -89,7 +77,7 @@ def test_head_logits_are_those_of_its_loss():
     torch.testing.assert_close(mlm.loss, expected)
 
 
-def test_projection_only_where_widths_differ():
+def test_there_is_a_projection_only_if_the_widths_differ():
     assert Encoder(CONFIG).project.weight.shape == (32, 16)
     assert Encoder(dataclasses.replace(CONFIG, embedding=32)).project is None
 
@@ -97,7 +85,7 @@ def test_projection_only_where_widths_differ():
 def test_every_parameter_gets_a_gradient():
     ids, key_mask = padded(12, 5, L=12)
     encoder, head = Encoder(CONFIG), DiscriminatorHead(CONFIG)
-    head(encoder(ids, key_mask=key_mask)).sin().sum().backward()
+    head(encoder(ids, Layout(key_mask))).sin().sum().backward()
     for name, parameter in (*encoder.named_parameters(), *head.named_parameters()):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
@@ -163,13 +151,13 @@ def test_no_dropout_in_eval_mode_or_at_probability_zero():
     assert torch.equal(layer(x), layer.eval()(x))
 
 
-def test_each_place_of_dropout_has_its_own_stream():
+def test_each_use_of_dropout_has_its_own_stream():
     calls = []
     Encoder(CONFIG, spy(calls))(padded(12, L=12)[0], stream=7)
-    sites = [(name, keywords["stream"]) for name, keywords, _ in calls if "stream" in keywords]
+    streams = [(name, keywords["stream"]) for name, keywords, _ in calls if "stream" in keywords]
     layer = ("attention_qkv", "add_norm", "add_norm")
-    assert sites == list(zip(("embed", *layer, *layer), range(7, 14), strict=True))
-    assert Encoder.streams(CONFIG) == len(sites)
+    assert streams == list(zip(("embed", *layer, *layer), range(7, 14), strict=True))
+    assert Encoder.streams(CONFIG) == len(streams)
 
 
 @pytest.mark.parametrize("rng", [None, torch.tensor([3, 4])])

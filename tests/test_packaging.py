@@ -1,4 +1,4 @@
-"""What is built, what it contains, and that it imports where half of what it can use is missing."""
+"""What a build produces and contains, and that the package imports without its optional parts."""
 
 import json
 import os
@@ -35,24 +35,24 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 
 
 def build(checkout: Path, *command: str, **environment: str) -> tuple[Path, str]:
-    """Return the one file that a build leaves in dist/, and what the build said."""
+    """Return the one file that a build leaves in dist/, and the output of the build."""
     result = run(*command, cwd=checkout, **environment)
-    said = result.stdout + result.stderr
-    assert result.returncode == 0, said
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
     (built,) = (checkout / "dist").iterdir()
-    return built, said
+    return built, output
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the sources, so that builds leave nothing here and may run beside each other."""
+    """A copy of the sources, so that builds leave no files here and can run at the same time."""
     left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
     return shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out)
 
 
 def test_wheel_without_a_compiler(checkout):
-    wheel, said = build(checkout, *WHEEL, CXX="/nonexistent")
-    assert re.search(r"built without electra_fast\._C.*no C\+\+ compiler \(/nonexistent\)", said)
+    wheel, output = build(checkout, *WHEEL, CXX="/nonexistent")
+    assert re.search(r"built without electra_fast\._C.*no C\+\+ compiler \(/nonexistent\)", output)
     assert wheel.name.endswith("-py3-none-any.whl")
 
     archive = zipfile.ZipFile(wheel)
@@ -64,8 +64,8 @@ def test_wheel_without_a_compiler(checkout):
     assert roots == {"electra_fast", top_level.split("/")[0]}
 
 
-def fails(folder: Path, message: str) -> Path:
-    """Return a compiler that says who it is, and fails to compile with this message."""
+def failing_compiler(folder: Path, message: str) -> Path:
+    """Return a compiler that reports its version but fails to compile, with this message."""
     file = folder / "failing-c++"
     real = shutil.which(os.environ.get("CXX", "c++"))
     script = f'case "$*" in *-dump*|*--version*) exec {real} "$@";; esac\necho "{message}" >&2\nexit 1'
@@ -78,21 +78,21 @@ MESSAGE = "csrc/a.cpp:1:10: fatal error: omp.h: No such file or directory"
 
 
 @needs_compiler
-def test_a_compiler_that_fails_costs_the_extension_and_not_the_installation(checkout, tmp_path):
-    wheel, said = build(checkout, *WHEEL, CXX=str(fails(tmp_path, MESSAGE)))
+def test_if_the_compiler_fails_the_package_is_installed_without_the_extension(checkout, tmp_path):
+    wheel, output = build(checkout, *WHEEL, CXX=str(failing_compiler(tmp_path, MESSAGE)))
     line = f"{MESSAGE}; CXX must be a compiler with C++20 and OpenMP"
     assert (
         f"electra_fast: built without electra_fast._C, the reference and Triton serve every op: {line}\n"
-        in said
+        in output
     )
     archive = zipfile.ZipFile(wheel)
     assert "electra_fast/kernels/embed.py" in archive.namelist()
     assert not any("/_C" in name for name in archive.namelist())
-    assert json.loads(archive.read("electra_fast/_left_out.json"))["all"] == line, "info repeats it"
+    assert json.loads(archive.read("electra_fast/_left_out.json"))["all"] == line, "info prints it"
 
 
 @needs_compiler
-def test_sdist_holds_what_a_build_needs(checkout):
+def test_sdist_has_all_files_that_a_build_needs(checkout):
     sdist, _ = build(checkout, *SDIST)
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -105,14 +105,14 @@ def test_sdist_holds_what_a_build_needs(checkout):
 @pytest.mark.slow
 @needs_compiler
 def test_wheel_with_a_compiler(checkout):
-    wheel, said = build(checkout, *WHEEL)
-    assert not re.search(r"csrc/\S+: warning:", said)
+    wheel, output = build(checkout, *WHEEL)
+    assert not re.search(r"csrc/\S+: warning:", output)
     assert any(name.startswith("electra_fast/_C.") for name in zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.fixture
 def extension(monkeypatch, tmp_path):
-    """Return what setup.py builds beside a CUDA torch, with PATH and site-packages in a folder."""
+    """Return what setup.py builds with a CUDA torch, with PATH and site-packages in a temporary folder."""
     made = {}
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(setuptools, "setup", made.update)
@@ -134,7 +134,7 @@ def extension(monkeypatch, tmp_path):
 
 @pytest.fixture
 def built(extension, monkeypatch, tmp_path):
-    """Return what setup.py's build_ext makes where torch compiles as `compile(extension)` says."""
+    """Return (extensions, left out) of setup.py's build_ext, with `compile(extension)` for torch's build."""
 
     def build(compile) -> tuple[list, dict]:
         monkeypatch.setattr(
@@ -151,7 +151,7 @@ def built(extension, monkeypatch, tmp_path):
 
 
 def compiles(suffixes: tuple[str, ...]):
-    """Return a compilation that fails, as ninja does, on sources that end otherwise."""
+    """Return a compilation that fails like ninja for sources with other suffixes."""
 
     def compile(extension):
         if any(not source.endswith(suffixes) for source in extension.sources):
@@ -164,7 +164,7 @@ def compiles(suffixes: tuple[str, ...]):
 
 
 def fake_toolkit(folder: Path, nvcc: str = "", header: bool = True) -> None:
-    """Put an nvcc into a folder, a script that says `nvcc`, and CUDA's header."""
+    """Put the script `nvcc` as nvcc, and CUDA's header, into a folder."""
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
     (folder / "bin/nvcc").chmod(0o755)
@@ -176,7 +176,7 @@ def fake_toolkit(folder: Path, nvcc: str = "", header: bool = True) -> None:
 @needs_compiler
 def test_nvcc_on_the_path_may_be_a_script(extension, tmp_path, capsys):
     fake_toolkit(tmp_path, f'exec {tmp_path}/cuda/bin/nvcc "$@"', header=False)
-    # As nvcc prints it, the folder among much else.
+    # nvcc prints the folder among other lines.
     fake_toolkit(tmp_path / "cuda", f"echo '#$ _SPACE_= \n#$ TOP={tmp_path}/cuda/bin/..' >&2")
     built = extension()
     assert f"csrc/cuda is compiled by {tmp_path}/cuda/bin/nvcc" in capsys.readouterr().err
@@ -198,27 +198,27 @@ def test_nvcc_without_its_headers_builds_for_the_cpu(extension, tmp_path, capsys
     fake_toolkit(tmp_path, "exit 1", header=False)
     built = extension()
     assert (
-        "electra_fast: built without the kernels of csrc/cuda: no folder holds bin/nvcc and "
+        "electra_fast: built without the kernels of csrc/cuda: no folder has bin/nvcc and "
         "include/cuda_runtime.h; set CUDA_HOME to a CUDA toolkit\n"
     ) in capsys.readouterr().err
     assert not any(source.endswith(".cu") for source in built.sources)
 
 
 @needs_compiler
-def test_nvcc_that_fails_while_compiling_costs_csrc_cuda_alone(built, tmp_path, capfd):
+def test_if_nvcc_fails_only_csrc_cuda_is_left_out(built, tmp_path, capfd):
     fake_toolkit(tmp_path)
     (extension,), left_out = built(compiles((".cpp",)))
     assert extension.sources and all(source.endswith(".cpp") for source in extension.sources)
     assert extension.define_macros == [] and not any("cudart" in name for name in extension.libraries)
     why = "fatal error: cuda_runtime.h: No such file; CUDA_HOME must be a whole CUDA 13.0 toolkit, and CXX"
     assert left_out == {"CUDA": f"{why} a compiler for it"}
-    said = capfd.readouterr().err
-    assert f"electra_fast: built without the kernels of csrc/cuda: {why}" in said
-    assert "/usr/bin/nvcc -c a.cu" in said, "what the compilers printed is not lost"
+    output = capfd.readouterr().err
+    assert f"electra_fast: built without the kernels of csrc/cuda: {why}" in output
+    assert "/usr/bin/nvcc -c a.cu" in output, "the output of the compilers is not lost"
 
 
 @needs_compiler
-def test_what_fails_without_cuda_too_costs_csrc(built, tmp_path):
+def test_if_a_build_without_cuda_fails_too_csrc_is_left_out(built, tmp_path):
     fake_toolkit(tmp_path)
     assert built(compiles(()))[0] == []
 
@@ -231,15 +231,17 @@ def test_a_build_without_faults_leaves_nothing_out(built, tmp_path):
 
 
 @needs_compiler
-def test_a_strict_build_fails_where_another_leaves_out(built, extension, tmp_path, monkeypatch):
+def test_a_strict_build_fails_instead_of_leaving_out_parts(built, extension, tmp_path, monkeypatch):
     monkeypatch.setenv("ELECTRA_FAST_BUILD", "strict")
     fake_toolkit(tmp_path)
-    with pytest.raises(SystemExit, match=r"not built without the kernels of csrc/cuda.*No such file"):
+    with pytest.raises(
+        SystemExit, match=r"strict forbids .* without the kernels of csrc/cuda: .*No such file"
+    ):
         built(compiles((".cpp",)))
     (tmp_path / "include/cuda_runtime.h").unlink()
-    with pytest.raises(SystemExit, match="no folder holds bin/nvcc"):
+    with pytest.raises(SystemExit, match="no folder has bin/nvcc"):
         extension()
-    monkeypatch.setenv("ELECTRA_FAST_NO_CUDA", "1")  # as wanted
+    monkeypatch.setenv("ELECTRA_FAST_NO_CUDA", "1")  # the user leaves it out
     assert not any(source.endswith(".cu") for source in extension().sources)
     monkeypatch.setenv("CXX", "/nonexistent")
     with pytest.raises(SystemExit, match=r"no C\+\+ compiler"):
@@ -261,8 +263,8 @@ def test_editable_install_maps_kernels():
     assert Path(electra_fast.kernels.__file__) == ROOT / "kernels/__init__.py"
 
 
-def test_bare_kernels_is_not_hugging_faces():
-    # As transformers asks, and as those ask who want a kernel from it.
+def test_top_level_kernels_is_not_hugging_faces_package():
+    # How transformers looks for that package, and how users import from it.
     program = "import kernels; assert not hasattr(kernels, '__version__'); kernels.get_kernel"
     for line in (program, "from kernels import get_kernel"):
         result = run(sys.executable, "-c", line, cwd=ROOT)
@@ -286,7 +288,7 @@ assert masked.weights.tolist() == [1, 1]
 def test_an_extension_built_for_another_torch_says_so(tmp_path):
     shutil.copytree(ROOT / "electra_fast", tmp_path / "electra_fast", ignore=shutil.ignore_patterns("*.so"))
     (tmp_path / "electra_fast" / "_C.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
-    said = run(sys.executable, "-c", "import electra_fast.ops", cwd=tmp_path).stderr
+    errors = run(sys.executable, "-c", "import electra_fast.ops", cwd=tmp_path).stderr
     assert re.search(
-        r"ImportError: electra_fast\._C does not load beside torch \d.*undefined symbol: _ZN3c10", said
+        r"ImportError: electra_fast\._C does not load with torch \d.*undefined symbol: _ZN3c10", errors
     )

@@ -1,4 +1,4 @@
-"""The random words, against Random123's published answers and a transcription in plain integers."""
+"""The random words, compared with Random123's published answers and with a version in Python integers."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_known_answers(counter, key, words):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 16, -1, -(2**63), 2**63 - 1])
-def test_every_seed_and_fewer_rounds(seed):
+def test_extreme_seeds_and_fewer_rounds(seed):
     rng, row = torch.tensor([seed, 2**32 - 1]), torch.tensor([0, 1, 2**31, 2**32 - 1])
     words = torch.stack(philox(rng, torch.tensor(5), row, 9, rounds=7), 1)
     for r, w in zip(row.tolist(), words.tolist(), strict=True):
@@ -61,7 +61,7 @@ def test_uniforms_have_53_bits_and_pass_kolmogorov_smirnov():
     assert distance < 1.63 / n**0.5
 
 
-def test_dropout_follows_the_layout_of_the_contract():
+def test_dropout_uses_the_documented_bits():
     rng, p = torch.tensor([7, 2]), 0.3
     keep = keep_mask(rng, 4, torch.tensor([11, 12]), 70, p)
     for i, row in enumerate((11, 12)):
@@ -73,7 +73,7 @@ def test_dropout_follows_the_layout_of_the_contract():
 
 
 def test_no_two_uses_share_bits():
-    """Each (counter, word, half) that three small steps draw: masks, samples and two dropout sites."""
+    """Collect each (counter, word, half) of three small steps: masks, samples and two uses of dropout."""
     drawn = []
     for step in range(3):
         for t in range(24):
@@ -89,11 +89,11 @@ def test_no_two_uses_share_bits():
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_is_distributed_as_promised(p):
+def test_dropout_is_distributed_as_documented(p):
     testing.check_dropout(drop, p)
 
 
-def test_the_dropout_check_finds_a_stuck_stream_and_a_wrong_share():
+def test_the_dropout_check_finds_a_constant_stream_a_wrong_rate_and_repeated_columns():
     with pytest.raises(AssertionError):
         testing.check_dropout(lambda x, p, rng, stream: drop(x, p, rng, 2))
     with pytest.raises(AssertionError):

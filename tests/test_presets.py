@@ -1,15 +1,15 @@
-"""No preset that a CPU can train ends in a discriminator that answers alike for every token.
+"""The preset that a CPU can train does not end with a discriminator that gives every token the same logit.
 
-Five minutes per test on one free core, so only `make test-all` runs them. `small` and larger are not covered:
-a million steps of 16,384 tokens would take a CPU months.
+A test takes five minutes on one free core, so only `make test-all` runs them. `small` and larger are not
+covered: a million steps of 16,384 tokens would take a CPU months.
 """
 
 import json
 
 import pytest
 
-from electra_fast.pretrain import Pretraining
-from electra_fast.recipe import Recipe
+from electra_fast.train.pretrain import Pretraining
+from electra_fast.train.recipe import Recipe
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")

@@ -1,4 +1,4 @@
-"""A run ends in the same weights whatever happens to it on the way, and what it leaves behind is of use."""
+"""An interrupted run ends with the same weights, and other programs can use the folder of a run."""
 
 import json
 import random
@@ -11,11 +11,12 @@ import pytest
 import torch
 import trainings
 
-from electra_fast import data, initial, snapshot
+from electra_fast import data
 from electra_fast.__main__ import main
 from electra_fast.model import Discriminator, Electra
 from electra_fast.ops import FUSED, REFERENCE
-from electra_fast.pretrain import Pretraining
+from electra_fast.train import checkpoint, warm_start
+from electra_fast.train.pretrain import Pretraining
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
@@ -25,17 +26,16 @@ pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("igno
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
-    """(recipe, folder, seconds it took) of a run that nothing happened to."""
+    """(recipe, folder, duration in seconds) of a run that is not interrupted."""
     recipe, out = trainings.recipe(corpus), tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert (
-        trainings.finish(trainings.recipe(corpus, steps=1), out.with_name("first")) == 0
-    )  # imports, makes the cache
-    began = time.monotonic()
+    first = trainings.recipe(corpus, steps=1)  # its time for imports and for the cache is not measured
+    assert trainings.finish(first, out.with_name("first")) == 0
+    start = time.monotonic()
     assert trainings.finish(recipe, out) == 0
-    return recipe, out, time.monotonic() - began
+    return recipe, out, time.monotonic() - start
 
 
-def end_equal(undisturbed, out):
+def finish_with_equal_bits(undisturbed, out):
     recipe, wanted, _ = undisturbed
     assert trainings.finish(recipe, out) == 0
     assert trainings.state(out, recipe.steps) == trainings.state(wanted, recipe.steps)
@@ -48,11 +48,23 @@ def kill_and_resume(undisturbed, out, moments):
         time.sleep(moment * seconds)
         process.kill()
         process.join()
-    end_equal(undisturbed, out)
+    finish_with_equal_bits(undisturbed, out)
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(undisturbed, tmp_path):
     kill_and_resume(undisturbed, tmp_path / "run", [random.uniform(0.2, 1) for _ in range(3)])
+
+
+def test_a_run_of_an_earlier_version_is_resumed(undisturbed, tmp_path, capsys):
+    """Earlier versions called the recipe config.json, the name of a model's configuration."""
+    recipe, out, _ = undisturbed
+    old = shutil.copytree(out, tmp_path / "old")
+    shutil.rmtree(old / "checkpoints" / f"step-{recipe.steps:09d}")
+    (old / "recipe.json").rename(old / "config.json")
+    main(["pretrain", "--resume", str(old), "--device", "cpu"])
+    assert "was started by an earlier version; config.json is now recipe.json" in capsys.readouterr().out
+    assert not (old / "config.json").exists() and (old / "recipe.json").exists()
+    assert trainings.state(old, recipe.steps) == trainings.state(out, recipe.steps)
 
 
 @pytest.mark.slow
@@ -65,7 +77,7 @@ def test_killed_fifty_times_it_resumes_to_the_same_bits(undisturbed, tmp_path, p
 def test_killed_in_a_save_it_resumes_to_the_same_bits(undisturbed, tmp_path, die_at):
     recipe, *_ = undisturbed
     assert trainings.finish(recipe, tmp_path / "run", die_at=die_at) == -signal.SIGKILL
-    end_equal(undisturbed, tmp_path / "run")
+    finish_with_equal_bits(undisturbed, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -74,7 +86,7 @@ def test_killed_at_every_call_of_three_saves_it_resumes_to_the_same_bits(undistu
     for die_at in range(40):
         out = tmp_path / str(die_at)
         assert trainings.finish(recipe, out, die_at=die_at) == -signal.SIGKILL
-        end_equal(undisturbed, out)
+        finish_with_equal_bits(undisturbed, out)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -82,25 +94,25 @@ def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
     recipe, out = trainings.recipe(corpus, save_every=1000), tmp_path / "run"
     assert trainings.finish(recipe, out, signal_at=(number, 10, 1)) == 128 + number
     assert max(out.glob("checkpoints/step-*")).name == "step-000000011"  # the step was finished
-    end_equal(undisturbed, out)
+    finish_with_equal_bits(undisturbed, out)
 
 
 def test_a_second_signal_ends_at_once(undisturbed, tmp_path):
     recipe, out = undisturbed[0], tmp_path / "run"
     assert trainings.finish(recipe, out, signal_at=(signal.SIGTERM, 10, 2)) == -signal.SIGTERM
     assert max(out.glob("checkpoints/step-*")).name == "step-000000009"
-    end_equal(undisturbed, out)
+    finish_with_equal_bits(undisturbed, out)
 
 
-def test_a_batch_that_is_never_made_leaves_the_first_signal_in_force(undisturbed, corpus, tmp_path):
+def test_a_signal_ends_a_run_that_waits_for_a_batch(undisturbed, corpus, tmp_path):
     recipe, out = trainings.recipe(corpus, save_every=1000), tmp_path / "run"
     assert trainings.finish(recipe, out, hang_at=10) == 128 + signal.SIGTERM
     assert max(out.glob("checkpoints/step-*")).name == "step-000000010"
-    end_equal(undisturbed, out)
+    finish_with_equal_bits(undisturbed, out)
 
 
 class Broken(Electra):
-    """A model that fails in one step, as a full memory would have it."""
+    """A model that fails in step `at`, as if the memory were full."""
 
     at = None
 
@@ -117,7 +129,7 @@ def test_on_any_device_it_resumes_to_the_same_bits(corpus, tmp_path, monkeypatch
     Pretraining(recipe, whole, device=device).run()
     monkeypatch.setattr(Broken, "at", 5)
     with pytest.raises(RuntimeError, match="out of memory"):
-        # Broken reads the step's number on the host, which no CUDA graph can hold.
+        # Broken reads the number of the step on the host, so its step cannot become a CUDA graph.
         Pretraining(recipe, broken, device=device, make_model=Broken, graph=False).run()
     resumed = Pretraining(recipe, broken, device=device)
     assert resumed.step == 3
@@ -144,7 +156,7 @@ def test_the_same_run_twice_gives_the_same_log(corpus, tmp_path):
 
 
 def test_the_reference_learns_the_same(corpus, tmp_path):
-    """Same masks and dropout; samples differ where a uniform lies between two float32 sums, if at all."""
+    """Masks and dropout are the same; a sample may differ if its uniform is between two float32 sums."""
     found = {}
     for name, ops in (("fused", FUSED), ("reference", REFERENCE)):
         training = trainings.small(corpus, tmp_path / name, steps=8, lr=1e-3, ops=ops)
@@ -160,7 +172,7 @@ def test_the_reference_learns_the_same(corpus, tmp_path):
 @pytest.mark.parametrize(
     "options", [{"packed": True}, {"pairs": False}, {"accumulate": 3}, {"precision": "bf16"}]
 )
-def test_other_ways_to_feed_it_train_too(corpus, tmp_path, options):
+def test_other_batches_and_precisions_train_too(corpus, tmp_path, options):
     training = trainings.small(corpus, tmp_path, steps=30, lr=5e-3, eval_every=30, **options)
     before = training.evaluate()
     after = training.run()
@@ -180,13 +192,13 @@ def test_a_step_uses_the_micro_batches_of_its_number(corpus, tmp_path):
     training.run()
     assert [rng for rng, _ in seen] == [[7, micro] for micro in range(6)]
     for micro, (_, ids) in enumerate(seen):
-        assert torch.equal(ids, training.feed[micro]["ids"])
+        assert torch.equal(ids, training.loader[micro]["ids"])
 
 
-def test_a_step_takes_the_mean_of_its_micro_batches(corpus, tmp_path):
+def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(corpus, tmp_path):
     training = trainings.small(corpus, tmp_path, steps=1, accumulate=2, seed=7)
     for micro in range(2):
-        (training.model(**training.feed[micro], rng=torch.tensor([7, micro])).loss / 2).backward()
+        (training.model(**training.loader[micro], rng=torch.tensor([7, micro])).loss / 2).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in training.model.parameters()]).item()
     training.model.zero_grad()
     training.run()
@@ -207,7 +219,7 @@ def test_transformers_loads_both_halves(undisturbed):
     assert tokenizer("the model reads").input_ids == [101, *inside, 102]
 
 
-def test_it_starts_from_the_weights_of_another(undisturbed, corpus, tmp_path):
+def test_init_starts_from_the_weights_of_another_run(undisturbed, corpus, tmp_path):
     _, out, _ = undisturbed
     both = trainings.small(corpus, tmp_path / "both", init=(str(out),), vocab=None, seed=9)
     wanted = Discriminator.from_pretrained(out / "discriminator").state_dict()
@@ -219,20 +231,20 @@ def test_it_starts_from_the_weights_of_another(undisturbed, corpus, tmp_path):
     assert torch.equal(dense[0], dense[1]) and not torch.equal(dense[0], dense[2])
 
 
-def test_it_refuses_weights_that_are_not_electras(corpus, tmp_path):
+def test_init_refuses_weights_that_are_not_electras(corpus, tmp_path):
     from safetensors.torch import save_file
 
     with pytest.raises(ValueError, match="--init must be Hugging Face folders"):
-        initial.read([str(tmp_path)])
+        warm_start.load([str(tmp_path)])
     save_file({"bert.x": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"ElectraForPreTraining or ElectraForMaskedLM, got .* with bert"):
-        initial.read([str(tmp_path)])
+        warm_start.load([str(tmp_path)])
 
 
 def test_halves_whose_tables_differ_are_refused(undisturbed, corpus, tmp_path):
     _, out, _ = undisturbed
     shutil.copytree(out / "generator", tmp_path / "generator")
-    other = initial.read([str(tmp_path / "generator")]).generator
+    other = warm_start.load([str(tmp_path / "generator")]).generator
     other.encoder.embedding.words.data += 1
     other.save_pretrained(tmp_path / "generator")
     init = (str(out / "discriminator"), str(tmp_path / "generator"))
@@ -241,12 +253,12 @@ def test_halves_whose_tables_differ_are_refused(undisturbed, corpus, tmp_path):
     trainings.small(corpus, tmp_path / "none", init=init, vocab=None, set=(*trainings.SIZES, "sharing=none"))
 
 
-def test_a_resumed_run_has_its_text_and_its_steps(corpus, tmp_path):
+def test_a_resumed_run_refuses_fewer_steps_and_other_text(corpus, tmp_path):
     trainings.small(corpus, tmp_path, steps=3).run()
-    with pytest.raises(ValueError, match="--steps must be 3 or more, those taken, got 2"):
+    with pytest.raises(ValueError, match="--steps must be 3 or more, the steps taken, got 2"):
         trainings.small(corpus, tmp_path, steps=2)
     (tmp_path / "other.txt").write_text("\n\n".join(["another text"] * 50))
-    with pytest.raises(ValueError, match="--data must be the text that"):
+    with pytest.raises(ValueError, match="--data must be the text with which"):
         trainings.small(tmp_path / "other.txt", tmp_path)
 
 
@@ -255,7 +267,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(corpus, tmp_path):
         trainings.small(corpus, tmp_path, vocab="104")
 
 
-def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
+def test_text_that_is_too_short_for_a_held_out_part_is_refused(corpus, tmp_path):
     (tmp_path / "short.txt").write_text("\n\n".join(["the model reads a text"] * 19))
     with pytest.raises(
         ValueError, match=r"--data must have 20 documents or more.* got 19; or name .* --held-out"
@@ -268,24 +280,27 @@ def test_text_that_is_too_short_to_hold_some_out_is_refused(corpus, tmp_path):
 
 
 def test_a_resumed_run_keeps_its_precision(corpus, tmp_path, capsys):
-    """A CPU would begin in float32. What decided is stored, and a run that goes on says so."""
+    """The default on a CPU is float32. The precision is stored, and a resumed run prints it."""
     trainings.small(corpus, tmp_path, steps=2, precision="bf16").run()
-    assert "goes on in" not in capsys.readouterr().out
+    assert "continues in" not in capsys.readouterr().out
     resumed = trainings.small(corpus, tmp_path, steps=3)
     assert resumed.autocast
     resumed.run()
-    assert "goes on in bf16, as it was begun; a new run on cpu is in float32" in capsys.readouterr().out
+    assert (
+        "continues in bf16, as it was started; the default for a new run on cpu is float32"
+        in capsys.readouterr().out
+    )
     with pytest.raises(ValueError, match="--precision must stay 'bf16'"):
         trainings.small(corpus, tmp_path, steps=3, precision="float32")
 
 
-def test_the_precision_that_a_device_decides_is_stored(corpus, tmp_path):
+def test_the_default_precision_of_the_device_is_stored(corpus, tmp_path):
     trainings.small(corpus, tmp_path, steps=2).close()
-    file = tmp_path / "config.json"
+    file = tmp_path / "recipe.json"
     kept = json.loads(file.read_text())
     assert kept["precision"] == "float32"
     file.write_text(json.dumps(kept | {"precision": None}))  # as older versions wrote it
-    with pytest.warns(UserWarning, match="does not hold the precision, so the run goes on in float32"):
+    with pytest.warns(UserWarning, match="does not say the precision, so the run continues in float32"):
         trainings.small(corpus, tmp_path, steps=2).close()
     file.write_text(json.dumps(kept | {"precision": None}))
     assert trainings.small(corpus, tmp_path, steps=2, precision="bf16").autocast
@@ -293,40 +308,28 @@ def test_the_precision_that_a_device_decides_is_stored(corpus, tmp_path):
 
 def test_second_moments_that_are_negative_are_refused(corpus, tmp_path):
     trainings.small(corpus, tmp_path, steps=1).run()
-    found = snapshot.load(tmp_path / "checkpoints")
+    found = checkpoint.load(tmp_path / "checkpoints")
     for name, x in found.tensors["optimizer"].items():
         if name.startswith("exp_avg_sq"):
             x.fill_(-1.0)
-    snapshot.save(tmp_path / "checkpoints", 1, found.tensors, found.facts)
+    checkpoint.save(tmp_path / "checkpoints", 1, found.tensors, found.facts)
     with pytest.raises(ValueError, match=r"optimizer: exp_avg_sq\..* must not be negative, got -1"):
         trainings.small(corpus, tmp_path, steps=2)
 
 
 def test_two_runs_cannot_share_a_folder(corpus, tmp_path):
     first = trainings.small(corpus, tmp_path, steps=1)
-    with pytest.raises(OSError, match="is in use by another training process"):
+    with pytest.raises(OSError, match="is locked by another training process"):
         trainings.small(corpus, tmp_path, steps=1)
     first.close()
     trainings.small(corpus, tmp_path, steps=1)
 
 
-def test_the_command_line(corpus, tmp_path, capsys):
+def test_the_command_line_starts_and_resumes_a_run(corpus, tmp_path, capsys):
     out = tmp_path / "run"
-    options = [
-        "--preset",
-        "tiny",
-        "--set",
-        *trainings.SIZES,
-        "--data",
-        str(corpus),
-        "--vocab",
-        "300",
-        "--seq",
-        "32",
-    ]
-    main(
-        ["pretrain", *options, "--batch-tokens", "256", "--steps", "3", "--out", str(out), "--device", "cpu"]
-    )
+    options = ["--preset", "tiny", "--set", *trainings.SIZES, "--data", str(corpus), "--vocab", "300"]
+    options += ["--seq", "32", "--batch-tokens", "256", "--steps", "3", "--out", str(out)]
+    main(["pretrain", *options, "--device", "cpu"])
     main(["pretrain", "--resume", str(out), "--steps", "5", "--device", "cpu"])
     assert max(out.glob("checkpoints/step-*")).name == "step-000000005"
     for arguments, message in (

@@ -1,4 +1,4 @@
-"""What goes wrong in a run: batches that never come, full disks, lost folders, losses that are not finite."""
+"""Faults during a run: batches that are never made, full disks, lost folders, losses that are not finite."""
 
 import json
 import math
@@ -9,9 +9,10 @@ import pytest
 import torch
 import trainings
 
-from electra_fast import data, feed
+from electra_fast import data
 from electra_fast.model import Discriminator, Electra
-from electra_fast.pretrain import PATIENCE, NotFinite
+from electra_fast.train import loader
+from electra_fast.train.pretrain import PATIENCE, NotFinite
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
@@ -19,36 +20,41 @@ pytest_plugins = ["corpus"]
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:.*TensorBoard:")]
 
 
-@pytest.mark.parametrize("where", ["feed", "held"])
+@pytest.mark.parametrize("where", ["loader", "held_out_loader"])
 def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monkeypatch, where):
     released = threading.Event()
     training = trainings.small(corpus, tmp_path, steps=6, eval_every=4)
-    stuck, make = getattr(training, where), getattr(training, where)._make
-    last = {"feed": 3, "held": 0}[where]
-    monkeypatch.setattr(stuck, "_make", lambda index: make(index) if index < last else released.wait(60))
-    monkeypatch.setattr(feed, "PATIENCE", 3.0)
-    monkeypatch.setattr(feed, "POLL", 0.05)
-    step = {"feed": 3, "held": 4}[where]
+    make = getattr(training, where)._make
+    last = {"loader": 3, "held_out_loader": 0}[where]
+
+    def hangs(index):
+        return make(index) if index < last else released.wait(60)
+
+    monkeypatch.setattr(getattr(training, where), "_make", hangs)
+    monkeypatch.setattr(loader, "PATIENCE", 3.0)
+    monkeypatch.setattr(loader, "POLL", 0.05)
+    step = {"loader": 3, "held_out_loader": 4}[where]
     with pytest.raises(
-        feed.NoBatch, match=rf"batch {last} must be made within 3 seconds.*saved at step {step}; --resume"
+        loader.NoBatch,
+        match=rf"batch {last} must be ready within 3 seconds.*saved at step {step}; continue with --resume",
     ):
         training.run()
     released.set()
     assert max(tmp_path.glob("checkpoints/step-*")).name == f"step-00000000{step}"
 
 
-def test_what_a_batch_raises_is_raised_by_the_run(corpus, tmp_path, monkeypatch):
+def test_an_error_in_making_a_batch_is_raised_by_the_run(corpus, tmp_path, monkeypatch):
     training = trainings.small(corpus, tmp_path, steps=6)
 
     def fails(index):
         raise MemoryError("no room for a batch")
 
-    monkeypatch.setattr(training.feed, "_make", fails)
+    monkeypatch.setattr(training.loader, "_make", fails)
     with pytest.raises(MemoryError, match="no room for a batch"):
         training.run()
 
 
-def test_a_disk_that_is_too_small_is_told_before_training(corpus, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_before_training(corpus, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"--out must have .* [GM]B free for 4 checkpoints"):
@@ -59,7 +65,7 @@ def test_a_disk_that_is_too_small_is_told_before_training(corpus, tmp_path, monk
         trainings.small(corpus, tmp_path / "file" / "run")
 
 
-def test_a_save_that_fails_costs_a_warning_and_several_the_run(corpus, tmp_path, monkeypatch, capsys):
+def test_one_failed_save_causes_a_warning_and_several_end_the_run(corpus, tmp_path, monkeypatch, capsys):
     training = trainings.small(corpus, tmp_path, steps=12, save_every=1)
     save, failing = training._write, {3, 6, 7, 8}
 
@@ -76,7 +82,7 @@ def test_a_save_that_fails_costs_a_warning_and_several_the_run(corpus, tmp_path,
     assert max(tmp_path.glob("checkpoints/step-*")).name == "step-000000005"
 
 
-def test_halves_that_cannot_be_written_cost_a_warning_and_several_the_run(
+def test_one_failed_save_of_the_halves_causes_a_warning_and_several_end_the_run(
     corpus, tmp_path, monkeypatch, capsys
 ):
     training = trainings.small(corpus, tmp_path, steps=12, save_every=1)
@@ -84,40 +90,40 @@ def test_halves_that_cannot_be_written_cost_a_warning_and_several_the_run(
 
     def full(tokenizer, folder):
         if training.step in failing:
-            raise Exception("No space left on device (os error 28)")  # tokenizers has no other
+            raise Exception("No space left on device (os error 28)")  # tokenizers raises no subclass
         save(tokenizer, folder)
 
     monkeypatch.setattr(data, "save_tokenizer", full)
-    with pytest.raises(OSError, match="discriminator must be written, got: No space left"):
+    with pytest.raises(OSError, match="discriminator must be writable, got No space left"):
         training.run()
     assert "step 3: not all was saved, pretrain: " in (said := capsys.readouterr().out)
-    assert "the checkpoint itself is whole" in said
+    assert "the checkpoint itself is complete" in said
     assert max(tmp_path.glob("checkpoints/step-*")).name == "step-000000008"
 
 
-def test_halves_that_a_killed_save_lacks_are_written_at_the_end(corpus, tmp_path):
+def test_halves_that_a_killed_save_left_out_are_written_at_the_end(corpus, tmp_path):
     trainings.small(corpus, tmp_path, steps=2).run()
     shutil.rmtree(tmp_path / "discriminator")
     trainings.small(corpus, tmp_path, steps=2).run()
     Discriminator.from_pretrained(tmp_path / "discriminator")
 
 
-def test_a_folder_that_is_removed_during_a_run_is_made_again(corpus, tmp_path, monkeypatch):
+def test_a_folder_that_is_removed_during_a_run_is_created_again(corpus, tmp_path, monkeypatch):
     out = tmp_path / "run"
     training = trainings.small(corpus, out, steps=4, save_every=3)
     step = training._one_step
 
-    def removing(take):
-        step(take)
+    def removing(batches):
+        step(batches)
         if training.step == 2:
             shutil.rmtree(out)
 
     monkeypatch.setattr(training, "_one_step", removing)
     save = training._save
 
-    def locked(journal):
-        save(journal)
-        with pytest.raises(OSError, match="is in use by another training process"):
+    def locked(logger):
+        save(logger)
+        with pytest.raises(OSError, match="is locked by another training process"):
             trainings.small(corpus, out, steps=4)
 
     monkeypatch.setattr(training, "_save", locked)
@@ -137,7 +143,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(corpus, tmp_path):
 
 
 class Faulty(Electra):
-    """Its gradient is NaN in some steps."""
+    """A model whose gradient is NaN in the steps `bad`."""
 
     bad = ()
 
@@ -153,17 +159,17 @@ def test_a_step_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeypatch
     states = []
     report = training._report
 
-    def after_step(journal, wait):
+    def after_step(logger, wait):
         states.append([p.detach().clone() for p in training.model.parameters()])
         states[-1] += [x.clone() for s in training.optimizer.state.values() for x in s.values()]
-        report(journal, wait)
+        report(logger, wait)
 
     monkeypatch.setattr(training, "_report", after_step)
     training.run()
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[2], strict=True))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if line["kind"] == "train"] == [0, 1, 2]
-    assert trainings.small(corpus, tmp_path, steps=4).skipped.steps == 2  # a resumed run goes on counting
+    assert trainings.small(corpus, tmp_path, steps=4).skipped.steps == 2  # a resumed run continues the count
 
 
 def test_steps_that_are_never_finite_end_the_run(corpus, tmp_path, monkeypatch):
@@ -182,7 +188,7 @@ def test_steps_that_are_never_finite_end_the_run(corpus, tmp_path, monkeypatch):
 
 
 class Constant(Electra):
-    """Its discriminator answers alike for every token."""
+    """A model whose discriminator gives every token the same logit."""
 
     def __init__(self, config, ops):
         super().__init__(config, ops)
@@ -197,7 +203,7 @@ class Constant(Electra):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_discriminator_that_answers_alike_is_reported(corpus, tmp_path, capsys, precision):
+def test_a_discriminator_with_equal_logits_is_reported(corpus, tmp_path, capsys, precision):
     options = {"steps": 9, "warmup": 2, "eval_every": 3, "log_every": 3, "precision": precision}
     metrics = trainings.small(corpus, tmp_path, make_model=Constant, **options).run()
     said = [line for line in capsys.readouterr().out.splitlines() if "discriminator collapsed" in line]
@@ -208,7 +214,7 @@ def test_a_discriminator_that_answers_alike_is_reported(corpus, tmp_path, capsys
     assert [line["logit_std"] < 1e-6 for line in lines if line["kind"] != "begin"] == [True] * 6
 
 
-def test_a_discriminator_that_learns_is_not(corpus, tmp_path, capsys):
+def test_a_discriminator_that_learns_is_not_reported(corpus, tmp_path, capsys):
     training = trainings.small(corpus, tmp_path, steps=20, lr=5e-3, eval_every=5, log_every=5)
     metrics = training.run()
     assert "collapsed" not in capsys.readouterr().out and metrics["logit_std"] > 0.1

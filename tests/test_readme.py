@@ -1,4 +1,4 @@
-"""Every Python block of README.md runs, one after the other, with the names that its text speaks of."""
+"""Every Python block of README.md and docs/usage.md runs, one after the other, with the names of its text."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,11 @@ from transformers import TrainingArguments
 
 from electra_fast import ops, testing
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(file: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / file).read_text(), re.M | re.S)
 
 
 def names(folder) -> dict:
@@ -46,9 +49,10 @@ def test_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fuzz_op = testing.fuzz_op
     monkeypatch.setattr(testing, "fuzz_op", lambda *args, seconds: fuzz_op(*args, seconds=seconds / 60))
-    assert len(BLOCKS) == 6
     known = names(tmp_path)
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), dict(known))
+    for file, count in (("README.md", 4), ("docs/usage.md", 3)):
+        assert len(blocks(file)) == count, file
+        for block in blocks(file):
+            exec(compile(block, file, "exec"), dict(known))
     said = capsys.readouterr().out
     assert "ElectraSelfAttention  12 of 12" in said and "electra.encoder.layer.*.attention.self" in said

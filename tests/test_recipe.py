@@ -1,4 +1,4 @@
-"""What decides a run is checked before it begins, and stays when it goes on."""
+"""The options of a run are checked before it starts, and most of them cannot change when it is resumed."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import trainings
 
-from electra_fast.recipe import NORMALIZATION, PAPER, Recipe
+from electra_fast.train.recipe import NORMALIZATION, PAPER, Recipe
 
 
 @pytest.mark.parametrize(
@@ -33,19 +33,19 @@ def test_a_bad_recipe_is_refused(options, message):
         trainings.recipe("text.txt", **options).resolved()
 
 
-def test_a_run_that_goes_on_keeps_what_decided_its_past(tmp_path):
-    trainings.recipe("text.txt").resolved().save(tmp_path / "config.json")
-    recipe = Recipe.load(tmp_path / "config.json")
+def test_a_resumed_run_keeps_most_options(tmp_path):
+    trainings.recipe("text.txt").resolved().save(tmp_path / "recipe.json")
+    recipe = Recipe.load(tmp_path / "recipe.json")
     assert recipe.changed(steps=9, lr=1e-4).steps == 9
     for option, value in {"seq": 16, "seed": 4, "accumulate": 2, "packed": True, "preset": "small"}.items():
         with pytest.raises(
-            ValueError, match=f"--{option} must stay .* got {value!r}; start another with --init"
+            ValueError, match=f"--{option} must stay .* got {value!r}; start another run with --init"
         ):
             recipe.changed(**{option: value})
 
 
 @pytest.mark.parametrize("preset", PAPER)
-def test_what_is_not_given_is_the_presets(preset):
+def test_options_that_are_not_given_are_the_presets(preset):
     recipe = Recipe(preset=preset, lr=1e-3).resolved()
     assert recipe.lr == 1e-3 and recipe.steps == PAPER[preset]["steps"]
     assert recipe.warmup == min(10_000, recipe.steps // 10)

@@ -13,19 +13,19 @@ def replaced(function=ops.replace_tokens, device="cpu", **change):
     return function(**{name: x.to(device) for name, x in args.items()})
 
 
-def test_a_sample_that_equals_the_original_is_no_replacement(implementation, device):
+def test_a_sample_that_equals_the_original_is_not_a_replacement(implementation, device):
     out = replaced(testing.implementations(OP)[implementation[1]], device)
     assert out.ids.tolist() == [[10, 11, 12], [13, 99, 15]]
     assert out.replaced.tolist() == [[False, False, False], [False, True, False]]
 
 
-def test_the_original_is_not_written_over(kernel, device):
+def test_the_original_ids_do_not_change(kernel, device):
     replaced(kernel, device)
     assert IDS.tolist() == [[10, 11, 12], [13, 14, 15]]
 
 
 @pytest.mark.parametrize("position", [-1, 6, 2**31 + 1])
-def test_a_position_outside_raises_on_the_cpu_and_is_not_written_by_a_kernel(position):
+def test_a_bad_position_raises_on_the_cpu_and_is_not_written_by_a_kernel(position):
     bad = torch.tensor([1, position, 0])
     with pytest.raises(IndexError, match=r"replace_tokens: positions must be in \[0, 6\), got"):
         replaced(testing.implementations(OP)["reference"], positions=bad)

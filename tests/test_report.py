@@ -1,4 +1,4 @@
-"""The page: what it must show, what it must not need, and which files it refuses."""
+"""The page of results and the picture: their contents, and the files that they refuse."""
 
 import copy
 import json
@@ -6,11 +6,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from fake_runs import RESULT, ROOT, fake_benchmark
 from test_bench_step import with_steps
-from test_benchmarks import RESULT, ROOT, fake_benchmark
 
 from benchmarks import __main__ as command
-from benchmarks import machine, providers
+from benchmarks.harness import machine, providers
 from benchmarks.report import kernels, losses, numbers, page, svg
 from benchmarks.report.ops import over_time
 from benchmarks.static import figures, summary
@@ -19,7 +19,7 @@ VOID = {"meta", "br", "link", "img"}
 
 
 class Page(HTMLParser):
-    """A strict reader of the page: what opens closes; the cells of its tables by section."""
+    """A strict parser of the page: every tag must be closed. Collects the cells of its tables by section."""
 
     def __init__(self, text):
         super().__init__()
@@ -57,7 +57,7 @@ def saved():
 
 
 def measured():
-    """Return results with all that a run records: spreads, errors, a bound, a loss and its reason."""
+    """Return results with everything that a run records: spreads, errors, a bound, a loss and its reason."""
     result = copy.deepcopy(with_steps("h200"))
     group = "linear, small 128x128, forward+backward"
     result["benchmarks"] += [
@@ -99,11 +99,11 @@ def test_every_number_where_others_win_is_that_of_the_results():
     assert [row[2] for row in rows] == sorted(row[2] for row in rows), "the largest loss first"
 
 
-def test_where_nobody_wins_the_page_says_so():
+def test_where_others_never_win_the_page_says_so():
     result = copy.deepcopy(RESULT)
     assert not losses.losses(result)
     text = page.page([result], "abc")
-    assert "Where others win" in Page(text).titles and "in none of 2 comparisons is another faster" in text
+    assert "Where others win" in Page(text).titles and "faster in none of 2 comparisons" in text
 
 
 def test_why_others_win():
@@ -136,12 +136,12 @@ def test_the_page_has_spread_errors_bound_memory_and_the_paper_s_hours():
         and step["hours, paper's schedule"] == "1.11"
     )
     assert found.tables["Where others win"][1][3] == "0.62 - 0.83"
-    linear = [row for row in found.tables["Error against what is allowed"] if row[0].startswith("linear")]
+    linear = [row for row in found.tables["Error and allowed error"] if row[0].startswith("linear")]
     assert linear[0] == ["linear, small 128x128", "y", "2.0e-07", "2.0e-07", "1.0e-06", "20.0%"]
     rates = {row[0]: row[1] for row in found.tables["Rates and the roofline"]}
     assert rates["linear, small 128x128"].endswith(", 25%")
     step = Page(page.page([with_steps("cpu")], "abc")).tables["The training step"][0]
-    assert "CPU hours, paper's schedule" in step and "tokens / CPU s" in step, "on a CPU it is marked"
+    assert "CPU hours, paper's schedule" in step and "tokens / CPU s" in step, "CPU times are marked"
 
 
 def test_the_page_has_what_the_compilers_made_of_each_kernel():
@@ -177,11 +177,11 @@ def test_axes_hold_their_values_and_tick_at_round_ones():
     linear = svg.around("x", [3.0, 40.0], log=False)
     assert linear.ticks()[:3] == [0, 10, 20] and linear.percent(0) == 0
     assert set(providers.ORDER) <= set(svg.STYLES), "each provider has a colour and a shape"
-    assert len(set(svg.STYLES.values())) == len(svg.STYLES), "and none has another's"
+    assert len(set(svg.STYLES.values())) == len(svg.STYLES), "all are different"
 
 
 REFUSED = {
-    "results: .* must be whole JSON": lambda r: json.dumps(r)[:-40],
+    "results: .* must be complete JSON": lambda r: json.dumps(r)[:-40],
     "results: .* must have schema 1, got 2": lambda r: json.dumps(r | {"schema": 2}),
     r"results: .* must have all parts of a run, got none of \['wrong'\]": lambda r: json.dumps(
         {k: v for k, v in r.items() if k != "wrong"}
@@ -205,7 +205,7 @@ def test_what_is_no_run_is_left_out_by_name_and_no_runs_make_no_page(tmp_path, c
     assert "learning.json must be a run" in capsys.readouterr().err and "A CPU" in out.read_text()
     out.unlink()
     assert command.main(["report", str(learning), "--out", str(out)]) == 2
-    assert "there must be a run to show, got none" in capsys.readouterr().err and not out.exists()
+    assert "files must contain a run, got none" in capsys.readouterr().err and not out.exists()
     assert command.main(["report", str(tmp_path / "none.json"), "--out", str(out)]) == 2
     assert "must be readable" in capsys.readouterr().err
     assert command.main(["report", str(run)]) == 2

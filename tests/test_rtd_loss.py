@@ -10,7 +10,7 @@ def function_of(implementation):
     return testing.implementations(OP)[implementation[1]]
 
 
-def test_finite_and_right_at_the_ends(implementation, device):
+def test_large_and_infinite_logits(implementation, device):
     x = torch.tensor([1e4, -1e4, torch.inf, -torch.inf, -1e4, 0.0], device=device, requires_grad=True)
     y = torch.tensor([True, False, True, False, True, True], device=device)
     loss, counts = function_of(implementation)(x, y)
@@ -20,7 +20,7 @@ def test_finite_and_right_at_the_ends(implementation, device):
     assert counts.tolist() == [2, 0, 2, 2]
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # numpy's
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # of NumPy
 def test_the_largest_logits_add_up_in_float64(implementation, device):
     x = torch.tensor([3e38, -3e38, 3e38, 1.0], device=device, requires_grad=True)
     y = torch.tensor([False, True, False, True], device=device)
@@ -45,7 +45,7 @@ def test_nan_is_not_lost(implementation, device):
     assert function_of(implementation)(torch.zeros(2, device=device), y, w).loss.isnan()
 
 
-def test_what_has_no_weight_may_hold_anything(implementation, device):
+def test_tokens_of_weight_zero_may_have_any_logit(implementation, device):
     x = torch.tensor([torch.nan, torch.inf, 2.0], device=device, requires_grad=True)
     y = torch.tensor([True, False, False], device=device)
     loss, counts = function_of(implementation)(x, y, torch.tensor([0.0, 0.0, 3.0], device=device))
@@ -55,7 +55,7 @@ def test_what_has_no_weight_may_hold_anything(implementation, device):
 
 
 @pytest.mark.parametrize("weights", [None, torch.zeros(0), torch.zeros(4)], ids=["none", "empty", "all 0"])
-def test_nothing_over_nothing_is_zero(implementation, device, weights):
+def test_no_tokens_and_zero_weights_give_zero(implementation, device, weights):
     n = 4 if weights is not None and len(weights) else 0
     x = torch.randn(n, device=device, requires_grad=True)
     w = None if weights is None else weights.to(device)
@@ -64,7 +64,7 @@ def test_nothing_over_nothing_is_zero(implementation, device, weights):
     assert loss == 0 and (x.grad == 0).all() and counts.tolist() == [0, 0, 0, 0]
 
 
-def test_counts_are_exact_far_beyond_a_block(implementation, device):
+def test_counts_are_exact_over_many_blocks(implementation, device):
     T = 200_001
     x = torch.ones(T, device=device)
     counts = function_of(implementation)(x, torch.arange(T, device=device) % 3 == 0).counts
@@ -79,7 +79,7 @@ def test_a_retained_graph_gives_the_gradient_again(kernel, device):
     assert torch.equal(4 * first, scaled)
 
 
-def test_takes_expanded_and_transposed_tensors_and_any_true_byte(implementation, device):
+def test_expanded_and_transposed_tensors_and_any_true_byte_are_accepted(implementation, device):
     f = function_of(implementation)
     x = torch.randn(7, 5, device=device)
     odd = torch.full((7, 5), 255, dtype=torch.uint8, device=device).view(torch.bool)
@@ -91,7 +91,7 @@ def test_takes_expanded_and_transposed_tensors_and_any_true_byte(implementation,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_pointer_need_not_be_aligned(implementation, device, dtype):
+def test_tensors_need_not_be_aligned(implementation, device, dtype):
     f = function_of(implementation)
     x, w = torch.randn(1300, device=device).to(dtype), torch.rand(1300, device=device)
     aligned = f(x[1:].clone(), (x > 0)[1:].clone(), w[1:].clone())
@@ -99,10 +99,10 @@ def test_a_pointer_need_not_be_aligned(implementation, device, dtype):
     assert torch.equal(aligned.loss, shifted.loss) and torch.equal(aligned.counts, shifted.counts)
 
 
-def test_float64_is_for_the_reference(implementation, device):
+def test_triton_refuses_float64_and_names_the_reference(implementation, device):
     x = torch.zeros(3, dtype=torch.float64, device=device)
     if implementation[1] == "triton":
-        with pytest.raises(TypeError, match=r"got float64; electra_fast.reference.rtd_loss takes it"):
+        with pytest.raises(TypeError, match=r"got float64; use electra_fast.reference.rtd_loss"):
             function_of(implementation)(x, x > 0)
     else:
         assert function_of(implementation)(x, x > 0).loss.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""What the towers share, where its gradients come from, and what becomes of a model that no longer does."""
+"""What the towers share, which gradients shared tables get, and how a broken sharing is refused."""
 
 import copy
 import dataclasses
@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from towers import CONFIG, assert_all_equal, padded
 
 from electra_fast.model import Discriminator, Electra, Generator
+from electra_fast.modules import Layout
 from electra_fast.ops import FUSED
 from electra_fast.reference import Embedded
 
@@ -24,13 +25,13 @@ def electra(sharing, ops=FUSED, **change):
 
 
 def learned(model):
-    """A model whose zeros, biases and differences, are no longer zero."""
+    """Return the model with random parameters, so that biases and differences are not zero."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     return model
 
 
-# --- one storage, whatever is done to the model ---
+# --- shared tables stay shared when the model changes ---
 
 
 def through_state_dict(model):
@@ -66,7 +67,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("sharing", SHARING)
-def test_what_is_shared_stays_one(sharing, change):
+def test_shared_tables_stay_shared(sharing, change):
     model = learned(electra(sharing))
     same = CHANGES[change](model)
     generator, discriminator = same.generator.encoder, same.discriminator.encoder
@@ -91,8 +92,8 @@ def test_what_is_shared_stays_one(sharing, change):
 def test_distributed_data_parallel_trains_it(sharing, tmp_path):
     ids = padded(24, 9)[0]
     model = electra(sharing)
-    alone = copy.deepcopy(model)
-    alone(ids, rng=RNG).loss.backward()
+    single = copy.deepcopy(model)
+    single(ids, rng=RNG).loss.backward()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         parallel = torch.nn.parallel.DistributedDataParallel(model)
@@ -100,22 +101,22 @@ def test_distributed_data_parallel_trains_it(sharing, tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     model.check_sharing()
-    for (name, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
+    for (name, p), q in zip(model.named_parameters(), single.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
-# --- what no longer is as the config says ---
+# --- models that no longer match their config ---
 
 
-def exchange_the_embedding(model):
+def replace_discriminator_embedding(model):
     model.discriminator.encoder.embedding = copy.deepcopy(model.discriminator.encoder.embedding)
 
 
-def leave_the_generators_head_behind(model):
+def replace_generator_embedding(model):
     model.generator.encoder.embedding = copy.deepcopy(model.generator.encoder.embedding)
 
 
-def share_the_tables_without_their_norm(model):
+def share_tables_without_norm(model):
     own = Discriminator(model.config).encoder.embedding
     shared = model.generator.encoder.embedding
     own.words, own.positions, own.types = shared.words, shared.positions, shared.types
@@ -127,23 +128,23 @@ def grow_one_half(model):
 
 
 @pytest.mark.parametrize(
-    "trap", [exchange_the_embedding, leave_the_generators_head_behind, share_the_tables_without_their_norm]
+    "change", [replace_discriminator_embedding, replace_generator_embedding, share_tables_without_norm]
 )
 @pytest.mark.parametrize("sharing", ["embeddings", "all"])
-def test_a_model_that_no_longer_shares_is_refused(trap, sharing):
+def test_a_model_that_no_longer_shares_is_refused(change, sharing):
     model = electra(sharing)
     if sharing == "all":
         model.discriminator.encoder = copy.deepcopy(model.discriminator.encoder)
-    trap(model)
-    with pytest.raises(ValueError, match=f"must share what sharing='{sharing}' says, got an embedding that"):
+    change(model)
+    with pytest.raises(ValueError, match=f"must share their embedding as sharing='{sharing}' requires"):
         model(padded(24)[0])
 
 
-@pytest.mark.parametrize("trap", [exchange_the_embedding, leave_the_generators_head_behind])
-def test_a_difference_to_another_table_is_refused(trap):
+@pytest.mark.parametrize("change", [replace_discriminator_embedding, replace_generator_embedding])
+def test_a_difference_to_another_table_is_refused(change):
     model = electra("gdes")
-    trap(model)
-    with pytest.raises(ValueError, match="must share what sharing='gdes' says"):
+    change(model)
+    with pytest.raises(ValueError, match="must share their embedding as sharing='gdes' requires"):
         model(padded(24)[0])
 
 
@@ -151,7 +152,7 @@ def test_a_difference_to_another_table_is_refused(trap):
 def test_a_vocabulary_that_grew_in_one_half_is_refused(sharing):
     model = electra(sharing)
     grow_one_half(model)
-    with pytest.raises(ValueError, match=r"vocab_size must be the rows of the word table \(310\), got 300"):
+    with pytest.raises(ValueError, match=r"be the number of rows of the word table \(310\), got 300"):
         model(padded(24)[0])
 
 
@@ -164,7 +165,7 @@ def test_a_checkpoint_of_separate_tables_does_not_load_into_shared_ones():
 
 
 def tables_with_gradients(model, loss):
-    """Return which of the towers' tables a loss of the output gives a gradient other than 0."""
+    """Return the towers whose word table gets a gradient other than 0 from a loss of the output."""
     model.zero_grad()
     ids, key_mask = padded(24, 9)
     getattr(model(ids, key_mask=key_mask, rng=RNG), loss).backward()
@@ -189,7 +190,7 @@ def test_each_loss_reaches_the_tables_that_it_should(sharing, mlm, rtd):
     assert tables_with_gradients(model, "rtd_loss") == rtd
 
 
-def test_rtd_loss_reaches_the_generator_through_the_shared_embedding_alone():
+def test_rtd_loss_reaches_the_generator_only_through_the_shared_embedding():
     model = Electra(CONFIG)
     ids, key_mask = padded(24, 9)
     model(ids, key_mask=key_mask, rng=RNG).rtd_loss.backward()
@@ -207,8 +208,8 @@ def test_rtd_loss_reaches_the_generator_through_the_shared_embedding_alone():
 
 
 def test_the_shared_gradient_is_the_sum_of_three_paths():
-    """Two separate towers with the same tables tell the paths apart: the generator's lookup, its softmax, and
-    the discriminator's lookup."""
+    """The generator's lookup, its softmax, and the discriminator's lookup. Separate towers with equal tables
+    show the gradient of each path."""
     plain = dataclasses.replace(CONFIG, dropout=0.0)
     shared = Electra(plain)
     separate = Electra(dataclasses.replace(plain, sharing="none"))
@@ -221,7 +222,7 @@ def test_the_shared_gradient_is_the_sum_of_three_paths():
     (from_discriminator,) = torch.autograd.grad(output.rtd_loss, own)
     masked = FUSED.mask_tokens(ids, separate.candidates(ids), RNG, mask_id=plain.mask_id, key_mask=key_mask)
     generator, words = separate.generator, separate.generator.encoder.embedding.words
-    x = generator.encoder(masked.ids, key_mask=key_mask).flatten(0, 1)[masked.positions]
+    x = generator.encoder(masked.ids, Layout(key_mask)).flatten(0, 1)[masked.positions]
     slots = (masked.targets, masked.weights, RNG)
     lookup = generator.head(x, words.detach(), *slots).loss
     softmax = generator.head(x.detach(), words, *slots).loss
@@ -234,7 +235,7 @@ def test_the_shared_gradient_is_the_sum_of_three_paths():
 
 
 class WholeTables(TorchDispatchMode):
-    """Counts the tensors of the table's size that are read or written, the table itself left out."""
+    """Counts the tensors of the table's size that are read or written, except the table itself."""
 
     def __init__(self, table):
         super().__init__()
@@ -261,10 +262,10 @@ def whole_tables(ops):
     return traffic.read, traffic.written
 
 
-def test_the_tied_gradient_grows_along_its_way():
-    """The numbers of DESIGN.md, on top of the one table that the head's forward pass writes."""
+def test_the_shared_gradient_reads_and_writes_three_tables():
+    """The counts do not include the table that the head's forward pass writes."""
 
-    def embed(*args, return_word=False, **kwargs):  # hands on nothing
+    def embed(*args, return_word=False, **kwargs):  # returns the table itself
         x = FUSED.embed(*args, **kwargs)
         return Embedded(x, args[3]) if return_word else x
 
@@ -303,9 +304,9 @@ def test_a_difference_is_merged_into_the_folder_and_kept_in_the_state_dict(tmp_p
     ids, key_mask = padded(24, 9)
     expected = model.discriminator(ids, key_mask=key_mask)
     model.discriminator.save_pretrained(tmp_path)
-    alone = Discriminator.from_pretrained(tmp_path)
-    assert torch.equal(alone(ids, key_mask=key_mask), expected)
-    assert set(alone.state_dict()) == set(Discriminator(model.config).state_dict())
+    loaded = Discriminator.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids, key_mask=key_mask), expected)
+    assert set(loaded.state_dict()) == set(Discriminator(model.config).state_dict())
 
     again = through_state_dict(model)
     assert_all_equal(again.parameters(), model.parameters())
@@ -313,7 +314,7 @@ def test_a_difference_is_merged_into_the_folder_and_kept_in_the_state_dict(tmp_p
         Discriminator(model.config).load_state_dict(model.discriminator.state_dict())
 
 
-def test_the_generator_is_saved_as_ever(tmp_path):
+def test_the_generator_is_saved_without_a_difference(tmp_path):
     model = learned(electra("gdes")).eval()
     ids, key_mask = padded(24, 9)
     model.generator.save_pretrained(tmp_path)

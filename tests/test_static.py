@@ -1,4 +1,4 @@
-"""The committed figures of the compilers: what counts as worse, what is refused, and how they are counted."""
+"""The committed figures of compiled kernels: how they are counted and compared, and what is refused."""
 
 import json
 import re
@@ -19,7 +19,7 @@ COMMITTED = figures.load()
 
 @pytest.fixture
 def rows(monkeypatch):
-    """The committed rows as if made here, by the same compilers."""
+    """Return the committed rows, as if the installed compilers had made them."""
     monkeypatch.setattr(figures, "compilers", lambda: COMMITTED["compilers"])
     return [dict(row) for row in COMMITTED["rows"]]
 
@@ -114,7 +114,7 @@ def test_another_compiler_is_no_regression(rows, monkeypatch, capsys):
     rows = [row | {"spill_bytes": 400} for row in rows if figures.compiler(row) == "triton"]
     monkeypatch.setattr(command, "compiled", lambda architectures: rows)
     assert figures.changes(rows, COMMITTED) == [] and command.main(["--compare"]) == 2
-    assert "not compared: the figures are of triton 3" in capsys.readouterr().out
+    assert "not compared: the committed figures are from triton 3" in capsys.readouterr().out
 
 
 def test_the_command_compares(rows, monkeypatch, capsys):
@@ -126,7 +126,7 @@ def test_the_command_compares(rows, monkeypatch, capsys):
     assert "spill_bytes 0 -> 8000" in capsys.readouterr().out
     assert harness.main(["static"]) == 0
     head, first, *others = capsys.readouterr().out.splitlines()
-    assert first.startswith(last["kernel"]) and " 8000 " in first, "what spills is on top"
+    assert first.startswith(last["kernel"]) and " 8000 " in first, "kernels that spill come first"
     assert len({len(line) for line in (head, first, *others)}) == 1
     assert len(others) + 1 == len({(figures.compiler(r), r["kernel"], r["arch"]) for r in rows})
     assert harness.main(["static", "--all"]) == 0
@@ -148,7 +148,7 @@ def test_a_kernel_that_does_not_compile_is_an_error(rows, monkeypatch, capsys):
     monkeypatch.setattr(command, "compiled", fail)
     assert harness.main(["static"]) == 1 and "does not compile" in capsys.readouterr().err
     assert harness.main(["static", "--update", "--arch", "90"]) == 2
-    assert "must be of every architecture" in capsys.readouterr().err
+    assert "must be for every architecture" in capsys.readouterr().err
 
 
 def test_a_line_is_of_all_variants(rows):
@@ -172,20 +172,20 @@ def test_figures_without_nvcc_keep_its_rows(rows, monkeypatch, tmp_path):
 def test_foreign_figures_are_refused(text, tmp_path):
     file = tmp_path / "figures.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"static: .*json must hold the figures of.* --update makes it"):
+    with pytest.raises(ValueError, match=r"static: .*json must contain the figures of.* --update writes it"):
         figures.load(file)
 
 
 def test_truncated_figures_are_refused(tmp_path):
     file = tmp_path / "figures.json"
     file.write_text(figures.FILE.read_text()[:-40])
-    with pytest.raises(ValueError, match="must hold the figures"):
+    with pytest.raises(ValueError, match="must contain the figures"):
         figures.load(file)
 
 
 def test_blocks_of_a_multiprocessor():
     assert gpus.blocks(90, 4, 128, 0) == 4  # 65536 / (128 * 128)
-    assert gpus.blocks(90, 4, 129, 0) == 3  # registers come by the eight a thread
+    assert gpus.blocks(90, 4, 129, 0) == 3  # registers are allocated in units of eight per thread
     assert gpus.blocks(90, 1, 16, 0) == 32 and gpus.blocks(86, 1, 16, 0) == 16
     assert gpus.blocks(80, 4, 32, 64 << 10) == 2 and gpus.blocks(86, 4, 32, 64 << 10) == 1
     assert gpus.occupancy(90, 4, 128, 0) == 25 and gpus.occupancy(86, 4, 128, 0) == 33
@@ -227,9 +227,9 @@ def test_the_main_part_is_the_loop_that_multiplies_or_else_the_longest_part():
     code = sass.instructions(SASS)
     assert sass.main_part(code) == code[2:8]
     plain = sass.instructions(SASS.replace("HGMMA", "NOP"))
-    assert sass.main_part(plain) == [*plain[:2], *plain[8:]], "what jumps back from aside is no loop"
+    assert sass.main_part(plain) == [*plain[:2], *plain[8:]], "a jump back from aside is not a loop"
     nested = sass.instructions(".L_x_6:" + SASS.replace("BRA.DIV UR4, `(.L_x_4)", "@P0 BRA `(.L_x_6)"))
-    assert sass.main_part(nested) == nested[2:8], "the inner one of two"
+    assert sass.main_part(nested) == nested[2:8], "the inner one of two loops"
 
 
 def test_products_are_counted_from_their_shapes():
@@ -248,7 +248,7 @@ def test_products_are_counted_from_their_shapes():
 
 @pytest.mark.parametrize("kernel", ["attention_fwd_tile", "attention_fwd_loop"])
 def test_each_gpu_has_the_same_products_to_do(kernel):
-    """4 BLOCK_M BLOCK_N D FLOPs, however a compiler says them: mma.sync, wgmma or tcgen05."""
+    """4 BLOCK_M BLOCK_N D FLOPs, whether a compiler uses mma.sync, wgmma or tcgen05."""
     seen = set()
     for row in COMMITTED["rows"]:
         if row["kernel"] == kernel and row["variant"].startswith("bf16") and "D=64" in row["variant"]:

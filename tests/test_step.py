@@ -1,4 +1,4 @@
-"""A step that is replayed is the step; on a GPU as a CUDA graph, here over a stand-in that runs it anew."""
+"""A replayed step is the same step: a CUDA graph on a GPU, elsewhere a stand-in that runs the step again."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ import pytest
 import torch
 import trainings
 
-from electra_fast import step as steps
-from electra_fast.feed import filled
+from electra_fast.data import Batches
 from electra_fast.model import Electra
-from electra_fast.pretrain import Pretraining
+from electra_fast.train import step as steps
+from electra_fast.train.pretrain import Pretraining
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("igno
 
 
 def run(corpus, out, capture=None, **changes):
-    """Train, over a stand-in for `cuda_graph` if one is given; return the run and its log without times."""
+    """Train, with `capture` in place of `cuda_graph` if given; return the run and its log without times."""
     device = changes.pop("device", "cpu")
     model = {"make_model": changes.pop("make_model", Electra), "graph": changes.pop("graph", True)}
     options = {"steps": 9, "lr": 2e-3, "log_every": 1} | changes
@@ -51,11 +51,13 @@ def test_a_replay_is_the_step_bit_for_bit(corpus, tmp_path, options):
     replayed, log = run(corpus, tmp_path / "replayed", stand_in, **options)
     assert len(replays) == 9 - steps.WARM_UP and replayed.take_step.why_eager is None
     assert log == wanted
-    assert len({line["mlm_loss"] for line in log if line["kind"] == "train"}) == 9  # each draws afresh
+    assert (
+        len({line["mlm_loss"] for line in log if line["kind"] == "train"}) == 9
+    )  # each step has its own draws
     assert trainings.state(tmp_path / "eager", 9) == trainings.state(tmp_path / "replayed", 9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph wants a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
 def test_a_cuda_graph_is_the_step_bit_for_bit(corpus, tmp_path, options):
     logs = []
@@ -67,23 +69,23 @@ def test_a_cuda_graph_is_the_step_bit_for_bit(corpus, tmp_path, options):
     assert trainings.state(tmp_path / "eager", 9) == trainings.state(tmp_path / "graph", 9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has no other to wait for")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has no device to wait for")
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
 def test_the_host_never_waits_in_a_step(corpus, tmp_path, options):
     training = Pretraining(trainings.recipe(corpus, **options), tmp_path, device="cuda", graph=False)
-    with training.feed.ahead() as take:
-        training._one_step(take)
+    with contextlib.closing(training.loader.prefetch()) as batches:
+        training._one_step(batches)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            training._one_step(take)
+            training._one_step(batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-class Torch:
-    """A stand-in for what a capture changes in torch: the allocator's recordings and the generator.
+class FakeTorch:
+    """A stand-in for the state of torch that a capture changes: the allocator's recordings and the generator.
 
-    In torch 2.11 a capture that fails ends neither; later versions end the recording first.
+    In torch 2.11 a failed capture ends neither; later versions first end the recording.
     """
 
     def __init__(self, monkeypatch, ends: bool):
@@ -122,7 +124,7 @@ class Torch:
                 "CUDA error: operation failed due to a previous error during capture"
             ) from None
         except Exception:
-            self.end(0, pool)  # no error of CUDA's: the capture is whole
+            self.end(0, pool)  # not an error of CUDA: the capture is complete
             self.waiting = False
             raise
         self.end(0, pool)
@@ -131,7 +133,7 @@ class Torch:
 
 @pytest.mark.parametrize("ends", [False, True], ids=["torch 2.11", "torch 2.12"])
 def test_after_a_failed_capture_the_next_one_and_the_generator_work(monkeypatch, ends):
-    torch_ = Torch(monkeypatch, ends)
+    torch_ = FakeTorch(monkeypatch, ends)
 
     def waits():
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might")
@@ -142,12 +144,12 @@ def test_after_a_failed_capture_the_next_one_and_the_generator_work(monkeypatch,
         assert steps.cause(failed.value) == "operation not permitted when stream is capturing"
         assert torch_.recording == [] and not torch_.waiting
         assert steps.cuda_graph(lambda: None)() == "replayed"
-    assert torch_.pools == 6, "each capture has a pool of its own"
+    assert torch_.pools == 6, "each capture has its own pool"
     assert len(steps._failed) == (0 if ends else 2)
 
 
-def test_an_error_that_leaves_the_capture_whole_is_the_cause(monkeypatch):
-    Torch(monkeypatch, ends=True)
+def test_an_error_that_is_not_cudas_is_its_own_cause(monkeypatch):
+    FakeTorch(monkeypatch, ends=True)
 
     def wrong():
         raise KeyError("ids")
@@ -158,7 +160,7 @@ def test_an_error_that_leaves_the_capture_whole_is_the_cause(monkeypatch):
 
 
 def fail_a_capture():
-    """On a GPU: fail to capture a wait for the host, then capture, replay and draw."""
+    """On a GPU: fail to capture a wait for the host, then capture, replay and draw random numbers."""
     x = torch.zeros(3, device="cuda")
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(2):
@@ -173,18 +175,17 @@ def fail_a_capture():
         assert torch.rand(1000, device="cuda").std() > 0.2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph wants a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 def test_after_a_failed_capture_a_gpu_works():
-    """In a process of its own, so that no later test fails if torch does not recover."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=fail_a_capture
-    )  # CUDA does not outlive fork
+    """In a separate process, so that no later test fails if torch does not recover."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not work after a fork
+    process = context.Process(target=fail_a_capture)
     process.start()
     process.join(120)
     assert process.exitcode == 0
 
 
-def test_what_cannot_be_captured_runs_eagerly_and_says_so(corpus, tmp_path, capsys):
+def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so(corpus, tmp_path, capsys):
     def fails(body):
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -192,30 +193,31 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_so(corpus, tmp_path, caps
     _, log = run(corpus, tmp_path / "fails", fails)
     said = [line for line in capsys.readouterr().out.splitlines() if "CUDA graph" in line]
     assert log == wanted and len(said) == 1
-    assert (
-        said[0].startswith("step 4: not a CUDA graph, the step cannot be captured") and "permitted" in said[0]
-    )
+    assert said[0].startswith("step 4: not a CUDA graph, the step cannot be captured")
+    assert "permitted" in said[0]
 
 
 def test_a_batch_of_another_shape_runs_eagerly_and_says_so(corpus, tmp_path, monkeypatch, capsys):
+    fixed_shape = Batches.fixed_shape
+
     def odd(batches, index):
-        batch = filled(batches, index)
+        batch = fixed_shape(batches, index)
         more = torch.nn.functional.pad(batch.cu_seqlens, (0, index == 6), value=len(batch.ids))
         return batch._replace(cu_seqlens=more)
 
-    monkeypatch.setattr("electra_fast.feed.filled", odd)
+    monkeypatch.setattr(Batches, "fixed_shape", odd)
     _, wanted = run(corpus, tmp_path / "eager", packed=True)
     _, log = run(corpus, tmp_path / "replayed", lambda body: body, packed=True)
     assert log == wanted
     assert "not a CUDA graph, a batch has another shape" in capsys.readouterr().out
 
 
-def test_filling_a_packed_batch_up_changes_its_shape_alone(corpus, tmp_path):
+def test_fixed_shape_changes_only_the_shape_of_a_packed_batch(corpus, tmp_path):
     training, _ = run(corpus, tmp_path, packed=True, steps=1)
-    model, batches = training.model.eval(), training.feed.batches
+    model, batches = training.model.eval(), training.loader.batches
     shapes = set()
     for index in range(40):
-        batch, bare = filled(batches, index), batches.packed(index)
+        batch, bare = batches.fixed_shape(index), batches.packed(index)
         n = len(bare.ids)
         assert torch.equal(batch.ids[:n], bare.ids) and (batch.ids[n:] == batches.pad_id).all()
         assert (batch.cu_seqlens.diff() <= batch.max_seqlen).all() and batch.cu_seqlens[-1] == len(batch.ids)

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from electra_fast import testing
 
-RISING = ("cu_seqlens", "positions")  # which an expanded tensor is not
+RISING = ("cu_seqlens", "positions")  # their values rise, so they cannot be expanded
 
 
 def interleaved(x):
-    """x as every second element of memory that has each of them twice"""
+    """Return x as every second element of memory that contains each element twice."""
     return torch.stack([x, x], -1)[..., 0]
 
 
@@ -48,7 +48,7 @@ def cases(op):
 
 
 def outcome(function, args, gradients, layout):
-    """Return the results and gradients, for upstream gradients that lie in memory as `layout` has them."""
+    """Return the results and the gradients; `layout` sets the strides of the upstream gradients."""
     leaves = {name: args[name].detach().requires_grad_() for name in gradients}
     result = function(**args | leaves)
     results = [y for y in (result if isinstance(result, tuple) else (result,)) if y is not None]
@@ -63,7 +63,7 @@ def outcome(function, args, gradients, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_any_strides_give_the_same(layout, implementation, device):
-    """Misreading changes a result as a whole; PyTorch's products by strides change its last digits."""
+    """Wrong strides change the whole result; in PyTorch's products, strides may change the last digits."""
     op, name = implementation
     function = testing.implementations(op)[name]
     for example in cases(op):

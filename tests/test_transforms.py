@@ -1,4 +1,4 @@
-"""What PyTorch does to a function beside calling it: differentiate twice, map, count, export, copy."""
+"""Uses of a function by PyTorch other than a call: second derivatives, vmap, flop counts, export, copies."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from towers import CONFIG, assert_all_equal, padded
 from electra_fast import hf, ops, reference
 from electra_fast.model import Discriminator, Electra
 from electra_fast.ops import REFERENCE
-from electra_fast.ops._register import OPERATORS
+from electra_fast.ops._operators import OPERATORS
 
 
 def one_argument(functions, op):
@@ -41,9 +41,9 @@ def penalty(functions, op, loss):
     return torch.autograd.grad(x.sum() + first.square().sum(), x)[0]
 
 
-# The gradient that comes in depends on x, or is a constant.
+# The upstream gradient depends on x, or is constant.
 @pytest.mark.parametrize("loss", [lambda y: y.square().sum(), lambda y: y.sum()], ids=["square", "sum"])
-def test_a_second_derivative_is_refused_and_the_remedy_serves_it(differentiable, loss):
+def test_a_second_derivative_is_refused_and_the_reference_computes_it(differentiable, loss):
     op = differentiable
     remedy = rf"{op}: the second derivative .* electra_fast\.reference\.{op}, .* `undo\(\)`"
     with pytest.raises(NotImplementedError, match=remedy):
@@ -51,7 +51,7 @@ def test_a_second_derivative_is_refused_and_the_remedy_serves_it(differentiable,
     assert penalty(reference, op, loss).isfinite().all()
 
 
-def test_a_second_derivative_by_a_weight_with_a_copy_is_refused():
+def test_a_second_derivative_in_a_weight_with_a_copy_is_refused():
     x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(4, 8, requires_grad=True)
     y = ops.linear(x, weight, low_weight=weight.detach().bfloat16())
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -66,7 +66,7 @@ def test_a_first_derivative_with_create_graph_is_the_same(differentiable):
     assert torch.equal(first, again)
 
 
-def test_a_patched_model_refuses_a_penalty_and_serves_it_after_undo():
+def test_a_patched_model_refuses_a_gradient_penalty_until_undo():
     model = small_patched.build("ElectraForSequenceClassification")
     inputs = small_patched.batch("ElectraForSequenceClassification")
     patched = hf.patch(model)
@@ -101,7 +101,7 @@ def test_functions_of_torch_func_are_refused(op):
 
 
 @forward_mode
-def test_forward_mode_is_refused_for_a_dual_tensor_alone(differentiable):
+def test_forward_mode_is_refused_only_for_a_dual_tensor(differentiable):
     call, x = one_argument(ops, differentiable)
     with forward_ad.dual_level():
         call(x)
@@ -119,8 +119,8 @@ PRODUCTS = ("linear", "attention", "attention_qkv", "mlm_head")
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_an_op_counts_what_its_definition_counts(product):
-    """Padded and packed alike, but that the definition of packed attention multiplies padding too."""
+def test_an_op_has_the_flops_of_its_definition(product):
+    """The definition of packed attention multiplies padding too, so its count is scaled down."""
     counts = []
     for example in small(product, "cpu", count=2):
         args = {n: x.requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
@@ -138,19 +138,19 @@ def test_an_op_counts_what_its_definition_counts(product):
     assert any(counts)
 
 
-def test_every_op_that_multiplies_has_a_formula():
+def test_every_op_that_multiplies_has_a_flop_formula():
     from torch.utils.flop_counter import flop_registry
 
     known = {str(op).removeprefix("electra_fast.") for op in flop_registry if "electra_fast" in str(op)}
     assert known == {name for name in OPERATORS if name.removesuffix("_fwd").removesuffix("_bwd") in PRODUCTS}
 
 
-def test_only_wanted_gradients_count():
+def test_only_wanted_gradients_have_flops():
     x, weight = torch.randn(6, 8), torch.randn(4, 8, requires_grad=True)
     assert count(lambda: ops.linear(x, weight).sum().backward()) == 2 * (2 * 6 * 8 * 4)
 
 
-def test_a_packed_batch_without_values_counts_its_longest_sequence():
+def test_a_packed_batch_on_the_meta_device_counts_only_longest_sequences():
     qkv = torch.empty(40, 3, 2, 16, device="meta")
     packed = {"cu_seqlens": torch.empty(4, dtype=torch.int32, device="meta"), "max_seqlen": 20}
     assert count(lambda: ops.attention_qkv(qkv, **packed)) == 2 * (3 * 20**2) * (2 * 2 * 16)
@@ -159,8 +159,8 @@ def test_a_packed_batch_without_values_counts_its_longest_sequence():
 @pytest.mark.parametrize(
     "name", ["ElectraForMaskedLM", "ElectraForSequenceClassification", "BertForMaskedLM"]
 )
-def test_a_patched_training_step_counts_what_the_plain_one_counts(name):
-    # PyTorch's "sdpa" of a CPU is not counted by PyTorch itself.
+def test_a_patched_training_step_has_the_flops_of_the_plain_one(name):
+    # PyTorch does not count its own "sdpa" on a CPU.
     model, inputs = small_patched.build(name), small_patched.batch(name)
     model.set_attn_implementation("eager")
     plain = count(lambda: model(**inputs).loss.backward())
@@ -177,7 +177,7 @@ def test_flops_of_a_known_step():
     assert count(lambda: model(input_ids=ids, labels=ids).loss.backward()) == 10_211_328
 
 
-def test_electra_counts_what_its_reference_counts():
+def test_electra_has_the_flops_of_its_reference():
     ids, key_mask = padded(24, 9)
     rng = torch.tensor([1, 2])
     models = (Electra(CONFIG, **options) for options in ({}, {"ops": REFERENCE}))
@@ -186,7 +186,7 @@ def test_electra_counts_what_its_reference_counts():
 
 
 @pytest.mark.parametrize("first", ["electra_fast.ops", "torch.utils.flop_counter"])
-def test_formulas_are_there_whichever_is_imported_first(first):
+def test_flop_formulas_exist_in_either_order_of_imports(first):
     program = f"""
 import sys, importlib, torch
 importlib.import_module({first!r})
@@ -244,7 +244,7 @@ def test_a_model_is_exported_for_every_batch_and_length(cls):
         assert_all_equal(*((x,) if isinstance(x, Tensor) else tuple(x) for x in (ours, theirs)))
 
 
-def test_copied_called_functionally_and_checkpointed_a_model_is_the_same():
+def test_a_copied_functional_or_checkpointed_model_gives_the_same():
     model, rng = Electra(CONFIG).train(), torch.tensor([1, 2])
     ids, key_mask = padded(24, 9)
 

@@ -1,10 +1,10 @@
-"""A small model and a batch for it, shared by the tests of the model and of its checkpoints."""
+"""A small model and a batch for it, for the tests of the model and of its checkpoints."""
 
 import torch
 
 from electra_fast.config import ElectraConfig
 
-# Towers of different shapes, widths that differ from the embedding's.
+# The towers have different shapes, and widths that differ from the embedding's.
 CONFIG = ElectraConfig(
     vocab_size=300, max_positions=40, embedding=24,
     layers=2, hidden=32, heads=2, ffn=64,
@@ -16,9 +16,9 @@ def padded(*lengths, L=24):
     """Return (ids, key_mask) of random sentences: [CLS] tokens [SEP], padded to L."""
     ids = torch.randint(104, 300, (len(lengths), L))
     n = torch.tensor(lengths)[:, None]
-    place = torch.arange(L)
-    ids = ids.masked_fill(place == 0, 101).masked_fill(place == n - 1, 102)
-    return ids.masked_fill(place >= n, 0), place < n
+    position = torch.arange(L)
+    ids = ids.masked_fill(position == 0, 101).masked_fill(position == n - 1, 102)
+    return ids.masked_fill(position >= n, 0), position < n
 
 
 def assert_all_equal(first, second):

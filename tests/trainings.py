@@ -1,6 +1,6 @@
-"""Small pre-training runs in processes of their own, which can be killed.
+"""Small pre-training runs in separate processes, which a test can kill.
 
-The processes are forked from one that has imported everything: starting one takes 50 ms, not 5 s.
+The processes are forked from one that has imported everything: a new one starts in 50 ms instead of 5 s.
 """
 
 import functools
@@ -13,19 +13,20 @@ from pathlib import Path
 
 import torch
 
-from electra_fast.pretrain import Pretraining
-from electra_fast.recipe import Recipe
+from electra_fast.train.pretrain import Pretraining
+from electra_fast.train.recipe import Recipe
 
 CONTEXT = multiprocessing.get_context("forkserver")
-USED = ["electra_fast.pretrain", "tokenizers", "safetensors.torch", "tqdm", "torch._dynamo"]  # an optimizer's
-CONTEXT.set_forkserver_preload(USED)
+PRELOADED = ["electra_fast.train.pretrain", "tokenizers", "safetensors.torch", "tqdm"]
+PRELOADED += ["torch._dynamo"]  # imported by optimizers
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 SIZES = ("layers=1", "hidden=32", "heads=1", "ffn=64", "generator_layers=1", "generator_hidden=16")
 SIZES += ("generator_heads=1", "generator_ffn=32", "embedding=16", "max_positions=32")
 
 
 def recipe(corpus, **changes) -> Recipe:
-    """Return a run of 24 steps of 20 ms with a checkpoint every third."""
+    """Return the recipe of a run of 24 steps of 20 ms each, with a checkpoint every third step."""
     options = {"preset": "tiny", "set": SIZES, "data": (str(corpus),), "vocab": "300", "seq": 32}
     options |= {"batch_tokens": 256, "steps": 24, "save_every": 3, "eval_every": 8, "eval_batches": 2}
     return Recipe(**options | changes)
@@ -44,12 +45,13 @@ def train(
     signal_at: tuple[int, ...] | None = None,
     hang_at: int | None = None,
 ) -> None:
-    """Run to the end, or be killed at the `die_at`-th call that makes a checkpoint durable.
+    """Train to the end, with a fault if one is given.
 
-    `signal_at` = (number, step, times): that signal comes in the middle of that step. `hang_at`: the batch of
-    that number is never made, and SIGTERM comes meanwhile.
+    `die_at`: the process is killed before the call of this index, from 0, that makes a checkpoint durable.
+    `signal_at` = (number, step, times): the signal is sent `times` times in the middle of the step.
+    `hang_at`: the batch of this index is never made, and SIGTERM is sent meanwhile.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the progress bar
     torch.set_num_threads(1)
     if die_at is not None:
         _kill_at(die_at)
@@ -57,7 +59,7 @@ def train(
     if signal_at is not None:
         training.model.register_forward_hook(functools.partial(_signal, training, *signal_at))
     if hang_at is not None:
-        training.feed._make = functools.partial(_hang, training.feed._make, hang_at)
+        training.loader._make = functools.partial(_hang, training.loader._make, hang_at)
     training.run()
 
 
@@ -93,10 +95,10 @@ def state(out, step: int) -> dict[str, str]:
 
 
 def _kill_at(count: int) -> None:
-    """Have the process killed before the `count`-th fsync or rename, which are all that a save hangs on."""
+    """Kill this process after `count` calls of fsync and rename, the calls that make a checkpoint durable."""
     calls = iter(range(count))
 
-    def dying(function):
+    def killing(function):
         def call(*args, **kwargs):
             if next(calls, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -104,6 +106,6 @@ def _kill_at(count: int) -> None:
 
         return call
 
-    os.fsync = dying(os.fsync)
+    os.fsync = killing(os.fsync)
     for name in ("rename", "replace"):
-        setattr(Path, name, dying(getattr(Path, name)))
+        setattr(Path, name, killing(getattr(Path, name)))

@@ -1,1 +1,1 @@
-"""All evidence from a few minutes on a GPU: `make gpu`, with `make gpu-pack` before it and a rehearsal."""
+"""Checks and measurements in a few minutes on a GPU: `make gpu`, `make gpu-pack`, and a rehearsal."""

@@ -1,8 +1,8 @@
-"""The training step of ELECTRA-small, launched kernel by kernel and as one CUDA graph: equal bit for bit?
+"""Check that a step of ELECTRA-small as a CUDA graph equals its kernels launched one by one, bit for bit.
 
     python -m benchmarks.gpu.capture --lines FILE
 
-Without a GPU a stand-in takes the graph's place, which runs the step's body at each replay.
+Without a GPU, a stand-in for the graph runs the step's body at each replay.
 """
 
 import argparse
@@ -23,11 +23,11 @@ def main() -> int:
 
     import torch
 
-    from benchmarks.inputs import STEPS, batches
-    from electra_fast import optimizer
-    from electra_fast.ledger import Ledger
+    from benchmarks.harness.inputs import STEPS, batches
     from electra_fast.model import Electra
-    from electra_fast.step import Step, cuda_graph
+    from electra_fast.train import optimizer
+    from electra_fast.train.metrics import MetricBuffer
+    from electra_fast.train.step import Step, cuda_graph
 
     size = STEPS["small 128x128"][0]
     cuda = torch.cuda.is_available()
@@ -45,10 +45,10 @@ def main() -> int:
     for mode in capture:
         torch.manual_seed(0)
         model = Electra(size.config).to(device)
-        ledger = Ledger(1, device)
+        metrics = MetricBuffer(1, device)
         optim = optimizer.adamw(model)
         dtype = torch.bfloat16 if cuda else None
-        step = Step(model, optim, clip=1.0, dtype=dtype, ledger=ledger, capture=capture[mode])
+        step = Step(model, optim, clip=1.0, dtype=dtype, metrics=metrics, capture=capture[mode])
 
         def take(i: int, step=step) -> None:
             step([given[i % len(given)]], torch.tensor([[0, i]]), 1e-4, 0)
@@ -59,19 +59,19 @@ def main() -> int:
             rows = []
             for i in range(COMPARED):
                 take(i)
-                rows.append(ledger.rows[0].tolist())
+                rows.append(metrics.rows[0].tolist())
             synchronize()
-            began = time.perf_counter()
+            start = time.perf_counter()
             for i in range(COMPARED, COMPARED + (TIMED if cuda else 1)):
                 take(i)
             synchronize()
-        ms = 1e3 * (time.perf_counter() - began) / (TIMED if cuda else 1)
+        ms = 1e3 * (time.perf_counter() - start) / (TIMED if cuda else 1)
         ends[mode] = [torch.tensor(rows), *(p.detach().cpu() for p in model.parameters())]
         replayed = step._replay is not None
         facts = {"mode": mode, "ms": round(ms, 3), "losses": [row[0] for row in rows]}
         facts |= {"why_eager": step.why_eager}
         lines.write(options.lines, kind="capture", stage=options.stage, **facts)
-        print(mode, f"{ms:.3f} ms a step", step.why_eager or "")
+        print(mode, f"{ms:.3f} ms per step", step.why_eager or "")
 
     def same(mode: str) -> bool:
         pairs = zip(ends["eager"], ends[mode], strict=True)

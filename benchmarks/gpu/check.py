@@ -1,9 +1,9 @@
-"""Hold one implementation of one op, in one dtype, against the error budget: a line per example.
+"""Check one implementation of one op in one dtype against the error budget, and write one line per example.
 
     python -m benchmarks.gpu.check add_norm triton bfloat16 --lines FILE
 
-A wrong example does not stop the others. After an illegal access no kernel runs in a process any more, so the
-rest is run in a new one.
+A wrong example does not stop the others. After an illegal access a process cannot launch kernels any more, so
+the remaining examples run in a new process.
 """
 
 import argparse
@@ -18,7 +18,7 @@ LOST = ("CUDA error", "Triton Error [CUDA]", "illegal memory access")  # the con
 
 
 def examples_of(op: str, dtype: str) -> list:
-    """Return an op's examples with gradients in a dtype; "any" is all, for ops that have none."""
+    """Return an op's examples with gradients in a dtype; "any" means all, for ops without gradients."""
     import torch
 
     from electra_fast import testing
@@ -31,12 +31,12 @@ def examples_of(op: str, dtype: str) -> list:
 
 
 def judged(function, example) -> dict:
-    """Return the worst of an example's results and gradients: its ratio to the budget, and what is wrong."""
+    """Return the worst ratio to the budget among an example's results and gradients, and the first fault."""
     from electra_fast import testing
 
     try:
         found = testing.judge_example(function, example)
-    except Exception as error:  # whatever it is, the report says so
+    except Exception as error:  # any error is reported
         text = (str(error).strip().splitlines() or [""])[0]
         return {"right": False, "ratio": None, "why": f"{type(error).__name__}: {text}"[:500]}
     wrong = [judgement for judgement in found if judgement.why]
@@ -56,15 +56,16 @@ def main() -> int:
     p.add_argument("dtype")
     p.add_argument("--lines", type=Path)
     p.add_argument("--stage", default="")
-    p.add_argument("--first", type=int, default=0, help="number of the example to begin with")
-    p.add_argument("--most", type=int, help="of the examples, for a short rehearsal")
-    p.add_argument("--fault", help="break the implementation, by a name of testing.mutations or its start")
+    p.add_argument("--first", type=int, default=0, help="number of the first example to run")
+    p.add_argument("--most", type=int, help="maximum number of examples, for a short rehearsal")
+    p.add_argument("--fault", help="break the implementation: a name in testing.mutations, or its start")
     options = p.parse_args()
 
     import torch
 
     from electra_fast import testing
 
+    testing.interpret()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     function = testing.implementations(options.op, device)[options.implementation]
     name = options.implementation
@@ -74,19 +75,11 @@ def main() -> int:
         name += ", broken on purpose"
     status, every = 0, examples_of(options.op, options.dtype)[: options.most]
     for number, example in list(enumerate(every))[options.first :]:
-        began = time.monotonic()
+        start = time.monotonic()
         found = judged(function, example.to(device=device))
         facts = {"op": options.op, "implementation": name, "dtype": options.dtype, "example": example.name}
-        lines.write(
-            options.lines,
-            kind="check",
-            stage=options.stage,
-            **facts,
-            **found,
-            number=number,
-            examples=len(every),
-            seconds=round(time.monotonic() - began, 3),
-        )
+        facts |= {"number": number, "examples": len(every), "seconds": round(time.monotonic() - start, 3)}
+        lines.write(options.lines, kind="check", stage=options.stage, **facts, **found)
         if not found["right"]:
             print(f"{example.name}: {found['why']}", flush=True)
             status = 1

@@ -1,5 +1,7 @@
-"""A pytest plugin that writes each failure the moment it is known, for a run that may be stopped: `-p
-benchmarks.gpu.failures`. BENCHMARK_LINES names the file, BENCHMARK_STAGE the stage."""
+"""A pytest plugin that writes each failure immediately: `-p benchmarks.gpu.failures`.
+
+The environment variable BENCHMARK_LINES names the file, and BENCHMARK_STAGE the stage.
+"""
 
 import os
 from collections import Counter
@@ -11,7 +13,7 @@ COUNTS: Counter = Counter()
 
 
 def _write(**line) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # the controller hears of all of them
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the controller gets all reports
         stage = os.environ.get("BENCHMARK_STAGE", "")
         lines.write(Path(os.environ["BENCHMARK_LINES"]), kind="test", stage=stage, **line)
 

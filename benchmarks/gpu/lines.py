@@ -1,4 +1,4 @@
-"""Results as JSON lines, appended to one file by every process the moment they are known.
+"""Results as JSON lines, which every process appends to one file immediately.
 
 Each line has a `kind`: machine, check, benchmark, refused, capture, pretrain, test or end (of a stage).
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write(file: Path | None, **line) -> None:
-    """Append a line; a number that JSON lacks becomes null. One write of this size is not torn apart."""
+    """Append a line with one write, which is atomic at this size. NaN and infinity become null."""
     if file is None:
         return
     text = json.dumps(_plain(line), default=str) + "\n"
@@ -19,7 +19,7 @@ def write(file: Path | None, **line) -> None:
 
 
 def read(file: Path) -> list[dict]:
-    """Return the lines that are whole and have a kind: a process that was killed may leave half of one."""
+    """Return the complete lines that have a kind; a process that is killed may leave half a line."""
     found = []
     for text in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:

@@ -1,7 +1,8 @@
-"""What can be made for a GPU machine without one: the compiled extension, and a cache of Triton's kernels.
+"""Build, without a GPU, what a GPU machine needs: the compiled extension and a cache of Triton's kernels.
 
-`make gpu-pack` runs this with the Python and torch of the GPU machine. The folder holds the extension for
-sm_90, `triton.tar.xz`, and `manifest.json`, which says what they were made for; `use()` installs what fits.
+`make gpu-pack` runs this with the Python and torch of the GPU machine. The folder contains the extension for
+sm_90, `triton.tar.xz`, and `manifest.json` with the versions that they were built for. `use()` installs the
+parts that fit.
 """
 
 import argparse
@@ -16,18 +17,19 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import ROOT, source_hash
+from benchmarks.harness.machine import ROOT, source_hash
+from electra_fast.errors import must
 
 FOLDER = ROOT / "build" / "gpu-pack"
 CACHE = ROOT / "build" / "gpu-cache"
-MOST = 16 << 20  # bytes of the folder
+MOST = 16 << 20  # maximum bytes of the folder
 ARCHIVE = "triton.tar.xz"
-KEPT = (".cubin", ".json", ".so")  # of Triton's cache; the rest are the compiler's intermediate forms
-HERE = "@cache@"  # Triton's index files hold absolute paths: this stands for the cache's own
+KEPT = (".cubin", ".json", ".so")  # files of Triton's cache; the others are intermediate forms
+HERE = "@cache@"  # stands for the path of the cache, because Triton's index files contain absolute paths
 
 
 def versions() -> dict[str, str]:
-    """Return what a compiled extension depends on."""
+    """Return the versions that a compiled extension depends on."""
     import torch
 
     facts = {"torch": torch.__version__, "python": sys.implementation.cache_tag}
@@ -47,7 +49,7 @@ def build(folder: Path, arch: str, **environment: str) -> Path:
 
 
 def fill_cache(cache: Path) -> int:
-    """Compile all kernels that `make gpu` launches before its test suite; return how many there are."""
+    """Compile all kernels that `make gpu` launches before its test suite; return their number."""
     from concurrent.futures import ThreadPoolExecutor
 
     from electra_fast import testing
@@ -96,7 +98,7 @@ def make(folder: Path, commit: dict, arch: str = "9.0") -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        # AVX2 loads on every machine that has a GPU of this kind; the CPU's kernels are not timed there.
+        # AVX2 runs on every machine with such a GPU, and the CPU kernels are not timed there.
         made = build(Path(scratch, "lib"), arch, ATEN_CPU_CAPABILITY="avx2")
         shutil.copy(made, folder)
         kernels = fill_cache(Path(scratch, "triton"))
@@ -107,14 +109,13 @@ def make(folder: Path, commit: dict, arch: str = "9.0") -> int:
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {kernels} kernels and the extension, {size / 2**20:.1f} MB, for torch {facts['torch']}")
     if size > MOST:
-        print(
-            f"gpu-pack: the folder must have at most {MOST >> 20} MB, got {size / 2**20:.1f}", file=sys.stderr
-        )
+        rule = f"have at most {MOST >> 20} MB"
+        print(must("gpu-pack: the folder", rule, f"{size / 2**20:.1f}"), file=sys.stderr)
     return int(size > MOST)
 
 
 def manifest(folder: Path = FOLDER) -> dict:
-    """Return what a pack says of itself, nothing if it cannot be read."""
+    """Return the manifest of a pack, empty if it cannot be read."""
     try:
         found = json.loads((folder / "manifest.json").read_text())
         return found if isinstance(found, dict) else {}
@@ -123,10 +124,10 @@ def manifest(folder: Path = FOLDER) -> dict:
 
 
 def use(folder: Path = FOLDER, cache: Path = CACHE) -> list[str]:
-    """Install what fits of the pack; return what was done and what was not, and why."""
+    """Install the parts of the pack that fit; return what was done, and what was not, with the reason."""
     facts, said = manifest(folder), []
     if not facts:
-        return ["no pack: Triton compiles each kernel when it is first used"]
+        return ["no pack: Triton compiles each kernel at its first use"]
     sums = facts.get("sha256", {})
 
     def torn(name: str) -> bool:
@@ -135,26 +136,26 @@ def use(folder: Path = FOLDER, cache: Path = CACHE) -> list[str]:
     here = versions()
     differences = [f"{k} {facts.get(k)}, here {here[k]}" for k in here if facts.get(k) != here[k]]
     if differences:
-        said.append(f"the pack's extension was made for {'; '.join(differences)}: not used")
+        said.append(f"the pack's extension was built for {'; '.join(differences)}: not used")
     elif torn(extension_name()):
-        said.append("the pack's extension is not the file that its manifest names: not used")
+        said.append("the pack's extension differs from the file in its manifest: not used")
     else:
         target = ROOT / "electra_fast" / extension_name()
         part = target.with_suffix(".part")
         shutil.copy(folder / extension_name(), part)
         part.replace(target)
-        for stamp in ROOT.glob("build/ready-*"):  # `make test` builds its own again
+        for stamp in ROOT.glob("build/ready-*"):  # so that `make test` builds its own extension again
             stamp.unlink()
-        said.append("the extension is the pack's")
+        said.append("the extension of the pack is installed")
     if torn(ARCHIVE):
-        return [*said, "the pack's Triton cache is not the file that its manifest names: not used"]
+        return [*said, "the pack's Triton cache differs from the file in its manifest: not used"]
     return [*said, f"{load_cache(folder / ARCHIVE, cache)} kernels of the pack in Triton's cache"]
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description="Make the folder that `make gpu` takes to a GPU machine.")
+    p = argparse.ArgumentParser(description="Build the folder that `make gpu` uses on a GPU machine.")
     p.add_argument("--out", type=Path, default=FOLDER)
-    p.add_argument("--commit", default="", help="what the results are said to be measured on")
-    p.add_argument("--dirty", action="store_true", help="with changes that are not committed")
+    p.add_argument("--commit", default="", help="the commit that the results name")
+    p.add_argument("--dirty", action="store_true", help="there are uncommitted changes")
     options = p.parse_args()
     sys.exit(make(options.out.resolve(), {"id": options.commit, "dirty": options.dirty}))

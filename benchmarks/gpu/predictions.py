@@ -1,7 +1,7 @@
-"""What was predicted before any GPU ran the kernels, so that it stands beside what is measured.
+"""Times predicted before any GPU ran the kernels, for comparison with the measured ones.
 
-Microseconds on an H200 in bfloat16 with dropout 0.1 under a CUDA graph, forward and backward if there is one.
-DESIGN.md derives each. Copies of an H100 are 1.43 times as slow.
+Microseconds on an H200, in bfloat16 with dropout 0.1 under a CUDA graph, with the backward pass. Copies on an
+H100 are 1.43 times as slow. docs/predictions.md has these and more, with their dates.
 """
 
 PREDICTED = {

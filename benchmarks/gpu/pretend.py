@@ -1,8 +1,8 @@
-"""Run a module as on a GPU, without one: `python -m benchmarks.gpu.pretend benchmarks.gpu.capture …`.
+"""Run a module with a pretended GPU: `python -m benchmarks.gpu.pretend benchmarks.gpu.capture …`.
 
-The code that only a GPU runs is executed: streams, events, captures, memory counters, bfloat16 and rivals.
-Tensors are the CPU's, and a graph is a stand-in that runs the captured function at each replay. What it times
-means nothing.
+This executes the code that otherwise only runs on a GPU: streams, events, captures, memory counters, bfloat16
+and rivals. Tensors are on the CPU, and a graph is a stand-in that runs the captured function at each replay.
+The times mean nothing.
 """
 
 import runpy
@@ -18,7 +18,7 @@ PROPERTIES = types.SimpleNamespace(name="pretended", L2_cache_size=1 << 16, mult
 
 
 def on_the_cpu(x):
-    """Return the CPU for a device or its name that says cuda, anything else as it is."""
+    """Return the CPU for a CUDA device or its name, and any other object unchanged."""
     named = isinstance(x, str | torch.device) and str(x).split(":")[0] == "cuda"
     return torch.device("cpu") if named else x
 
@@ -63,9 +63,9 @@ class Generator(torch.Generator):
 
 
 def install() -> None:
-    """Replace what the harness and the step use of `torch.cuda`."""
-    from benchmarks import clock
-    from electra_fast import step
+    """Replace the parts of `torch.cuda` that the harness and the step use."""
+    from benchmarks.harness import clock
+    from electra_fast.train import step
 
     def stand_in(body):
         return body
@@ -101,8 +101,9 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    from electra_fast import testing  # noqa: F401  before a GPU is pretended: Triton is to be interpreted
+    from electra_fast import testing
 
+    testing.interpret()  # before a GPU is pretended
     install()
     module = sys.argv[1]
     sys.argv = sys.argv[1:]

@@ -1,8 +1,8 @@
-"""`make gpu` without a GPU: the same stages, at small sizes, and two that must fail.
+"""`make gpu` without a GPU: the same stages at small sizes, and two stages that must fail.
 
-Triton's kernels run in the interpreter, and their launches over the stub driver (`benchmarks.static`). The
-harness runs as on a GPU (`pretend.py`), except what torch.compile makes. A stage that hangs and a kernel that
-is broken on purpose show that neither costs another stage its results.
+Triton's kernels run in the interpreter, and are launched with the stub driver (`benchmarks.static`). The
+harness runs with a pretended GPU (`pretend.py`), without torch.compile. A stage that hangs and a kernel that
+is broken on purpose show that neither affects the results of other stages.
 """
 
 import sys
@@ -11,11 +11,11 @@ from benchmarks.gpu.stages import PYTHON, Stage
 
 HANG = Stage("a", "hangs on purpose", (PYTHON, "-c", "import time; time.sleep(3600)"), 6, together=True)
 BROKEN = ("add_norm", "cpu", "float32")
-LIMIT = 300.0  # seconds of any other stage, on two cores
+LIMIT = 300.0  # time limit of the other stages in seconds, on two cores
 
 
 def altered(plan: list[Stage], short: bool) -> list[Stage]:
-    """Return the plan of a GPU as a CPU can run it, and with the two faults."""
+    """Return the plan, changed so that a CPU can run it, with the two planted faults."""
     broken = (PYTHON, "-m", "benchmarks.gpu.check", *BROKEN, "--most", "4", "--fault", "the last results")
     launched = LAUNCHED[:1] if short else LAUNCHED
     extra = [HANG, Stage("a", "broken on purpose", broken, LIMIT, together=True)]
@@ -29,22 +29,25 @@ def altered(plan: list[Stage], short: bool) -> list[Stage]:
 
 
 LAUNCHED = ("add_norm", "attention", "bias_gelu", "embed", "mlm_head", "rtd_loss")
-# A stage of each kind.
+# One stage of each kind.
 SHORT = ("check add_norm triton bfloat16", "check replace_tokens triton any", "graph against eager")
 SHORT += ("step small", "pretrain small", "sanitize rtd_loss", "tests")
 
 
 def adapted(stage: Stage) -> tuple[str, ...]:
-    """Return a stage's command without the sanitizer, and with a GPU pretended where the harness runs."""
+    """Return a stage's command without the sanitizer; the harness runs with a pretended GPU."""
     python, flag, module, *rest = stage.command[stage.command.index(PYTHON) :]
     pretended = module in ("benchmarks", "benchmarks.gpu.capture") and "compile" not in stage.name
     return (python, flag, *(["benchmarks.gpu.pretend"] if pretended else []), module, *rest)
 
 
 def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
-    """Say whether everything came back, what was planted included; return the exit status.
+    """Print whether all results and both planted faults were reported; return the exit status.
 
-    `timed` are the ops of which there must be a time.
+    Args:
+        run: the JSON of the run.
+        plan: its stages.
+        timed: the ops that must have a time.
     """
     ends = {stage["stage"]: stage for stage in run["stages"]}
     missing = [stage.name for stage in plan if stage.name not in ends]
@@ -52,7 +55,7 @@ def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
     seen = {(c["op"], c["implementation"]): c for c in run["checks"]}
     planted = seen.get((BROKEN[0], f"{BROKEN[1]}, broken on purpose"))
     if not (planted and planted["wrong"]):
-        missing.append("the kernel that is broken on purpose was not found wrong")
+        missing.append("the kernel that is broken on purpose was not reported as wrong")
     missing += [f"wrong: {key[0]}, {key[1]}" for key, c in seen.items() if c["wrong"] and c is not planted]
     extras = [benchmark["extra_info"] for benchmark in run["benchmarks"]]
     without = timed - {extra["op"] for extra in extras if extra["provider"] == "fused"}
@@ -60,21 +63,19 @@ def verdict(run: dict, plan: list[Stage], timed: set[str]) -> int:
     for part in ("capture", "pretrain", "tests"):
         missing += [] if run[part] else [f"nothing of {part}"]
     if missing:
-        print("the rehearsal is not complete:\n  " + "\n  ".join(missing), file=sys.stderr)
+        print("the rehearsal is incomplete:\n  " + "\n  ".join(missing), file=sys.stderr)
         return 1
-    print(
-        "the times of a rehearsal mean nothing; rivals that compile or need a GPU's kernels are refused in it"
-    )
-    print("the rehearsal is complete: each stage came back, the hang was stopped, the broken kernel was seen")
+    print("a rehearsal's times mean nothing; it refuses rivals that compile or need kernels of a GPU")
+    print("the rehearsal is complete: all stages reported, the hang was stopped, the broken kernel was found")
     return 0
 
 
 def bad(name: str, end: dict) -> bool:
-    """Whether a stage ended otherwise than it must."""
+    """Whether a stage did not end as it must."""
     if name == HANG.name:
         return not end["why"].startswith("stopped after")
     if name == "broken on purpose":
         return end["rc"] != 1
-    # Rivals that compile or need a GPU's kernels are refused; the ops must have a time all the same.
+    # Rivals that compile or need kernels of a GPU are refused, so these stages may exit with 1.
     refused = end["letter"] in "cdefg" and not name.startswith("pretrain")
     return end["rc"] not in ((0, 1) if refused else (0,))

@@ -1,21 +1,21 @@
-"""One run's JSON out of its lines, and the table that the terminal shows last."""
+"""The JSON of a run, made from its lines, and the table that the terminal shows at the end."""
 
 import json
 import math
 from pathlib import Path
 
 from benchmarks.gpu.predictions import PREDICTED
-from benchmarks.providers import OURS, label
+from benchmarks.harness.providers import OURS, label
 from benchmarks.report.numbers import digits
 from benchmarks.report.runs import SCHEMA, times_fused
+from electra_fast.tables import text_table
 
-HEAD = ("kernel", "verdict", "of the budget", "size", "us", "H200 predicted", "of the bound")
-HEAD += ("beside the best rival",)
-SERVED = {"Triton": "triton", "compiled from csrc/": "cuda"}  # as `served_by` names an implementation
+HEAD = ("kernel", "verdict", "error / budget", "size", "us", "predicted (H200)", "share of bound")
+HEAD += ("compared with the best rival",)
 
 
 def assemble(found: list[dict], seconds: float) -> dict:
-    """Return a run as `benchmarks.report` reads it, and beside that what only `make gpu` measures."""
+    """Return a run for `benchmarks.report`, with the additional parts that only `make gpu` measures."""
     machine = next((line for line in found if line["kind"] == "machine"), {})
     run = {
         "machine_info": machine.get("machine_info", {}),
@@ -40,7 +40,7 @@ def assemble(found: list[dict], seconds: float) -> dict:
 
 
 def of(found: list[dict], kind: str) -> list[dict]:
-    """Return the lines of a kind; the warm-up of torch.compile leaves none that count."""
+    """Return the lines of a kind, without those of torch.compile's warm-up."""
     return [line for line in found if line["kind"] == kind and not line.get("stage", "").startswith("warm")]
 
 
@@ -49,9 +49,9 @@ def _without(line: dict, *names: str) -> dict:
 
 
 def checks(found: list[dict]) -> list[dict]:
-    """Return a row per op, implementation and dtype: examples, how many are wrong, the worst ratio.
+    """Return one row per op, implementation and dtype: examples, wrong examples, the worst ratio.
 
-    `ran` is less than `examples` where the stage ended early.
+    `ran` is less than `examples` if the stage ended early.
     """
     rows: dict[tuple, dict] = {}
     for line in of(found, "check"):
@@ -68,7 +68,7 @@ def checks(found: list[dict]) -> list[dict]:
 
 
 def kernels(run: dict) -> list[list[str]]:
-    """Return a row per op and implementation, with its time if it serves the op, and one per further size."""
+    """Return one row per op and implementation, with its time if it serves the op; further sizes get more."""
     timed: dict[str, dict[str, dict]] = {}
     for benchmark in run["benchmarks"]:
         extra = benchmark["extra_info"]
@@ -78,9 +78,9 @@ def kernels(run: dict) -> list[list[str]]:
     for row in run["checks"]:
         found.setdefault((row["op"], row["implementation"]), []).append(row)
     rows = []
-    for op in timed:  # what was timed and not checked, in a part of a run
+    for op in timed:  # part of a run may time an op without checking it
         if op != "step" and not any(key[0] == op for key in found):
-            found[op, SERVED.get(served(timed[op]), "PyTorch")] = []
+            found[op, served(timed[op])] = []
     for (op, implementation), checked in found.items():
         wrong = sum(len(row["wrong"]) for row in checked)
         ran, rest = sum(r["ran"] for r in checked), sum(r["examples"] - r["ran"] for r in checked)
@@ -94,7 +94,7 @@ def kernels(run: dict) -> list[list[str]]:
         sizes = [
             [size, *times(providers["fused"], providers)]
             for size, providers in timed.get(op, {}).items()
-            if "fused" in providers and SERVED.get(served({size: providers}), "PyTorch") == implementation
+            if "fused" in providers and served({size: providers}) == implementation
         ]
         for numbers in sizes or [[]]:
             rows.append([*cells, *numbers, *[""] * (len(HEAD) - len(cells) - len(numbers))])
@@ -102,14 +102,15 @@ def kernels(run: dict) -> list[list[str]]:
     return rows
 
 
-def served(sizes: dict[str, dict]) -> str | None:
-    """Return what serves an op, by the first of its times that says it."""
-    timed = [providers["fused"] for providers in sizes.values() if "fused" in providers]
-    return timed[0]["extra_info"]["served_by"] if timed else None
+def served(sizes: dict[str, dict]) -> str:
+    """Return the implementation that serves an op, from the first size at which `fused` was timed."""
+    timed = [providers["fused"]["extra_info"] for providers in sizes.values() if "fused" in providers]
+    kind = timed[0]["implementation"] if timed else "reference"
+    return "PyTorch" if kind == "reference" else kind
 
 
 def times(fused: dict, providers: dict[str, dict]) -> list[str]:
-    """Return microseconds, the prediction, the share of the bound, and the ratio to the fastest other one."""
+    """Return microseconds, the prediction, the share of the bound, and the ratio to the fastest rival."""
     median, bound = fused["stats"]["median"], fused["extra_info"].get("bound")
     predicted = PREDICTED.get((fused["extra_info"]["op"], fused["extra_info"]["size"]))
     others = {p: b for p, b in providers.items() if p not in (*OURS, "reference") and times_fused(b)}
@@ -123,7 +124,7 @@ def times(fused: dict, providers: dict[str, dict]) -> list[str]:
 
 
 def steps(run: dict) -> list[str]:
-    """Return a line per training step: milliseconds, tokens per second, and the ratio to each provider."""
+    """Return one line per training step: milliseconds, tokens per second, and the ratio to each provider."""
     found: dict[str, dict[str, dict]] = {}
     for benchmark in run["benchmarks"]:
         extra = benchmark["extra_info"]
@@ -138,18 +139,13 @@ def steps(run: dict) -> list[str]:
         rate = f"{digits(median * 1e3)} ms, {digits(work / median)} tokens/s"
         predicted = PREDICTED.get(("step", size))
         rate += f" (predicted {digits(predicted / 1e3)} ms)" if predicted else ""
-        said.append(f"step {size}: {rate}; {', '.join(ratios) or 'nothing beside it'}")
+        said.append(f"step {size}: {rate}; {', '.join(ratios) or 'no rival was timed'}")
     return said
 
 
 def summary(run: dict) -> str:
-    """Return what the terminal shows last: the kernels, the steps, and what did not end well."""
-    rows = [list(HEAD), *kernels(run)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    said = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    said += ["", *steps(run)]
+    """Return the final output: the kernels, the steps, other measurements, and what failed."""
+    said = [text_table([HEAD, *kernels(run)]), "", *steps(run)]
     chosen = {
         f"{b['extra_info']['op']} {b['extra_info']['size']}: {b['extra_info']['backend']}"
         for b in run["benchmarks"]
@@ -173,7 +169,7 @@ def summary(run: dict) -> str:
 
 
 def write(found: list[dict], target: Path, seconds: float) -> dict:
-    """Write the JSON of a run's lines, whole or not at all; return it."""
+    """Write the JSON of a run atomically; return it."""
     run = assemble(found, seconds)
     part = target.with_suffix(".part")
     part.write_text(json.dumps(run, indent=1))

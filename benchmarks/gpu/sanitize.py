@@ -1,4 +1,4 @@
-"""One small example of an op, forward and backward, by every kernel of it: run it under compute-sanitizer.
+"""Run a small example of an op, forward and backward, with each of its kernels, under compute-sanitizer.
 
 compute-sanitizer --error-exitcode 9 python -m benchmarks.gpu.sanitize add_norm
 """
@@ -11,6 +11,7 @@ def main(op: str) -> int:
 
     from electra_fast import testing
 
+    testing.interpret()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     examples = [e for e in testing.examples(op, 0) if "no " not in e.name and "none" not in e.name]
     example = next((e for e in examples if "bfloat16" in e.name), examples[0]).to(device=device)

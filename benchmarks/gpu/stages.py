@@ -1,4 +1,4 @@
-"""What `make gpu` runs, in the order of its value, and how long each stage may take."""
+"""The stages of `make gpu` in the order of their value, with their time limits."""
 
 import os
 import sys
@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 PYTHON = sys.executable
-# Files of the suite that say nothing about a GPU.
+# Test files that do not depend on a GPU.
 WITHOUT_A_GPU = ("aot", "static", "launches", "cuda_host", "packaging", "report", "learning", "compare")
-WITHOUT_A_GPU += ("readme", "benchmarks", "gpu", "layering", "installation")
+WITHOUT_A_GPU += ("readme", "benchmarks", "bench_gate", "gpu", "layering", "info")
 
 
 class Stage(NamedTuple):
-    """A process with a time limit of its own."""
+    """A process with its own time limit."""
 
-    letter: str  # stages of one letter belong together
+    letter: str  # stages with the same letter belong together
     name: str
     command: tuple[str, ...]
     limit: float  # seconds after which it is killed
-    expected: float = 0.0  # seconds on 16 cores with the pack; by arithmetic, until a GPU has run it
-    together: bool = False  # runs beside the others of its letter
+    expected: float = 0.0  # seconds on 16 cores with the pack; calculated, until a GPU has run it
+    together: bool = False  # runs in parallel with the others of its letter
     environment: tuple[tuple[str, str], ...] = ()
 
 
 def checks(implementations: dict[str, list[str]], short: bool) -> list[Stage]:
-    """Return a stage per op, implementation and dtype; bfloat16, in which models train, is first."""
+    """Return one stage per op, implementation and dtype; bfloat16, in which models train, is first."""
     found = []
     for dtype in ("any", "bfloat16", "float32", "float16"):
         for op, names in implementations.items():
@@ -39,10 +39,10 @@ def checks(implementations: dict[str, list[str]], short: bool) -> list[Stage]:
 
 
 def timed(letter: str, name: str, only: str, limit: float, expected: float, *more: str) -> Stage:
-    """Return a stage that times the cases whose name holds `only`.
+    """Return a stage that times the cases whose names contain `only`.
 
-    The harness takes fewer rounds where time is short. It also drops a compilation that might not fit, so
-    where that is all there is to time, its budget is one that it cannot reach.
+    The harness runs fewer rounds if time is short, and drops a compilation that may not fit. So a stage that
+    only times a compiled provider gets a budget that is never used up.
     """
     budget = "900" if "compile" in name or "autotune" in name else str(limit - 15)
     command = (PYTHON, "-m", "benchmarks", "--only", only, "--budget", budget, *more)
@@ -50,14 +50,14 @@ def timed(letter: str, name: str, only: str, limit: float, expected: float, *mor
 
 
 def warm_up() -> Stage:
-    """Fill the cache of torch.compile beside the checks; what this times is not kept."""
+    """Fill the cache of torch.compile while the checks run; its times are discarded."""
     return timed("a", "warm torch.compile", "bench_step[small 128x128-step-compile]", 100, 90)
 
 
 def plan(
     implementations: dict[str, list[str]], scratch: Path, *, rehearse: bool = False, short: bool = False
 ) -> list[Stage]:
-    """Return the stages of `make gpu`. A rehearsal trains and tests less; a `short` one also checks less."""
+    """Return the stages of `make gpu`. A rehearsal trains and tests less, and a `short` one checks less."""
     quick = ("--quick",)
     others = "|".join(
         f"bench_{op}[small 128x128-f" for op in implementations if op not in ("attention", "mlm_head")
@@ -85,9 +85,9 @@ def plan(
 
 
 def expected(stages: list[Stage], workers: int = 14) -> float:
-    """Return the seconds from the first stage to the end of (f), on 16 cores with the pack.
+    """Return the expected seconds from the first stage to the end of (f), on 16 cores with the pack.
 
-    Stages that run together share the workers; torch.compile warms up beside (a) and (b).
+    Stages that run together share the workers, and torch.compile warms up during (a) and (b).
     """
 
     def seconds(letters: str) -> float:
@@ -98,12 +98,12 @@ def expected(stages: list[Stage], workers: int = 14) -> float:
 
 
 def sanitized(implementations: dict[str, list[str]]) -> list[Stage]:
-    # PyTorch and Triton make calls of the driver that fail and mean nothing.
+    # PyTorch and Triton make driver calls that fail without being errors.
     tool = ("compute-sanitizer", "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9")
     found = []
     for op in implementations:
         command = (PYTHON, "-m", "benchmarks.gpu.sanitize", op)
-        # Without PyTorch's cache every tensor is an allocation of its own, so that reads outside are seen.
+        # Without PyTorch's cache every tensor is a separate allocation, so reads outside of it are found.
         environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
         found.append(Stage("h", f"sanitize {op}", (*tool, *command), 60, 25, True, environment))
     return found
@@ -120,11 +120,11 @@ def suite(rehearse: bool) -> Stage:
 
 
 def second(implementations: dict[str, list[str]], scratch: Path) -> list[Stage]:
-    """Return the stages of `make gpu MORE=1`: what the first command has no time for."""
+    """Return the stages of `make gpu MORE=1`, for which the first budget is too short."""
     return [
         *sanitized(implementations),
         suite(rehearse=False),
-        Stage("j", "tune", (PYTHON, "-m", "benchmarks.tune"), 150, 120),
+        Stage("j", "tune", (PYTHON, "-m", "benchmarks", "tune"), 150, 120),
         timed("j", "step large", "bench_step[large ", 150, 100, "--quick"),
         timed("j", "step small, max-autotune", "bench_step[small 128x128-step-compile_max]", 150, 120),
         timed("j", "step base, compile", "bench_step[base 8 of 32x512-step-compile]", 150, 120),

@@ -1,1 +1,1 @@
-"""What a run's JSON is shown as: text for the terminal, tables in README.md, a page of HTML."""
+"""How the JSON of a run is shown: text, tables and a picture for the documents, a page of HTML."""

@@ -1,9 +1,9 @@
-"""The first screen of a machine: four questions, each with a figure and a sentence made of the numbers."""
+"""The first screen of a machine's results: four questions, each answered by a figure and a sentence."""
 
 import math
 from html import escape
 
-from benchmarks.providers import OURS, label
+from benchmarks.harness.providers import OURS, label
 from benchmarks.report.losses import Comparison, comparisons, losses
 from benchmarks.report.numbers import digits, times
 from benchmarks.report.runs import case, groups, kind, with_backward
@@ -24,7 +24,7 @@ def _card(question: str, figure: str, sentence: str) -> str:
 
 
 def first_step(result: dict) -> tuple[str, dict[str, dict]] | None:
-    """Return the group and the providers of the first step that has a time of ours."""
+    """Return the group and the timed providers of the first step with a time of `fused`."""
     for group, providers in groups(result).items():
         timed = {p: b for p, b in providers.items() if isinstance(b, dict)}
         if group.startswith("step, ") and "fused" in timed:
@@ -36,11 +36,11 @@ def fast(result: dict) -> tuple[str, str]:
     theirs = [c for c in comparisons(result) if c.provider not in OURS]
     ops = _over_all_ops(result, theirs)
     step = first_step(result)
-    beside = [c for c in theirs if step and c.group == step[0]]
-    if not beside:
-        return ops[0], f"No training step was timed beside another. {ops[1]}"
-    least, most = (choose(c.ratio for c in beside) for choose in (min, max))
-    ratios = ", ".join(f"{c.ratio:.2f} times as fast as {label(c.provider)}" for c in beside)
+    compared = [c for c in theirs if step and c.group == step[0]]
+    if not compared:
+        return ops[0], f"No other provider of a training step was timed. {ops[1]}"
+    least, most = (choose(c.ratio for c in compared) for choose in (min, max))
+    ratios = ", ".join(f"{c.ratio:.2f} times as fast as {label(c.provider)}" for c in compared)
     sentence = f"A training step ({case(step[0]).size}) is {ratios}. {ops[1]}"
     return f"{least:.2f} to {times(most)}", sentence
 
@@ -49,17 +49,15 @@ def _over_all_ops(result: dict, theirs: list[Comparison]) -> tuple[str, str]:
     whole = with_backward(result)
     plain = [c for c in theirs if c.provider == "torch" and c.group in whole and case(c.group).op != "step"]
     if not plain:
-        return "not measured", "No op was timed beside plain PyTorch."
+        return "not measured", "No op was timed together with plain PyTorch."
     mean = math.exp(sum(math.log(c.ratio) for c in plain) / len(plain))
-    ahead = sum(c.ratio > 1 for c in plain)
-    sentence = (
-        f"{ahead} of {len(plain)} cases of single ops are faster than plain PyTorch; the geometric mean "
-    )
-    return f"{times(mean)} torch", f"{sentence}of all is {mean:.2f} times."
+    ahead = f"{sum(c.ratio > 1 for c in plain)} of {len(plain)} cases of single ops"
+    sentence = f"{ahead} are faster than plain PyTorch; the geometric mean of the ratios is {mean:.2f}."
+    return f"{times(mean)} torch", sentence
 
 
 def worst(errors: dict[str, list[float]]) -> tuple[float, str]:
-    """Return the largest share of its allowance that an error takes, and whose it is."""
+    """Return the largest ratio of an error to the allowed error, and the name of that result."""
     shares = [(error / allowed if allowed else 0.0, name) for name, (error, allowed) in errors.items()]
     return max(shares, default=(0.0, ""))
 
@@ -67,8 +65,8 @@ def worst(errors: dict[str, list[float]]) -> tuple[float, str]:
 def right(result: dict) -> tuple[str, str]:
     wrong = len(result["wrong"])
     count = len(result["benchmarks"]) + wrong
-    held = "All were held against the definition in float64, patched models against transformers' own, "
-    held += f"before they were timed; {wrong or 'none'} {'was' if wrong < 2 else 'were'} wrong."
+    checked = "Before timing, each provider was compared with the definition in float64, patched models with "
+    checked += f"unpatched ones; {wrong or 'none'} {'was' if wrong < 2 else 'were'} wrong."
     largest: dict[str, tuple[float, str, str]] = {}
     for extra in (benchmark["extra_info"] for benchmark in result["benchmarks"]):
         if extra.get("errors"):
@@ -76,35 +74,31 @@ def right(result: dict) -> tuple[str, str]:
             largest[extra["provider"]] = max(largest.get(extra["provider"], found), found)
     figure = f"{wrong} of {count} wrong"
     if "fused" not in largest:
-        return figure, f"{held} These results are older than the record of the errors themselves."
+        return figure, f"{checked} These results do not contain the errors."
     share, name, op = largest["fused"]
-    own = f"; PyTorch's own takes up to {largest['torch'][0]:.0%}" if "torch" in largest else ""
-    return (
-        figure,
-        f"{held} The error of fused takes up to {share:.0%} of what is allowed ({op}, {name}){own}.",
-    )
+    plain = f"; plain PyTorch's is {largest['torch'][0]:.0%}" if "torch" in largest else ""
+    error = f"The largest error of fused is {share:.0%} of the allowed error ({op}, {name}){plain}."
+    return figure, f"{checked} {error}"
 
 
 def cost(result: dict) -> tuple[str, str]:
     step = first_step(result)
     if not step:
-        return "not measured", "No training step was timed; the memory and the host's time of ops are below."
+        return "not measured", "No training step was timed; memory and host time of the ops are shown below."
     group, providers = step
     peak = {p: digits(b["extra_info"]["peak_bytes"] / 1e6) for p, b in providers.items()}
     theirs = ", ".join(f"{label(p)} {peak[p]}" for p in peak if p not in OURS)
-    beside = f" ({theirs})" if theirs else ""
+    rivals = f" ({theirs})" if theirs else ""
     fused = providers["fused"]
     hours = digits(fused["extra_info"]["paper_steps"] * fused["stats"]["median"] / 3600)
     unit = "hours of CPU time" if kind(result) == "cpu" else "hours"
-    most = f"The most that a step ({case(group).size}) allocates beside weights and averages{beside}."
-    return (
-        f"{peak['fused']} MB a step",
-        f"{most} At its rate the paper's whole schedule takes {hours} {unit}.",
-    )
+    most = f"Peak memory of a step ({case(group).size}) without weights and averages{rivals}."
+    schedule = f"At this rate the paper's whole schedule needs {hours} {unit}."
+    return f"{peak['fused']} MB per step", f"{most} {schedule}"
 
 
 def others(result: dict) -> tuple[str, str]:
-    """Count comparisons with others; `packed` and `eager` are ours."""
+    """Count the comparisons in which a provider of others is faster; `packed` and `eager` are ours."""
     theirs = [c for c in losses(result) if c.provider not in OURS]
     figure = f"{len(theirs)} of {sum(c.provider not in OURS for c in comparisons(result))}"
     if not theirs:
@@ -113,4 +107,4 @@ def others(result: dict) -> tuple[str, str]:
     for c in theirs:
         least.setdefault(case(c.group).op, c.ratio)
     ops = ", ".join(f"{op} (down to {ratio:.2f})" for op, ratio in least.items())
-    return figure, f"In so many comparisons another provider is faster: {ops}. All are in a table below."
+    return figure, f"Comparisons in which another provider is faster: {ops}. A table below lists all."

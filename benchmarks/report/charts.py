@@ -1,4 +1,4 @@
-"""The two charts that several sections have: ratios to fused, and shares of a limit."""
+"""Charts that several sections use: ratios to fused, and shares of a limit."""
 
 from benchmarks.report.html import paragraph
 from benchmarks.report.losses import Comparison
@@ -10,15 +10,15 @@ SLOWER = Tint("others are faster", 1, below=True)
 
 
 def names(group: str) -> tuple[str, str]:
-    """Return the name of a group's row, and its size."""
+    """Return the title of a group's row, and its size."""
     op, size, _ = case(group)
     return "training step" if op == "step" else op, size
 
 
 def ratio_chart(found: list[Comparison]) -> str:
-    """Return a chart with a row a case and a mark a provider, with its spread."""
+    """Return a chart with one row per case and one mark per provider, with its spread."""
     if not found:
-        return paragraph("Nothing was timed beside fused in this run.")
+        return paragraph("In this run no other provider was timed together with fused.")
     rows: dict[str, Row] = {}
     for c in found:
         row = rows.setdefault(c.group, Row(*names(c.group), []))
@@ -30,11 +30,11 @@ def ratio_chart(found: list[Comparison]) -> str:
 def spread_note(found: list[Comparison]) -> str:
     if any(c.spread for c in found):
         return "A bar spans the 20th to the 80th percentile of the ratios of single rounds."
-    return "These results are older than the record of the ratios' spread."
+    return "These results do not contain the spread of the ratios."
 
 
 def share_chart(shares: dict[str, dict[str, float]], unit: str, beyond: str) -> str:
-    """Return a chart of shares by group and provider; `beyond` says what more than the whole is."""
+    """Return a chart of shares by group and provider; `beyond` names the area above 100 per cent."""
     rows = [
         Row(*names(group), [Mark(p, 100 * s, f"{s:.1%}", 0, 100 * s) for p, s in of.items()])
         for group, of in shares.items()

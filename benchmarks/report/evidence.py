@@ -1,33 +1,33 @@
-"""What a sceptic asks for on the page: losses, memory, errors, every number, the machine."""
+"""The evidence on the page: where others win, memory, errors, every number, the machine."""
 
-from benchmarks.providers import OURS, label
+from benchmarks.harness.providers import OURS, label
 from benchmarks.report.answers import worst
 from benchmarks.report.charts import names, share_chart
 from benchmarks.report.html import folded, items, paragraph, section, table
 from benchmarks.report.losses import comparisons, losses
-from benchmarks.report.numbers import between, digits, rate, times
-from benchmarks.report.runs import groups, kind, times_fused, with_backward
+from benchmarks.report.numbers import digits, provider_rows, times, titles
+from benchmarks.report.runs import groups, kind, with_backward
 from benchmarks.report.svg import Mark, Row, around, dots
 
 
 def where_others_win(result: dict) -> str:
-    """Return the table that is always there, and says so where it is empty."""
+    """Return the table of lost comparisons, or a sentence if there are none. The section is always shown."""
     title = "Where others win"
     found, count = losses(result), len(comparisons(result))
     if not found:
-        return section(title, paragraph(f"Nowhere: in none of {count} comparisons is another faster."))
+        return section(title, paragraph(f"Another provider is faster in none of {count} comparisons."))
     rows = []
     for c in found:
         spread = f"{c.spread[0]:.2f} - {c.spread[1]:.2f}" if c.spread else ""
         rows.append([c.group, label(c.provider), times(c.ratio), spread, digits(c.seconds * 1e3), c.why])
-    ours = f", {sum(c.provider in OURS for c in found)} of them with another form of ours"
-    note = f"{len(found)} of {count} comparisons{ours}; the largest loss first. Under 1 the other is faster."
+    ours = f", {sum(c.provider in OURS for c in found)} of them with other forms of ours"
+    note = f"{len(found)} of {count} comparisons{ours}; the largest loss first. Below 1 the other is faster."
     head = ["case", "provider", "fused is", "p20 - p80", "ms", "why"]
     return section(title, paragraph(note), table(head, rows, ("provider", "why")))
 
 
 def memory(result: dict) -> str:
-    title = "Memory and the host's time"
+    title = "Memory and host time"
     peak: list[Row] = []
     host: list[Row] = []
     for group, providers in with_backward(result).items():
@@ -43,15 +43,15 @@ def memory(result: dict) -> str:
     def chart(rows: list[Row], unit: str) -> str:
         return dots(rows, around(f"{unit} (logarithmic)", [m.value for row in rows for m in row.marks]))
 
-    what = "wall time of a call" if kind(result) == "cpu" else "until a call returns to the host"
-    note = "Peak memory is what PyTorch's allocator held for one call beyond what it held before."
-    folds = folded(f"The host: {what}", chart(host, f"microseconds, {what}"))
+    what = "wall time of a call" if kind(result) == "cpu" else "time until a call returns to the host"
+    note = "Peak memory is the memory that PyTorch's allocator held during one call, minus that before it."
+    folds = folded(f"Host: {what}", chart(host, f"microseconds, {what}"))
     return section(title, paragraph(note), chart(peak, "peak MB"), folds)
 
 
 def errors(result: dict) -> str:
-    """Show the errors that the gate found before anything was timed, ours beside PyTorch's own."""
-    title = "Error against what is allowed"
+    """Return the errors that the gate measured before timing, of fused and of plain PyTorch."""
+    title = "Error and allowed error"
     shares, cells = {}, []
     for group, providers in with_backward(result).items():
         of = {p: b["extra_info"].get("errors") for p, b in providers.items() if isinstance(b, dict)}
@@ -62,34 +62,30 @@ def errors(result: dict) -> str:
             row = [", ".join(names(group)), quantity, f"{error:.1e}", f"{own[0]:.1e}" if own else ""]
             cells.append([*row, f"{allowed:.1e}", f"{error / allowed:.1%}" if allowed else ""])
     if not shares:
-        return section(title, paragraph("These results are older than the record of the errors themselves."))
+        return section(title, paragraph("These results do not contain the errors."))
     note = (
-        "The largest distance from the definition in float64, over results and gradients, dropout off; past "
-        "100% a provider gets no number at all. Allowed is four times the error of the definition in the "
-        "timed dtype, and some roundings (benchmarks/gate.py). Integers are equal or held by counts."
+        "The largest difference from the definition in float64, over results and gradients, without dropout. "
+        "A provider above 100% gets no number. The allowed error is four times the error of the definition "
+        "in the timed dtype, plus some roundings (benchmarks/harness/gate.py). Integers must be equal."
     )
-    head = ["case", "of", "fused", "torch", "allowed", "fused / allowed"]
-    each = folded("Each result", table(head, cells, ("of",)))
-    return section(title, paragraph(note), share_chart(shares, "what is allowed", "wrong: no number"), each)
+    head = ["case", "result", "fused", "torch", "allowed", "fused / allowed"]
+    each = folded("Each result", table(head, cells, ("result",)))
+    return section(title, paragraph(note), share_chart(shares, "the allowed error", "wrong: no number"), each)
 
 
 def everything(result: dict) -> str:
-    wall = "wall us" if kind(result) == "cpu" else "host us"
-    head = ["case", "provider", "ms", "p20 - p80", "rounds", wall, "rate", "peak MB", "fused is", "served by"]
-    rows = []
-    for group, providers in groups(result).items():
-        for provider, b in providers.items():
-            if isinstance(b, str):
-                rows.append([group, label(provider), b] + [""] * (len(head) - 3))
-                continue
-            extra, median = b["extra_info"], b["stats"]["median"]
-            row = [group, label(provider), digits(median * 1e3), between(extra), str(b["stats"]["rounds"])]
-            row += [digits(extra["host"] * 1e6), rate(extra, median), digits(extra["peak_bytes"] / 1e6)]
-            rows.append([*row, times(times_fused(b)), extra.get("served_by") or ""])
+    columns = ["ms", "p20 - p80", "rounds", "host us", "rate, share of bound", "peak MB", "fused is"]
+    columns.append("served by")
+    head = ["case", "provider", *titles(columns, result)]
+    rows = [
+        [group, *row]
+        for group, providers in groups(result).items()
+        for row in provider_rows(providers, result, columns)
+    ]
     numbers = folded(f"{len(result['benchmarks'])} numbers", table(head, rows, ("provider", "served by")))
     without = [f"{word}: {line}" for word in ("wrong", "fails", "dropped") for line in result[word]]
-    missing = items(without) if without else paragraph("Nothing was wrong, failed or was dropped.")
-    return section("Everything", numbers, "<h4>What has no number</h4>", missing)
+    missing = items(without) if without else paragraph("No provider was wrong, failed or was dropped.")
+    return section("Everything", numbers, "<h4>Providers without a number</h4>", missing)
 
 
 def environment(result: dict) -> str:
@@ -97,7 +93,7 @@ def environment(result: dict) -> str:
     names = ("device_name", "threads", "cpu_capability", "torch", "triton", "cuda", "transformers", "clocks")
     facts = [[name.replace("_", " "), str(m[name])] for name in (*names, "python_version") if m.get(name)]
     facts += [["measured", result["datetime"][:19].replace("T", " ")]]
-    dirty = ", with changes that were not committed" if commit.get("dirty") else ""
+    dirty = ", with uncommitted changes" if commit.get("dirty") else ""
     facts += [["commit", f"{commit['id'][:12]}{dirty}"]] if commit.get("id") else []
     facts += [["SHA-256 of the kernels", m["sources"]]]
-    return section("What it was measured on", table(["", "value"], facts, ("value",)))
+    return section("The machine", table(["", "value"], facts, ("value",)))

@@ -1,10 +1,10 @@
-"""Pieces of the page that are no charts."""
+"""Parts of the page that are not charts."""
 
 from html import escape
 
 
 def table(head: list[str], rows: list[list[str]], words: tuple[str, ...] = ()) -> str:
-    """Return a table that scrolls inside its box; columns but the first and `words` are numbers."""
+    """Return a table that scrolls inside its box; the first column and `words` are text, others numbers."""
     kinds = ["words" if i == 0 or column in words else "number" for i, column in enumerate(head)]
     top = "".join(f'<th scope="col" class="{k}">{escape(c)}</th>' for c, k in zip(head, kinds, strict=True))
     body = []

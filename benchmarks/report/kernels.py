@@ -1,31 +1,24 @@
-"""What the compilers make of the kernels, on the page: of no machine, and so after all of them."""
+"""The section of the page on the compiled kernels. It does not depend on a machine, so it is the last one."""
 
-from benchmarks.machine import slug
+from benchmarks.harness.machine import slug
 from benchmarks.report.html import folded, paragraph, section, table
 from benchmarks.report.svg import Stack, stacks
 from benchmarks.static import gpus, summary
 
-KERNELS = "The kernels as they are compiled"
-FIRST = 90  # the GPU that they were written for
-COLOURS = {
-    "tensor": "blue",
-    "mufu": "vermilion",
-    "float": "green",
-    "integer": "orange",
-    "shared": "purple",
-    "global": "sky",
-    "other": "grey",
-}
+KERNELS = "The compiled kernels"
+FIRST = 90  # the GPU for which the kernels were written
+COLOURS = {"tensor": "blue", "mufu": "vermilion", "float": "green", "integer": "orange"}
+COLOURS |= {"shared": "purple", "global": "sky", "other": "grey"}
 NOTE = (
-    "Compiled without a GPU; the tests hold every figure exactly. A bar is a kernel's code by what executes "
-    "it: tensor cores, MUFU (exponentials), arithmetic, shared and global memory. Beside it is what its main "
-    "loop, or its code without one, waits for longest, and the least occupancy of its variants. That "
-    "compares two versions of a kernel and predicts no time (benchmarks/static/gpus.py)."
+    "Compiled without a GPU; the tests check every figure exactly. A bar shows a kernel's instructions by "
+    "the unit that executes them: tensor cores, MUFU (exponentials), arithmetic, shared and global memory. "
+    "The text next to it names the longest wait of the main loop and the lowest occupancy of the variants. "
+    "These figures compare two versions of a kernel; they do not predict times (benchmarks/static/gpus.py)."
 )
 
 
 def kernels(committed: dict) -> str:
-    """Return the article of the committed figures: a chart of one GPU, and a table of each."""
+    """Return the article about the committed figures: a chart of one GPU, and a table per GPU."""
     versions = ", ".join(f"{name} {version}" for name, version in committed["compilers"].items())
     by_gpu = {arch: [row for row in committed["rows"] if row["arch"] == arch] for arch in gpus.GPUS}
     first = by_gpu.pop(FIRST)

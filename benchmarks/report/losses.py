@@ -1,4 +1,4 @@
-"""Where others win: every case and provider that is faster than `fused`, and why, if known."""
+"""Where others win: every case and provider that is faster than `fused`, and the reason if it is known."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ WHY = {
 
 
 class Comparison(NamedTuple):
-    """A provider beside `fused`: `ratio` is its time over that of fused in the same rounds."""
+    """A provider compared with `fused`: `ratio` is its time over that of fused in the same rounds."""
 
     group: str
     provider: str
@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons(result: dict) -> list[Comparison]:
-    """Return all that was timed beside `fused`."""
+    """Return every provider that was timed together with `fused`."""
     found = []
     for group, providers in groups(result).items():
         for provider, benchmark in providers.items():

@@ -1,12 +1,13 @@
-"""The tables in README.md, made of benchmarks/results."""
+"""The tables in README.md and docs/results.md and the pictures, made from benchmarks/results."""
 
 import sys
 from pathlib import Path
 
-from benchmarks.machine import ROOT, source_hash
-from benchmarks.providers import ORDER, label
+from benchmarks.harness.machine import ROOT, source_hash
+from benchmarks.harness.providers import ORDER, label
+from benchmarks.report import picture
 from benchmarks.report.checks import sentence
-from benchmarks.report.numbers import digits, utilisation
+from benchmarks.report.numbers import digits, provider_rows, step_columns
 from benchmarks.report.runs import case, files, headline, kind, read, times_fused, with_backward
 from benchmarks.report.text import BASIS
 
@@ -15,54 +16,52 @@ END = "<!-- /benchmarks -->"
 
 
 def tables(result: dict, sources: str) -> str:
-    """Return one device's tables: a row a case, how many times as fast `fused` is as each provider.
+    """Return one device's tables: the ratio of each provider's time to that of fused, and training steps.
 
-    Times are given for GPUs alone: a CPU's say more about the machine than about the kernels.
+    Times are given for GPUs only: those of a CPU depend more on the machine than on the kernels.
     """
     found = with_backward(result)
     rivals = [p for p in ORDER[1:-1] if any(p in providers for providers in found.values())]
     timed = kind(result) == "cuda"
-    head = ["fused is this many times as fast as", "", *(["fused, ms"] if timed else [])]
-    head += [label(p) for p in rivals]
-    rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    rows = []
     for group, providers in found.items():
         op, size, _ = case(group)
         fused = providers.get("fused", "")
         ms = fused if isinstance(fused, str) else digits(fused["stats"]["median"] * 1e3)
         name = "**training step**" if op == "step" else op
         rows.append([name, size, *([ms] if timed else []), *(_cell(providers.get(p)) for p in rivals)])
-    stale = "" if result["machine_info"]["sources"] == sources else " (kernels changed since)"
-    lines = [f"**{headline(result)}**{stale}", "", *(f"| {' | '.join(cells)} |" for cells in rows)]
-    basis = BASIS["cuda"] if timed else "By CPU time, of all threads together."
-    lines += ["", f"{basis} Ops with their backward, where they have one. {sentence(result)}".rstrip()]
-    steps = {group: providers for group, providers in found.items() if group.startswith("step, ")}
-    for group, providers in steps.items():
-        lines += ["", *(f"| {' | '.join(cells)} |" for cells in step_table(group, providers, result))]
-    return "\n".join(lines)
+    head = ["fused is this many times as fast as", "size", *["fused, ms"] * timed, *map(label, rivals)]
+    basis = BASIS["cuda"] if timed else "Measured by CPU time, summed over all threads."
+    passes = "Each op is timed with its backward pass, if it has one."
+    note = f"{basis} {passes} {sentence(result)}".rstrip()
+    return "\n\n".join([_title(result, sources), _table(head, rows, words=2), note, *_steps(result)])
 
 
-def step_table(group: str, providers: dict[str, dict | str], result: dict) -> list[list[str]]:
-    """Return what one wants to know of a step of each provider; absolute times are a GPU's alone."""
-    timed = kind(result) == "cuda"
-    head = [
-        f"training step, {case(group).size}",
-        *(["ms", "tokens/s", "MFU", "hours, paper"] if timed else []),
+def summary(result: dict, sources: str) -> str:
+    """Return one device's table of its first training step, for README.md."""
+    return "\n\n".join([_title(result, sources), *_steps(result)[:1]])
+
+
+def _title(result: dict, sources: str) -> str:
+    stale = "" if result["machine_info"]["sources"] == sources else " (the kernels have changed since)"
+    return f"**{headline(result)}**{stale}"
+
+
+def _steps(result: dict) -> list[str]:
+    """Return one table per training step, with one row per provider."""
+    columns = [c for c in step_columns(result) if c != "p20 - p80"]
+    columns = columns if kind(result) == "cuda" else columns[-3:]  # without times
+    return [
+        _table([f"training step, {case(group).size}", *columns], provider_rows(providers, result, columns))
+        for group, providers in with_backward(result).items()
+        if case(group).op == "step"
     ]
-    head += ["fused is", "operators", *(["launches"] if timed else []), "peak MB"]
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for provider, benchmark in providers.items():
-        if isinstance(benchmark, str):
-            rows.append([label(provider), benchmark] + [""] * (len(head) - 2))
-            continue
-        extra, median = benchmark["extra_info"], benchmark["stats"]["median"]
-        times = [digits(median * 1e3), digits(extra["work"] / median), utilisation(extra, median, result)]
-        times += [digits(extra["paper_steps"] * median / 3600)]
-        counts = [f"{extra['operators']:,}" if "operators" in extra else ""]
-        counts += [f"{extra['launches']:,}" if "launches" in extra else ""] if timed else []
-        ratio = f"{times_fused(benchmark):.2f}x as fast" if times_fused(benchmark) else ""
-        cells = [*(times if timed else []), ratio, *counts, digits(extra["peak_bytes"] / 1e6)]
-        rows.append([label(provider), *cells])
-    return rows
+
+
+def _table(head: list[str], rows: list[list[str]], words: int = 1) -> str:
+    """Return a Markdown table; its columns after the first `words` are numbers."""
+    rule = ["---"] * words + ["---:"] * (len(head) - words)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def _cell(benchmark: dict | str | None) -> str:
@@ -71,17 +70,25 @@ def _cell(benchmark: dict | str | None) -> str:
     return f"{times_fused(benchmark):.2f}" if times_fused(benchmark) else ""
 
 
-def update_readme(readme: Path = ROOT / "README.md", root: Path = ROOT) -> int:
-    """Write the tables of benchmarks/results/*.json between the two comments in README.md."""
-    found = files(root)
-    text = readme.read_text() if readme.exists() else ""
-    if not found or BEGIN not in text or END not in text.split(BEGIN)[1]:
-        need = "python -m benchmarks first" if not found else f"the lines {BEGIN} and {END} in {readme}"
-        print(f"report: needs {need}", file=sys.stderr)
+PAGES = {"README.md": summary, "docs/results.md": tables}
+
+
+def update(root: Path = ROOT) -> int:
+    """Write the tables between the two comments in each of PAGES, and the pictures next to the results."""
+    found = {file: read(file) for file in files(root)}
+    texts = {name: (root / name).read_text() for name in PAGES if (root / name).exists()}
+    marked = [name for name, text in texts.items() if BEGIN in text and END in text.split(BEGIN)[1]]
+    if not found or len(marked) < len(PAGES):
+        lines = f"the lines {BEGIN} and {END} in {' and '.join(PAGES)}"
+        print(f"report: needs {lines if found else 'python -m benchmarks first'}", file=sys.stderr)
         return 1
     sources = source_hash(root)
-    made = [tables(read(file), sources) for file in found]
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text("\n\n".join([f"{before}{BEGIN}", *made, f"{END}{after}"]))
+    for name, tables_of in PAGES.items():
+        before, _, rest = texts[name].partition(BEGIN)
+        parts = [tables_of(result, sources) for result in found.values()]
+        text = "\n\n".join([f"{before}{BEGIN}", *parts, f"{END}{rest.partition(END)[2]}"])
+        (root / name).write_text(text)
+    for file, result in found.items():
+        for theme in picture.THEMES:
+            file.with_name(f"{file.stem}-{theme}.svg").write_text(picture.ratios(result, theme))
     return 0

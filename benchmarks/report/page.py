@@ -1,9 +1,9 @@
-"""The page: one file of HTML, with all its numbers from the results and nothing from a network."""
+"""The page of results: one file of HTML. All numbers come from the results, and nothing from a network."""
 
 from html import escape
 from pathlib import Path
 
-from benchmarks.machine import slug
+from benchmarks.harness.machine import slug
 from benchmarks.report.answers import answers
 from benchmarks.report.checks import kernels_checked
 from benchmarks.report.evidence import environment, errors, everything, memory, where_others_win
@@ -16,17 +16,17 @@ from benchmarks.report.text import BASIS
 from benchmarks.static import figures
 
 STYLE = Path(__file__).with_name("page.css")
-# Each of the newest run.
+# Sections about the newest run of a machine.
 SECTIONS = (kernels_checked, training_step, ops, where_others_win, sizes, rates, memory, errors)
 APPENDIX = (everything, environment)
 LEAD = (
-    "Kernels for ELECTRA's pre-training beside what else computes the same. Every time here was measured "
-    "after its provider gave the right result, in rounds that take turns; it is in the JSON behind this page."
+    "Kernels for ELECTRA's pre-training, compared with other implementations of the same computation. Each "
+    "provider was timed after its results were checked, in rounds interleaved with those of the others."
 )
 
 
 def page(runs: list[dict], sources: str) -> str:
-    """Return the page of some runs; `sources` is the hash of the kernels as they are."""
+    """Return the page of these runs; `sources` is the hash of the current kernels."""
     machines = by_machine(runs)
     links = [f'<a href="#{slug(name)}">{escape(name)}</a>' for name in (*machines, KERNELS)]
     parts = [
@@ -56,9 +56,9 @@ def _machine(name: str, runs: list[dict], sources: str) -> str:
     m = newest["machine_info"]
     stale = m["sources"] != sources
     state = (
-        '<span class="badge stale">stale: the kernels changed since</span>'
+        '<span class="badge stale">stale: the kernels have changed since</span>'
         if stale
-        else '<span class="badge">the kernels as they are now</span>'
+        else '<span class="badge">the current kernels</span>'
     )
     when = f"{newest['datetime'][:10]}, torch {m['torch']}. {BASIS[kind(newest)]}"
     return (

@@ -1,42 +1,43 @@
-"""A run's JSON: read and checked, by group and provider."""
+"""The JSON of a run: reading, checking, and access by group and provider."""
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.machine import ROOT
-from benchmarks.providers import ORDER
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.providers import ORDER
+from electra_fast.errors import must
 
-SCHEMA = 1  # of what we add to pytest-benchmark's JSON; a file without the field is of the first
+SCHEMA = 1  # version of our additions to pytest-benchmark's JSON; a file without the field has version 1
 PARTS = {"machine_info", "benchmarks", "datetime", "wrong", "fails", "dropped"}
 AGAIN = "write it again with `python -m benchmarks`"
 
 
 class NotARun(ValueError):
-    """The file is whole, and holds something else than a run."""
+    """The file is valid JSON but not a run."""
 
 
 def read(file: Path) -> dict:
-    """Return a run's results; ValueError says what is the matter with the file."""
+    """Return the results of a run; ValueError explains what is wrong with the file."""
     try:
         result = json.loads(file.read_text())
     except OSError as error:
-        raise ValueError(f"results: {file} must be readable, got {error.strerror!r}; {AGAIN}") from None
+        raise ValueError(must(f"results: {file}", "be readable", repr(error.strerror), AGAIN)) from None
     except ValueError as error:
-        raise ValueError(f"results: {file} must be whole JSON, got {error}; {AGAIN}") from None
+        raise ValueError(must(f"results: {file}", "be complete JSON", error, AGAIN)) from None
     if not isinstance(result, dict) or "benchmarks" not in result:
-        raise NotARun(f"results: {file} must be a run of `python -m benchmarks`, got another document")
+        raise NotARun(must(f"results: {file}", "be a run of `python -m benchmarks`", "another document"))
     schema = result.get("schema", 1)
     if schema != SCHEMA:
-        raise ValueError(f"results: {file} must have schema {SCHEMA}, got {schema!r}; {AGAIN}")
+        raise ValueError(must(f"results: {file}", f"have schema {SCHEMA}", repr(schema), AGAIN))
     if missing := sorted(PARTS - set(result)):
-        raise ValueError(f"results: {file} must have all parts of a run, got none of {missing}; {AGAIN}")
+        raise ValueError(must(f"results: {file}", "have all parts of a run", f"none of {missing}", AGAIN))
     return result
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """Return the runs' files, one a device."""
-    others = ("learning", "static")  # that hold no run
+    """Return the files of the committed runs, one per device."""
+    others = ("learning", "static")  # not runs
     return sorted(f for f in (root / "benchmarks" / "results").glob("*.json") if f.stem not in others)
 
 
@@ -45,7 +46,7 @@ def kind(result: dict) -> str:
 
 
 def machine(result: dict) -> str:
-    """Return what the results of one machine have in common."""
+    """Return the name of the machine that all its results share."""
     m = result["machine_info"]
     on_cpu = f" ({m['threads']} threads, {m['cpu_capability']})" if kind(result) == "cpu" else ""
     return f"{m['device_name']}{on_cpu}"
@@ -57,7 +58,7 @@ def headline(result: dict) -> str:
 
 
 def groups(result: dict) -> dict[str, dict[str, dict | str]]:
-    """Return by group and provider a benchmark, or the word that stands in its place."""
+    """Return by group and provider a benchmark, or "wrong" or "fails" in its place."""
     found: dict[str, dict[str, dict | str]] = {}
     for benchmark in result["benchmarks"]:
         found.setdefault(benchmark["group"], {})[benchmark["extra_info"]["provider"]] = benchmark
@@ -70,7 +71,7 @@ def groups(result: dict) -> dict[str, dict[str, dict | str]]:
 
 
 class Case(NamedTuple):
-    """A group's name in its parts."""
+    """The parts of a group's name."""
 
     op: str
     size: str
@@ -79,28 +80,28 @@ class Case(NamedTuple):
 
 def case(group: str) -> Case:
     op, rest = group.split(", ", 1)
-    return Case(op, *rest.rsplit(", ", 1))  # a size's name may have commas
+    return Case(op, *rest.rsplit(", ", 1))  # a size's name may contain commas
 
 
 def with_backward(result: dict) -> dict[str, dict[str, dict | str]]:
-    """Return the groups, without the forward pass alone of what is timed with its backward too."""
+    """Return the groups, without the forward-only ones of cases that are also timed with backward."""
     found = groups(result)
     twice = {name.removesuffix("+backward") for name in found if name.endswith("+backward")}
     return {name: providers for name, providers in found.items() if name not in twice}
 
 
 def times_fused(benchmark: dict) -> float | None:
-    """Return this provider's time over that of fused, both measured in the same rounds."""
+    """Return this provider's time over that of fused in the same rounds."""
     ratio = benchmark["extra_info"]["ratio"]
     return 1 / ratio["fused"] if "fused" in ratio else None
 
 
 def spread(benchmark: dict) -> tuple[float, float] | None:
-    """Return the 20th and 80th percentile of `times_fused` by round; the first results have none."""
+    """Return the 20th and 80th percentile of `times_fused` over the rounds; None in the oldest results."""
     found = benchmark["extra_info"].get("spread", {}).get("fused")
     return (1 / found[1], 1 / found[0]) if found else None
 
 
 def is_plain(benchmark: dict) -> bool:
-    """Whether `fused` had no kernel on this device, and ran the reference."""
+    """Whether `fused` had no kernel on this device and ran the reference."""
     return (benchmark["extra_info"]["served_by"] or "").startswith("reference")

@@ -1,18 +1,19 @@
-"""Charts of HTML rows and inline SVG: text keeps its size and places are percentages, on any width of screen.
+"""Charts as HTML rows with inline SVG. Coordinates are percentages and text has a fixed size, at any width.
 
-A provider has a colour of Okabe and Ito's and a shape, and its name beside its value.
+Each provider has a colour (from Okabe and Ito's palette) and a shape; its name is next to its value.
 """
 
 import itertools
 import math
+from collections.abc import Iterable
 from html import escape
 from typing import NamedTuple
 
-from benchmarks.providers import label
+from benchmarks.harness.providers import label
 from benchmarks.report.numbers import digits
 
-LANE = 19  # pixels a mark
-HEIGHT = 200  # of a chart of lines
+LANE = 19  # pixels per mark
+HEIGHT = 200  # pixels of a line chart
 SHAPES = {
     "circle": '<circle r="4.5"/>',
     "square": '<rect x="-4" y="-4" width="8" height="8"/>',
@@ -46,6 +47,7 @@ STYLES = {
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }
+OTHER = ("grey", "circle")
 
 
 class Axis(NamedTuple):
@@ -59,10 +61,11 @@ class Axis(NamedTuple):
         return 100 * min(max((at - low) / (high - low), 0), 1)
 
     def ticks(self) -> list[float]:
-        """Return round values, nine at most."""
+        """Return at most nine round values."""
         if not self.log:
-            step = next(s for s in _rounds(self.high / 1e3) if self.high / s <= 6)
-            return [i * step for i in range(int(self.high / step) + 1)]
+            span = self.high - self.low
+            step = next(s for s in _rounds(span / 1e3) if span / s <= 6)
+            return [i * step for i in range(math.ceil(self.low / step), int(self.high / step) + 1)]
         found: list[float] = []
         for parts in ((1,), (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
             finer = [x for x in _rounds(self.low, parts) if self.low <= x <= self.high]
@@ -71,33 +74,53 @@ class Axis(NamedTuple):
 
 
 def _rounds(start: float, parts: tuple[float, ...] = (1, 2, 5)) -> list[float]:
-    """Return these parts of each power of ten from the one under `start`, twelve decades of them."""
+    """Return these multiples of each power of ten, for twelve decades from the one below `start`."""
     first = math.floor(math.log10(start))
     return [float(f"{part}e{e}") for e in range(first, first + 12) for part in parts]
 
 
 def around(title: str, values: list[float], least: float = 0.0, log: bool = True) -> Axis:
-    """Return an axis with room for these values and, on a scale of logarithms, `least` and 1/`least`."""
+    """Return an axis for these values: linear from 0, or logarithmic with `least` and 1/`least` on it."""
     if not log:
         return Axis(title, 0.0, 1.06 * max(values), log=False)
     values = [x for x in values if x > 0] + ([least, 1 / least] if least else [])
     return Axis(title, min(values) / 1.15, max(values) * 1.15)
 
 
+def close_to(title: str, values: Iterable[float]) -> Axis:
+    """Return a linear axis that ends close to the lowest and the highest value."""
+    values = list(values)
+    margin = 0.04 * (max(values) - min(values))
+    return Axis(title, min(values) - margin, max(values) + margin, log=False)
+
+
 class Mark(NamedTuple):
     provider: str
     value: float
-    text: str  # the value, as people read it
+    text: str  # the formatted value
     low: float | None = None
     high: float | None = None
 
 
 class Tint(NamedTuple):
-    """A part of the chart that means something: what, and from where."""
+    """A named area of the chart, below or above a limit."""
 
     name: str
     limit: float
     below: bool
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Curve(NamedTuple):
+    style: str  # classes of page.css: a colour, "dashed", "dotted"
+    points: list[Point]
+    provider: str = ""  # its shape marks the points
 
 
 class Row(NamedTuple):
@@ -107,7 +130,7 @@ class Row(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """A bar: the shares of a whole by name, and what stands beside it."""
+    """A bar with the named shares of a whole, and the text next to it."""
 
     name: str
     shares: dict[str, float]
@@ -115,7 +138,7 @@ class Stack(NamedTuple):
 
 
 def shape(provider: str) -> str:
-    colour, form = STYLES.get(provider, ("grey", "circle"))
+    colour, form = STYLES.get(provider, OTHER)
     return f'<g class="mark {colour}">{SHAPES[form]}</g>'
 
 
@@ -132,35 +155,30 @@ def _providers(marks: list[Mark]) -> list[str]:
 
 
 def dots(rows: list[Row], axis: Axis, tint: Tint | None = None) -> str:
-    """Return a chart with a row a case and a lane a provider."""
+    """Return a chart with one row per case and one lane per provider."""
     providers = _providers([mark for row in rows for mark in row.marks])
-    grid = "".join(_vertical(axis.percent(t), "grid") for t in axis.ticks())
-    if tint:
-        at = axis.percent(tint.limit)
-        start, width = (0, at) if tint.below else (at, 100 - at)
-        grid = f'<rect class="tint" x="{start:.2f}%" width="{width:.2f}%" height="100%"/>{grid}'
-        grid += _vertical(at, "limit")
     several = len(providers) > 1
     keys = legend(providers if several else [], tint.name if tint else "")
-    lanes = "".join(_row(row, axis, grid, several) for row in rows)
-    below = f'<div class="row axis"><span></span><svg height="20">{_ticks(axis)}</svg><span></span></div>'
+    behind = grid(axis, tint)
+    lanes = "".join(_row(row, axis, behind, several) for row in rows)
+    below = f'<div class="row axis"><span></span><svg height="20">{labels(axis)}</svg><span></span></div>'
     return f'{keys}<div class="dots">{lanes}{below}<p class="unit">{escape(axis.title)}</p></div>'
 
 
-def _row(row: Row, axis: Axis, grid: str, several: bool) -> str:
+def _row(row: Row, axis: Axis, behind: str, several: bool) -> str:
     drawn, values = [], []
     for i, mark in enumerate(row.marks):
         y = LANE * (i + 0.5)
-        colour = STYLES.get(mark.provider, ("grey", ""))[0]
-        told = f"{row.name} {row.note}, {label(mark.provider)}: {mark.text}"
+        colour, _ = STYLES.get(mark.provider, OTHER)
+        tooltip = f"{row.name} {row.note}, {label(mark.provider)}: {mark.text}"
         if mark.low is not None and mark.high is not None:
             ends = (axis.percent(mark.low), axis.percent(mark.high))
             drawn.append(_line(*ends, y, y, f"whisker {colour}"))
         at = f'<svg x="{axis.percent(mark.value):.2f}%" y="{y}" overflow="visible">'
-        drawn.append(f"{at}<title>{escape(told)}</title>{shape(mark.provider)}</svg>")
+        drawn.append(f"{at}<title>{escape(tooltip)}</title>{shape(mark.provider)}</svg>")
         whose = f" {escape(label(mark.provider))}" if several else ""
         values.append(f"<li><b>{escape(mark.text)}</b>{whose}</li>")
-    strip = f'<svg height="{LANE * len(row.marks)}" aria-hidden="true">{grid}{"".join(drawn)}</svg>'
+    strip = f'<svg height="{LANE * len(row.marks)}" aria-hidden="true">{behind}{"".join(drawn)}</svg>'
     note = f" <small>{escape(row.note)}</small>" if row.note else ""
     return (
         f'<div class="row"><span class="case">{escape(row.name)}{note}</span>{strip}'
@@ -169,7 +187,7 @@ def _row(row: Row, axis: Axis, grid: str, several: bool) -> str:
 
 
 def stacks(bars: list[Stack], colours: dict[str, str], unit: str) -> str:
-    """Return a chart with a bar a case, of parts that have a colour each and are in the same order in all."""
+    """Return a chart with one bar per case; the parts have the same colours and order in all bars."""
     box = '<svg class="key" viewBox="-8 -8 16 16"><rect x="-7" y="-7" width="14" height="14"'
     keys = "".join(f'<li>{box} class="part {c}"/></svg>{escape(name)}</li>' for name, c in colours.items())
     rows = "".join(_stack(bar, colours) for bar in bars)
@@ -180,9 +198,8 @@ def stacks(bars: list[Stack], colours: dict[str, str], unit: str) -> str:
 def _stack(bar: Stack, colours: dict[str, str]) -> str:
     start, parts = 0.0, []
     for name, colour in colours.items():
-        told = f"<title>{escape(f'{bar.name}, {name}: {bar.shares[name]:.0%}')}</title>"
-        place = f'x="{start:.2f}%" y="3" width="{100 * bar.shares[name]:.2f}%" height="{LANE - 6}"'
-        parts.append(f'<rect class="part {colour}" {place}>{told}</rect>')
+        tooltip = f"<title>{escape(f'{bar.name}, {name}: {bar.shares[name]:.0%}')}</title>"
+        parts.append(block(start, start + 100 * bar.shares[name], 3, colour, tooltip))
         start += 100 * bar.shares[name]
     return (
         f'<div class="row"><span class="case">{escape(bar.name)}</span>'
@@ -192,32 +209,65 @@ def _stack(bar: Stack, colours: dict[str, str]) -> str:
 
 
 def lines(title: str, columns: list[str], series: dict[str, list[float | None]], axis: Axis) -> str:
-    """Return a chart with a line a provider over columns at equal distances."""
-    places = [100 * (i + 0.5) / len(columns) for i in range(len(columns))]
-
-    def y(value: float) -> float:
-        return round(HEIGHT - 8 - (HEIGHT - 22) * axis.percent(value) / 100, 1)
-
-    drawn = []
-    for t in axis.ticks():
-        drawn.append(_line(0, 100, y(t), y(t), "grid") + f'<text x="0" y="{y(t) - 3}">{_tick(t)}</text>')
-    for provider, values in series.items():
-        points = [(x, v) for x, v in zip(places, values, strict=True) if v is not None]
-        colour = STYLES.get(provider, ("grey", ""))[0]
-        for (x, v), (x2, v2) in itertools.pairwise(points):
-            drawn.append(_line(x, x2, y(v), y(v2), f"curve {colour}"))
-        for x, v in points:
-            told = f"<title>{escape(f'{label(provider)}: {digits(v)}')}</title>"
-            drawn.append(f'<svg x="{x:.2f}%" y="{y(v)}" overflow="visible">{told}{shape(provider)}</svg>')
+    """Return a chart with one line per provider over equidistant columns."""
+    found = [
+        Curve(
+            STYLES.get(provider, OTHER)[0],
+            [Point(i + 0.5, v) for i, v in enumerate(values) if v is not None],
+            provider,
+        )
+        for provider, values in series.items()
+    ]
     wide = f"min-width:{64 * len(columns)}px"
     under = "".join(f"<span>{escape(column)}</span>" for column in columns)
     return (
         f'<div class="panel"><h4>{escape(title)}</h4>{legend(list(series))}'
         f'<p class="unit">{escape(axis.title)}</p><div class="scroll"><div style="{wide}">'
-        f'<svg height="{HEIGHT}" aria-hidden="true">{"".join(drawn)}</svg>'
+        f'<svg height="{HEIGHT}" aria-hidden="true">'
+        f"{curves(found, Axis('', 0, len(columns), log=False), axis)}</svg>"
         f'<div class="columns" style="grid-template-columns:repeat({len(columns)},1fr)">{under}</div>'
         "</div></div></div>"
     )
+
+
+def curves(found: list[Curve], x: Axis, y: Axis) -> str:
+    """Return the contents of an SVG element of HEIGHT: the grid and labels of y, and the curves."""
+
+    def at(value: float) -> float:
+        return round(HEIGHT - 8 - (HEIGHT - 22) * y.percent(value) / 100, 1)
+
+    drawn = []
+    for t in y.ticks():
+        drawn.append(_line(0, 100, at(t), at(t), "grid") + f'<text x="0" y="{at(t) - 3}">{_tick(t)}</text>')
+    for curve in found:
+        for p, q in itertools.pairwise(curve.points):
+            drawn.append(_line(x.percent(p.x), x.percent(q.x), at(p.y), at(q.y), f"curve {curve.style}"))
+        for p in curve.points:
+            across = x.percent(p.x)
+            if p.low is not None and p.high is not None:
+                drawn.append(_line(across, across, at(p.low), at(p.high), f"whisker {curve.style}"))
+            if curve.provider:
+                tooltip = f"<title>{escape(f'{label(curve.provider)}: {digits(p.y)}')}</title>"
+                start = f'<svg x="{across:.2f}%" y="{at(p.y)}" overflow="visible">'
+                drawn.append(f"{start}{tooltip}{shape(curve.provider)}</svg>")
+    return "".join(drawn)
+
+
+def block(start: float, end: float, y: float, colour: str, inner: str = "") -> str:
+    """Return a bar from `start` to `end`, in per cent."""
+    sizes = f'x="{start:.2f}%" y="{y}" width="{end - start:.2f}%" height="{LANE - 6}"'
+    return f'<rect class="part {colour}" {sizes}>{inner}</rect>'
+
+
+def grid(axis: Axis, tint: Tint | None = None) -> str:
+    """Return the vertical lines at the ticks, and the tinted area with its limit."""
+    found = "".join(_vertical(axis.percent(t), "grid") for t in axis.ticks())
+    if tint:
+        at = axis.percent(tint.limit)
+        start, width = (0, at) if tint.below else (at, 100 - at)
+        found = f'<rect class="tint" x="{start:.2f}%" width="{width:.2f}%" height="100%"/>{found}'
+        found += _vertical(at, "limit")
+    return found
 
 
 def _line(x1: float, x2: float, y1: float, y2: float, style: str) -> str:
@@ -228,8 +278,8 @@ def _vertical(x: float, style: str) -> str:
     return f'<line class="{style}" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"/>'
 
 
-def _ticks(axis: Axis) -> str:
-    """Return the labels of an axis; those close to the last one are not shown on a narrow screen."""
+def labels(axis: Axis) -> str:
+    """Return the labels of the ticks; a narrow screen hides a label that is close to the one before it."""
     found, last = [], -math.inf
     for value in axis.ticks():
         at = axis.percent(value)

@@ -1,1 +1,1 @@
-"""What the compilers make of every kernel, without a GPU: `python -m benchmarks static` (see README.md)."""
+"""Figures of every compiled kernel, without a GPU: `python -m benchmarks static` (see README.md)."""

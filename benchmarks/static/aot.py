@@ -1,14 +1,14 @@
-"""Compile Triton kernels for one architecture, as their own launchers call them, without a GPU.
+"""Compile Triton kernels for one architecture without a GPU, called by their own launchers.
 
     TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops 1.0
 
-A stand-in driver names the architecture, and a launch stops after the compiler: argument types, alignment and
-launch shapes are the real ones. Prints one JSON object per compiled kernel. Runs in a process of its own,
-because Triton decides at import whether kernels are interpreted.
+A stand-in driver reports the architecture, and each launch stops after compilation, so argument types,
+alignment and launch shapes are the real ones. Prints one JSON object per compiled kernel. Runs in its own
+process, because Triton decides at import whether kernels are interpreted.
 
-The same compiler makes the same code of the same source. So a kernel whose source, constants and compiler
-are those of a committed row need not be compiled again, and takes its figures from there. The last argument
-is the share of such kernels that is compiled all the same, chosen at random.
+The same compiler makes the same code from the same source. So a kernel whose source, constants and compiler
+equal those of a committed row is not compiled again: its figures are copied from that row. The last argument
+is the fraction of such kernels that is compiled nevertheless, chosen at random.
 """
 
 import hashlib
@@ -20,22 +20,25 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
 from benchmarks.static import figures, gpus, sass
 
-PARTS = ("ops", "attention")  # of launches.py; `packed` compiles nothing that these do not
+PARTS = ("ops", "attention")  # of launches.py; `packed` compiles no other kernels
 COUNTING = [Path(module.__file__).read_bytes() for module in (gpus, sass)]
 
 
 def compiled(arch: int, part: str, share: float = 1.0) -> list[dict]:
-    """Return a row for each kernel that a part of launches.py compiles for sm_<arch>.
+    """Return one row per kernel that a part of launches.py compiles for sm_<arch>.
 
-    Of the kernels that figures.json has from the same source and compiler only `share` is compiled.
+    Args:
+        arch: 90 for sm_90.
+        part: a key of `launches.LAUNCHES`.
+        share: the fraction compiled of those kernels that figures.json has from the same source and compiler.
     """
-    # Another compiler, or one that is told otherwise, has other figures.
+    # Triton's settings would change the figures.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
     command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), part, str(share)]
-    # Line numbers would make the machine code depend on comments and on the folder of the sources.
+    # Line numbers would make the machine code depend on comments and on the path of the sources.
     environment = {**kept, "TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -44,7 +47,7 @@ def compiled(arch: int, part: str, share: float = 1.0) -> list[dict]:
 
 
 def named_apart(rows: list[dict]) -> list[dict]:
-    """Number those whose variants read alike: for other lengths, or multiples of other powers of two."""
+    """Number the rows whose variants have the same text, because they differ in lengths or alignment only."""
     seen: dict[tuple, int] = {}
     for row in rows:
         key = (row["kernel"], row["variant"])
@@ -58,9 +61,9 @@ class Known(Exception):
 
 
 def kernels_of(arch: int, run, known=lambda hash: False) -> list:
-    """Return each kernel that `run()` launches for sm_<arch>, in the order of their launches.
+    """Return each kernel that `run()` launches for sm_<arch>, in launch order.
 
-    Those of whose hash `known` is true are not compiled and have nothing but `hash` and `src`.
+    A kernel for whose hash `known` returns True is not compiled, and only has `hash` and `src`.
     """
     import triton.compiler
     from triton.backends.compiler import GPUTarget
@@ -76,7 +79,7 @@ def kernels_of(arch: int, run, known=lambda hash: False) -> list:
     found: dict[str, object] = {}
     launch, compile, folder = JITFunction.run, triton.compiler.compile, compiler.get_cache_manager
 
-    def cache_folder(hash):  # the first thing that is done with the hash
+    def cache_folder(hash):  # the compiler's first use of the hash
         if known(hash):
             raise Known(hash)
         return folder(hash)
@@ -103,7 +106,7 @@ def kernels_of(arch: int, run, known=lambda hash: False) -> list:
 
 
 def row_of(arch: int, part: str, kernel, committed: dict[str, dict]) -> dict:
-    """Return a kernel's row; one that was not compiled has its figures from `committed`, by source."""
+    """Return a kernel's row; if it was not compiled, its figures are those of `committed`, by source."""
     made_from = source(kernel.hash)
     return {
         **(read(arch, kernel) if hasattr(kernel, "asm") else committed[made_from]),
@@ -118,9 +121,10 @@ def row_of(arch: int, part: str, kernel, committed: dict[str, dict]) -> dict:
 
 
 def source(hash: str) -> str:
-    """Return a hash of all that decides the figures of a kernel: Triton's own, and how code is counted.
+    """Return a hash of everything that decides a kernel's figures.
 
-    Triton's is of the source, the constants, the options and the compiler.
+    It combines Triton's hash (of source, constants, options and compiler) with the code that counts
+    instructions.
     """
     return hashlib.sha256(b"".join([hash.encode(), *COUNTING])).hexdigest()[:16]
 
@@ -128,19 +132,19 @@ def source(hash: str) -> str:
 def read(arch: int, kernel) -> dict:
     """Return the figures of a compiled kernel, from its instructions."""
     ((use, code),) = sass.functions(kernel.asm["cubin"]).values()
-    use["shared_bytes"] = kernel.metadata.shared  # asked for at launch, which the cubin does not know
+    use["shared_bytes"] = kernel.metadata.shared  # requested at launch, so it is not in the cubin
     found = gpus.row(arch, kernel.metadata.num_warps, use, code, sass.tcgen05_flops(kernel.asm["ptx"]))
     return found | {"products": kernel.asm["ttir"].count("tt.dot")}
 
 
 def constants(kernel) -> dict:
-    """Return the arguments that a kernel was compiled for, those that are None or a constexpr, by name."""
+    """Return by name the arguments that were constants of the compilation: None or a constexpr."""
     names = kernel.src.fn.arg_names
-    return {names[place[0]]: value for place, value in kernel.src.constants.items() if len(place) == 1}
+    return {names[path[0]]: value for path, value in kernel.src.constants.items() if len(path) == 1}
 
 
 def variant(kernel) -> str:
-    """Say what a kernel was compiled for: the types behind its pointers, what is absent, ELECTRA's sizes."""
+    """Describe what a kernel was compiled for: its pointers' types, absent arguments, ELECTRA's sizes."""
     types = dict.fromkeys(t[1:] for t in kernel.src.signature.values() if str(t).startswith("*"))
     known = constants(kernel)
     without = [f"no {name.removesuffix('_ptr')}" for name, value in known.items() if value is None]
@@ -149,7 +153,7 @@ def variant(kernel) -> str:
 
 
 def shape(kernel) -> str:
-    """Return the constants that its launcher chooses; with others it is still the same kernel."""
+    """Return the constants that the launcher chooses; they are not part of the kernel's identity."""
     return " ".join(f"{name}={value}" for name, value in constants(kernel).items() if is_shape(name))
 
 

@@ -1,4 +1,4 @@
-"""The command: compile everything, print it, and hold it against the committed figures."""
+"""The command `python -m benchmarks static`: compile every kernel, then print or compare the figures."""
 
 import argparse
 import json
@@ -14,37 +14,37 @@ from benchmarks.static import aot, cuda, figures, gpus, summary
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks static",
-        description="What the compilers make of every kernel, without a GPU. The instructions are all of "
-        "the code; the bound is of the main loop, or of the code outside of loops.",
-        epilog="--compare exits with 1 if a kernel got worse, with 2 if nothing could be compared.",
+        description="Compile every kernel without a GPU and print its registers, spills, occupancy and "
+        "instructions. Instructions are counted in the whole kernel; the bound is that of its main loop.",
+        epilog="--compare exits with 1 if a kernel got worse, and with 2 if nothing could be compared.",
     )
     p.add_argument("--arch", type=int, nargs="+", action="extend", choices=gpus.GPUS, metavar="SM")
-    p.add_argument("--all", action="store_true", help="a line for every variant of a kernel")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    p.add_argument("--all", action="store_true", help="print one line per variant of a kernel")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file")
     then = p.add_mutually_exclusive_group()
-    then.add_argument("--compare", action="store_true", help="with the committed figures, print what changed")
-    then.add_argument("--update", action="store_true", help="make these the committed figures")
+    then.add_argument("--compare", action="store_true", help="print what differs from the committed figures")
+    then.add_argument("--update", action="store_true", help="replace the committed figures")
     return p
 
 
 def compiled(architectures: list[int]) -> list[dict]:
-    """Return the rows of every kernel that the compilers here can make, each core with one at a time."""
+    """Return the rows of every kernel that the installed compilers can compile, one job per core."""
     here = figures.compilers()
     if here["triton"] is None:
-        raise ValueError("static: Triton must be installed, its disassembler reads all; pip install triton")
+        raise ValueError("static: Triton must be installed, got none; pip install triton")
     jobs = [(aot.compiled, *job) for job in product(architectures, aot.PARTS)]
     if here["nvcc"] is None:
-        print("static: no nvcc here, the kernels of csrc/cuda are left out", file=sys.stderr)
+        print("static: nvcc is not installed, so the kernels of csrc/cuda are left out", file=sys.stderr)
     else:
         jobs += [(cuda.compiled, *job) for job in product(architectures, cuda.SOURCES)]
     names = ", ".join(f"sm_{arch}" for arch in architectures)
-    print(f"compiling for {names}: minutes, where nothing is cached", file=sys.stderr)
+    print(f"compiling for {names}: this takes minutes if nothing is cached", file=sys.stderr)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for rows in pool.map(lambda job: job[0](*job[1:]), jobs) for row in rows]
 
 
 def compare(rows: list[dict], committed: dict) -> int:
-    """Print what changed, or why nothing is compared, and return the exit status."""
+    """Print the changes, or why nothing is compared; return the exit status."""
     for reason in (reasons := figures.not_compared(rows, committed)).values():
         print(reason)
     if len(reasons) == len({figures.compiler(row) for row in rows}):
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     architectures = [arch for arch in gpus.GPUS if arch in (options.arch or gpus.GPUS)]
     if options.update and len(architectures) < len(gpus.GPUS):
-        raise ValueError("static: --update must be of every architecture, got --arch; leave it out")
+        raise ValueError("static: --update must be for every architecture, got --arch; omit --arch")
     committed = figures.load() if options.compare else None
     try:
         rows = compiled(architectures)

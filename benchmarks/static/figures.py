@@ -1,8 +1,9 @@
-"""The committed figures, figures.json, one kernel a line, and what differs from them.
+"""The committed figures, figures.json, one kernel per line, and the differences from them.
 
-A kernel is worse if it spills more, if fewer of its warps fit a multiprocessor, if it has fewer tensor-core
-instructions, or over 5% more instructions in a block or clocks of its longest wait; a new one, if it spills.
-Figures are one compiler's: another's are not compared. Nor is `source`, a hash of aot.py.
+A kernel is worse if it spills more, if fewer of its warps are resident on a multiprocessor, if it has fewer
+tensor-core instructions, or if its instructions per block or the clocks of its longest wait grow by over 5%.
+A new kernel is worse if it spills. Figures of different compiler versions are not compared, nor is `source`,
+the hash by which aot.py recognises a kernel.
 """
 
 import importlib.metadata
@@ -18,7 +19,7 @@ COLUMNS = (*KEY, "shape", "source", "warps", "registers", "spill_bytes", "shared
 COLUMNS += ("products", "instructions", *sass.CLASSES, "other", "main")
 COLUMNS += tuple(f"{name}_clocks" for name in gpus.WAITS)
 SLACK = 1.05
-UPDATE = "if that is meant: python -m benchmarks static --update, and commit benchmarks/static/figures.json"
+UPDATE = "if intended: python -m benchmarks static --update, and commit benchmarks/static/figures.json"
 
 
 class Change(NamedTuple):
@@ -27,7 +28,7 @@ class Change(NamedTuple):
 
 
 def compilers() -> dict[str, str | None]:
-    """Return the versions of the compilers here, None for one that is missing."""
+    """Return the versions of the installed compilers, None for one that is missing."""
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -40,27 +41,27 @@ def compiler(row: dict) -> str:
 
 
 def load(file: Path = FILE) -> dict:
-    """Return {compilers, rows}; a file that is none of these figures is refused."""
-    remedy = "python -m benchmarks static --update makes it anew"
+    """Return {compilers, rows}; refuse any other file."""
+    remedy = "python -m benchmarks static --update writes it again"
     try:
         found = json.loads(file.read_text())
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in found["rows"]]
         if found["columns"] != list(COLUMNS) or set(found["compilers"]) != {"triton", "nvcc"}:
-            raise ValueError("its columns or compilers are others")
+            raise ValueError("its columns or compilers differ")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"static: {file} must hold the figures of this version, got {error!r}; {remedy}"
+            f"static: {file} must contain the figures of this version, got {error!r}; {remedy}"
         ) from error
     return {"compilers": found["compilers"], "rows": rows}
 
 
 def of_source(arch: int, source: str) -> list[dict]:
-    """Return the committed rows of an architecture that were made from this source by this compiler."""
+    """Return the committed rows of an architecture with this hash of source and compiler."""
     return [row for row in load()["rows"] if (row["arch"], row["source"]) == (arch, source)]
 
 
 def save(rows: list[dict], versions: dict, file: Path = FILE) -> None:
-    """Write the rows, sorted, one a line, so that a change of a kernel reads well as a diff."""
+    """Write the rows sorted, one per line, so that the diff of a changed kernel is readable."""
     rows = sorted(rows, key=lambda row: [row[column] for column in KEY])
     lines = ",\n".join(json.dumps([row[column] for column in COLUMNS]) for row in rows)
     head = f'"compilers": {json.dumps(versions)},\n"columns": {json.dumps(COLUMNS)},\n"rows"'
@@ -68,7 +69,7 @@ def save(rows: list[dict], versions: dict, file: Path = FILE) -> None:
 
 
 def update(rows: list[dict], file: Path = FILE) -> None:
-    """Commit these rows; those of a compiler that is missing here stay as they are."""
+    """Replace the committed rows; keep the rows of a compiler that is not installed."""
     versions = compilers()
     if missing := [name for name, version in versions.items() if version is None]:
         old = load(file)
@@ -78,17 +79,17 @@ def update(rows: list[dict], file: Path = FILE) -> None:
 
 
 def not_compared(rows: list[dict], committed: dict) -> dict[str, str]:
-    """Return by compiler why its rows are not compared, in a sentence."""
+    """Return by compiler a sentence that says why its rows are not compared."""
     here, then = compilers(), committed["compilers"]
     return {
-        name: f"not compared: the figures are of {name} {then[name]}, here is {here[name]}"
+        name: f"not compared: the committed figures are from {name} {then[name]}, installed is {here[name]}"
         for name in sorted({compiler(row) for row in rows})
         if here[name] != then[name]
     }
 
 
 def changes(rows: list[dict], committed: dict) -> list[Change]:
-    """Return what differs between rows just made and the committed ones of their parts and architectures."""
+    """Return how these rows differ from the committed ones of the same parts and architectures."""
     skipped = not_compared(rows, committed)
     made = {(row["arch"], row["part"]) for row in rows}
     new = {key(row): row for row in rows if compiler(row) not in skipped}

@@ -1,23 +1,23 @@
-"""What a multiprocessor of each architecture holds, what it does in a clock, and what that says of a kernel.
+"""The capacity and the rates of a multiprocessor of each architecture, and a kernel's occupancy and bound.
 
-Blocks that fit a multiprocessor at a time are the least of
+The number of blocks that are resident on a multiprocessor is the smallest of
 
     registers   4 floor(16384 / (32 registers, rounded up to 256)) / warps
-    shared      shared memory / (a block's and 1 KiB of the driver's, rounded up to 128)
-    threads     threads / (32 warps), and never more than `blocks`
+    shared      shared memory / (a block's plus the driver's 1 KiB, rounded up to 128)
+    threads     threads / (32 warps)
+    blocks      the limit of the architecture
 
-and occupancy is their warps over those that it could hold. The bound is the longest wait of one block, in
-clocks of a multiprocessor that is full and overlaps all that it can:
+Occupancy is their warps divided by the warps that the multiprocessor can hold. The bound is the longest of
+four times of one block, in clocks of a full multiprocessor that overlaps everything it can:
 
-    tensor   FLOPs of its products / those of a clock
+    tensor   FLOPs of its matrix products / FLOPs per clock
     mufu     32 warps MUFU instructions / 16
-    memory   32 warps bytes of a thread in global memory / a multiprocessor's share of DRAM
+    memory   32 warps bytes per thread in global memory / the multiprocessor's share of DRAM bandwidth
     issue    warps instructions / 4
 
-for the kernel's main part (sass.main_part): one pass of its main loop, or its code outside of loops. Both
-sides of a branch count, so does a lane that is masked or loads what another loads, and what a cache serves
-counts as DRAM's. So the bound says what a kernel is made of, and compares two versions of it; it predicts no
-time.
+These are computed for the kernel's main part (sass.main_part): one pass of its main loop, or its code outside
+of loops. Both sides of a branch count, masked lanes count, repeated loads count, and a cache hit counts as
+DRAM traffic. The bound therefore compares two versions of a kernel; it does not predict a time.
 """
 
 from typing import NamedTuple
@@ -30,19 +30,19 @@ WAITS = ("tensor", "mufu", "memory", "issue")
 
 
 class GPU(NamedTuple):
-    """A multiprocessor: bytes, threads and blocks that it holds; bfloat16 FLOPs and bytes of DRAM a clock."""
+    """One multiprocessor of a GPU."""
 
     name: str
-    shared: int
-    shared_of_block: int
+    shared: int  # bytes of shared memory
+    shared_of_block: int  # bytes that one block can use
     threads: int
     blocks: int
-    flops: int
-    moved: float
+    flops: int  # bfloat16 tensor-core FLOPs per clock
+    moved: float  # its share of DRAM bandwidth, bytes per clock
 
 
-# By the datasheets, at boost clock; products of sm_86 and 120 at the rate of the workstation boards, which do
-# not halve it.
+# From the datasheets, at boost clock. sm_86 and sm_120 have the tensor-core rate of the workstation boards;
+# consumer boards have half of it.
 GPUS = {
     80: GPU("A100 80 GB", 164 << 10, 163 << 10, 2048, 32, 2048, 13.4),
     86: GPU("RTX 3090", 100 << 10, 99 << 10, 1536, 16, 1024, 6.7),
@@ -57,7 +57,7 @@ def up(x: int, multiple: int) -> int:
 
 
 def blocks(arch: int, warps: int, registers: int, shared_bytes: int) -> int:
-    """Return how many blocks of a kernel one multiprocessor holds."""
+    """Return how many blocks of a kernel are resident on one multiprocessor."""
     gpu = GPUS[arch]
     return min(
         SCHEDULERS * (REGISTERS // up(WARP * registers, 256)) // warps,
@@ -68,12 +68,12 @@ def blocks(arch: int, warps: int, registers: int, shared_bytes: int) -> int:
 
 
 def occupancy(arch: int, warps: int, registers: int, shared_bytes: int) -> int:
-    """Return the warps of those blocks in percent of what the multiprocessor could hold."""
+    """Return the resident warps as a percentage of the multiprocessor's maximum."""
     return 100 * blocks(arch, warps, registers, shared_bytes) * warps * WARP // GPUS[arch].threads
 
 
 def waits(arch: int, warps: int, part: list[sass.Instruction], tcgen05: float = 0) -> dict[str, int]:
-    """Return by what a block waits for, in clocks, for as long as it executes `part` once."""
+    """Return the four times of the module's docstring for one pass of `part`, in clocks."""
     gpu = GPUS[arch]
     clocks = {
         "tensor": sass.flops(part, warps, tcgen05) / gpu.flops,
@@ -85,7 +85,7 @@ def waits(arch: int, warps: int, part: list[sass.Instruction], tcgen05: float = 
 
 
 def row(arch: int, warps: int, use: dict, code: list[sass.Instruction], tcgen05: float = 0) -> dict:
-    """Return the figures of one compiled kernel: `use` has its registers, spills and shared memory."""
+    """Return the figures of one compiled kernel; `use` contains its registers, spills and shared memory."""
     part = sass.main_part(code)
     return {
         "warps": warps,
@@ -99,5 +99,5 @@ def row(arch: int, warps: int, use: dict, code: list[sass.Instruction], tcgen05:
 
 
 def bound(row: dict) -> tuple[str, int]:
-    """Return what a kernel waits for longest, and its clocks."""
+    """Return the name of the longest wait of a kernel, and its clocks."""
     return max(((name, row[f"{name}_clocks"]) for name in WAITS), key=lambda wait: wait[1])

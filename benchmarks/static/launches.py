@@ -1,4 +1,4 @@
-"""What is compiled: every Triton kernel by its own launcher, on the dtypes, layouts and widths of ELECTRA."""
+"""Calls that launch every Triton kernel by its own launcher, in the dtypes, layouts and widths of ELECTRA."""
 
 import torch
 
@@ -6,11 +6,11 @@ from electra_fast import testing
 
 
 def launch_ops() -> None:
-    """Call every Triton kernel but attention's, with its backward, on each dtype and layout and long rows."""
+    """Call every Triton kernel except attention's, with its backward, on each dtype, layout and long rows."""
     for op in testing.OPS:
         kernels = testing.implementations(op, device="cuda")
         for example in testing.examples(op) if "triton" in kernels and "attention" not in op else ():
-            # Other layouts are copied before a launch, or compile the same for pointers that are not aligned.
+            # Other layouts are copied before the launch, or compile to the same code for unaligned pointers.
             if example.name.startswith(("padded", "packed, int64", "a batch")) and not example.layout:
                 testing.run(kernels["triton"], example)
     mask_tokens = testing.implementations("mask_tokens", device="cuda")["triton"]
@@ -32,7 +32,7 @@ def launch_ops() -> None:
         for dtype in (torch.bfloat16, torch.float32):
             ids = torch.zeros(2, 512, dtype=torch.long)
             launch_embed(embed, ids, E, dtype)
-            launch_embed(embed, ids, E, dtype, types=ids, places=ids)
+            launch_embed(embed, ids, E, dtype, types=ids, positions=ids)
 
     add_norm = testing.implementations("add_norm", device="cuda")["triton"]
     bias_gelu = testing.implementations("bias_gelu", device="cuda")["triton"]
@@ -45,7 +45,7 @@ def launch_ops() -> None:
 
 
 def launch_attentions() -> None:
-    """Call attention at each of its launch shapes, with dropout; at the shapes of ELECTRA also without."""
+    """Call attention at each of its launch shapes with dropout, and at ELECTRA's shapes also without."""
     attention = testing.implementations("attention", device="cuda")["triton"]
     for dtype, D, L in (
         (torch.bfloat16, 64, 64),
@@ -73,11 +73,11 @@ def launch_attention(attention, dtype, D, L, packed, mask=True, **options) -> No
     attention(q, k, v, rng=torch.tensor([1, 2]), **options).sum().backward()
 
 
-def launch_embed(embed, ids, E, dtype, types=None, places=None, **options) -> None:
+def launch_embed(embed, ids, E, dtype, types=None, positions=None, **options) -> None:
     tables = [torch.zeros(n, E, dtype=dtype, requires_grad=True) for n in (30522, 512, 2)]
     norm = [torch.zeros(E, requires_grad=True) for _ in range(2)]
     options |= {"eps": 1e-12, "dropout": 0.1, "rng": torch.tensor([1, 2]), "stream": 2}
-    embed(ids, types, places, *tables, *norm, **options).sum().backward()
+    embed(ids, types, positions, *tables, *norm, **options).sum().backward()
 
 
 def launch_add_norm(add_norm, T, W, dtype, dropout) -> None:
@@ -99,7 +99,7 @@ def launch_mlm_head(mlm_head, M, E, dtype, **options) -> None:
 
 
 def launch_packed() -> None:
-    """Call the ops on packed batches of many sizes, which must not compile a kernel for each."""
+    """Call the ops on packed batches of many sizes, which must all share one compiled kernel."""
     ops = {op: testing.implementations(op, device="cuda").get("triton") for op in testing.OPS}
     for T in (1, 15, 16, 17, 1024, 4099):
         ids, cu_seqlens = torch.zeros(T, dtype=torch.long), torch.tensor([0, T], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Launch kernels over the stub driver (`stub.py`) and say what happened, one JSON object a line.
+"""Launch kernels with the stub driver (`stub.py`) and print the outcome as one JSON object per line.
 
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub examples add_norm   every example, forward and backward
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a training step, padded and packed
@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
 
-ROUNDS, CALLS = 15, 20  # of the measurement of host time
+ROUNDS, CALLS = 15, 20  # for measuring host time
 
 
 def lines(part: str, *arguments: str) -> list[dict]:
-    """Run a part in a process of its own and return its lines."""
+    """Run a part in a process of its own and return its lines, parsed."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
     command = [sys.executable, "-m", "benchmarks.static.on_stub", part, *arguments]
     environment = kept | {"TRITON_INTERPRET": "0"}
@@ -30,7 +30,7 @@ def lines(part: str, *arguments: str) -> list[dict]:
 
 
 def examples(launches: Callable[[], int], op: str) -> Iterator[dict]:
-    """Call an op's Triton implementation on every example; yield what was launched, or the error."""
+    """Call an op's Triton implementation on every example; yield the number of launches, or the error."""
     from electra_fast import testing
 
     function = testing.implementations(op, device="cuda")["triton"]
@@ -38,7 +38,7 @@ def examples(launches: Callable[[], int], op: str) -> Iterator[dict]:
         before, error = launches(), None
         try:
             testing.run(function, example)
-        except Exception as e:  # whatever it is, the other examples follow
+        except Exception as e:  # any error: the other examples still run
             error = f"{type(e).__name__}: {e}"
         yield {"op": op, "example": example.name, "launches": launches() - before, "error": error}
 
@@ -47,18 +47,19 @@ def steps(launches: Callable[[], int], preset: str) -> Iterator[dict]:
     """Take one training step of a preset in bfloat16, padded and packed; yield the number of launches."""
     import torch
 
-    from electra_fast import ops, optimizer, testing
+    from electra_fast import ops, testing
     from electra_fast.config import ElectraConfig
-    from electra_fast.ledger import Ledger
     from electra_fast.model import Electra
-    from electra_fast.step import Step
+    from electra_fast.train import optimizer
+    from electra_fast.train.metrics import MetricBuffer
+    from electra_fast.train.step import Step
 
     table = {op: testing.implementations(op, device="cuda").get("triton") for op in testing.OPS}
     table = {op: function or getattr(ops, op) for op, function in table.items()}
     launched = table["mask_tokens"]
 
     def mask_tokens(*args, **kwargs):
-        launched(*args, **kwargs)  # it leaves positions undefined, and PyTorch gathers rows by them
+        launched(*args, **kwargs)  # its positions are undefined, and PyTorch gathers rows by them
         return ops.mask_tokens(*args, **kwargs)
 
     model = Electra(getattr(ElectraConfig, preset)(), ops.Ops(**table | {"mask_tokens": mask_tokens}))
@@ -77,7 +78,7 @@ def steps(launches: Callable[[], int], preset: str) -> Iterator[dict]:
         optimizer.adamw(model),
         clip=1.0,
         dtype=torch.bfloat16,
-        ledger=Ledger(1, torch.device("cpu")),
+        metrics=MetricBuffer(1, torch.device("cpu")),
         capture=None,
     )
     for layout, batch in batches.items():
@@ -87,7 +88,7 @@ def steps(launches: Callable[[], int], preset: str) -> Iterator[dict]:
 
 
 def shapes(launches: Callable[[], int], part: str) -> Iterator[dict]:
-    """Launch a part of launches.py, ELECTRA's own sizes."""
+    """Launch a part of launches.py, which has ELECTRA's sizes."""
     from benchmarks.static.launches import LAUNCHES
 
     before = launches()
@@ -96,9 +97,9 @@ def shapes(launches: Callable[[], int], part: str) -> Iterator[dict]:
 
 
 def host(launches: Callable[[], int]) -> Iterator[dict]:
-    """Time calls of every op and of one empty kernel in turn; yield the microseconds of the host.
+    """Time calls of every op and of an empty kernel in turn; yield microseconds of host time.
 
-    The ratio of an op to the empty kernel hardly depends on the machine; the microseconds do.
+    The microseconds depend on the machine; the ratio of an op to the empty kernel hardly does.
     """
     import torch
     import triton
@@ -125,10 +126,10 @@ def host(launches: Callable[[], int]) -> Iterator[dict]:
         counts[name] = launches() - before
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            began = time.process_time()
+            start = time.process_time()
             for _ in range(CALLS):
                 call()
-            found[name].append((time.process_time() - began) / CALLS)
+            found[name].append((time.process_time() - start) / CALLS)
     unit = statistics.median(found["empty kernel", "launch"])
     for (op, passes), seconds in found.items():
         median = statistics.median(seconds)
@@ -137,7 +138,7 @@ def host(launches: Callable[[], int]) -> Iterator[dict]:
 
 
 def passes_of(function: Callable, example) -> dict[str, Callable]:
-    """Return one call of an example without a gradient and, if the op has one, one with its backward."""
+    """Return a forward call of an example and, if the op has gradients, a forward and backward call."""
     import torch
 
     def forward():

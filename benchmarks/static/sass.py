@@ -1,4 +1,4 @@
-"""Read a compiled kernel: its registers, its spills, and its instructions by what executes them."""
+"""Read a compiled kernel: its registers, its spills, and its instructions by the unit that executes them."""
 
 import collections
 import importlib.util
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import networkx
 
-# By the opcode's first word; those of the uniform datapath begin with U. Tensor memory counts as shared.
+# Patterns of the opcode's first word. U: the uniform datapath. Tensor memory counts as shared memory.
 CLASSES = {
     "tensor": r"HMMA|HGMMA|UTCHMMA",
     "mufu": r"MUFU",
@@ -21,7 +21,7 @@ CLASSES = {
     "integer": r"U?(IMAD|V?IADD3?|VIADDMNMX|LOP3|SHF|PRMT|ISETP|LEA|V?IMNMX3?|IABS|SGXT|BMSK|POPC|FLO)",
     "float": r"[FHD](ADD|MUL|FMA|MNMX|SETP|SET|SEL|CHK)[23]?",
 }
-SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes; 4 without a word
+SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes; without a size: 4
 LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?\w+)?\s*([A-Z][\w.]*)([^;]*);|^(\.L_x_\d+):", re.M)
 
 
@@ -44,19 +44,19 @@ class Instruction(NamedTuple):
 
 
 def tool(name: str, *arguments) -> str:
-    """Return what a disassembler says; Triton brings them."""
+    """Return the output of one of the disassemblers in Triton's package."""
     triton = Path(importlib.util.find_spec("triton").origin).parent
     command = [triton / "backends/nvidia/bin" / name, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def functions(cubin: bytes) -> dict[str, tuple[dict, list[Instruction]]]:
-    """Return (what it uses, what it executes) of each function of a cubin, by its mangled name."""
+    """Return (resources, instructions) of each function of a cubin, by mangled name."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = tool("cuobjdump", "-res-usage", file.name)
-        sass = tool("nvdisasm", "-c", "-ndf", file.name)  # a quarter less time without analysis of dataflow
+        sass = tool("nvdisasm", "-c", "-ndf", file.name)  # -ndf: no dataflow analysis, a quarter less time
     code = dict(re.findall(r"\.section\s+\.text\.([^,\s]+),(.*?)(?=\.section\s|\Z)", sass, re.S))
     found = {}
     for name, *numbers in re.findall(
@@ -85,17 +85,18 @@ def count(code: list[Instruction]) -> dict[str, int]:
 
 
 def main_part(code: list[Instruction]) -> list[Instruction]:
-    """Return the loop with the most products; without one, the longest of the loops and what is in none.
+    """Return the loop with the most matrix products, or the longest part of a kernel that has no products.
 
-    Products may be outside of loops too: a pipeline's first and last ones, or all of a kernel of one tile.
+    A part is a loop, or the code outside of all loops. Products can be outside of loops: the first and the
+    last ones of a pipeline, or all products of a kernel that computes one tile.
     """
-    place = {label: i for i, instruction in enumerate(code) for label in instruction.labels}
+    target = {label: i for i, instruction in enumerate(code) for label in instruction.labels}
     flow = networkx.DiGraph([(-1, 0)])
     for i, (guard, opcode, operands, _) in enumerate(code):
         word, to = opcode.split(".")[0], re.fullmatch(r"(.*)`\((\.L_x_\d+)\)\s*", operands)
         if word == "BRA" and to:
-            flow.add_edge(i, place[to[2]])
-        if guard or word not in ("BRA", "EXIT", "RET") or (to and to[1].strip()):  # or a predicate
+            flow.add_edge(i, target[to[2]])
+        if guard or word not in ("BRA", "EXIT", "RET") or (to and to[1].strip()):  # to[1]: a predicate
             flow.add_edge(i, i + 1)
     every = set(range(len(code)))
     found = list(loops(flow, every))
@@ -109,10 +110,10 @@ def main_part(code: list[Instruction]) -> list[Instruction]:
 
 
 def loops(flow: networkx.DiGraph, within: set[int]) -> Iterator[set[int]]:
-    """Yield what is in each loop, and in none that it holds.
+    """Yield the instructions of each loop, without those of its inner loops.
 
-    A loop is a strongly connected component of the flow of control, what can be reached from itself; those
-    that it holds are what remains of it without the places where it is entered.
+    A loop is a strongly connected component of the control-flow graph. Its inner loops are the loops that
+    remain when its entry instructions are removed.
     """
     for part in networkx.strongly_connected_components(flow.subgraph(within)):
         if len(part) > 1:
@@ -123,10 +124,10 @@ def loops(flow: networkx.DiGraph, within: set[int]) -> Iterator[set[int]]:
 
 
 def flops(code: list[Instruction], warps: int, tcgen05: float = 0) -> float:
-    """Return the FLOPs of a block's products, as bfloat16's: TF32 has half the rate, and so counts twice.
+    """Return the FLOPs of a block's matrix products; TF32 has half of bfloat16's rate, so it counts twice.
 
-    HMMA.16816 is a product of 16x8x16 by one warp, HGMMA.64x128x16 one by four warps. UTCHMMA does not say
-    what it multiplies: `tcgen05` is its FLOPs.
+    HMMA.16816 is a 16x8x16 product by one warp, HGMMA.64x128x16 is one by four warps. The shape of a UTCHMMA
+    is not in its opcode: `tcgen05` gives its FLOPs.
     """
     total = 0.0
     for opcode in (instruction.opcode for instruction in code if instruction.kind == "tensor"):
@@ -142,10 +143,10 @@ def flops(code: list[Instruction], warps: int, tcgen05: float = 0) -> float:
 
 
 def tcgen05_flops(ptx: str) -> float:
-    """Return the FLOPs of one tcgen05 product, the mean of a kernel's, as bfloat16's.
+    """Return the mean FLOPs of a kernel's tcgen05 products, counted as bfloat16.
 
-    Its instruction descriptor (PTX ISA, tcgen05.mma) has N / 8 in bits 17 to 22 and M / 16 in bits 24 to 28;
-    K is 32 bytes.
+    The instruction descriptor (PTX ISA, tcgen05.mma) contains N / 8 in bits 17 to 22 and M / 16 in bits
+    24 to 28. K is 32 bytes.
     """
     values = {name: int(value) for name, value in re.findall(r"mov\.b32\s+(%r\d+), (\d+);", ptx)}
     used = re.findall(r"tcgen05\.mma\.\S+kind::(?:f16|tf32) .*, (%r\d+), %p\d+;", ptx)

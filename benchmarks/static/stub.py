@@ -1,9 +1,9 @@
-"""Launch Triton's kernels without a GPU: Triton's real path for sm_90, over a driver that runs nothing.
+"""Launch Triton's kernels without a GPU: Triton's real launch path for sm_90 with a driver that runs nothing.
 
 `install()` builds `stub_libcuda.c` and makes it Triton's driver. A launch then binds and specialises its
 arguments, compiles with ptxas, loads the binary and checks the launch configuration, as on an H100. Tensors
-are the CPU's and stay as they are. Triton decides at import whether kernels are interpreted, so this needs a
-process with TRITON_INTERPRET=0.
+are on the CPU and are not changed. Triton decides at import whether kernels are interpreted, so the process
+must have TRITON_INTERPRET=0.
 """
 
 import ctypes
@@ -15,18 +15,18 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
 
 SOURCE = Path(__file__).with_name("stub_libcuda.c")
 ARCH, PROCESSORS = 90, 132
 
 
 def build() -> Path:
-    """Return the folder of the stub's libcuda.so.1, which is built where the source has changed."""
+    """Return the folder of the stub's libcuda.so.1; build it if the source has changed."""
     folder = ROOT / "build" / f"stub-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libcuda.so.1"
-    with open(folder / "lock", "w") as lock:  # several processes come here at once
+    with open(folder / "lock", "w") as lock:  # several processes may build at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "libcuda.so").exists():
             include = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/include"
@@ -37,7 +37,7 @@ def build() -> Path:
 
 
 def install() -> Callable[[], int]:
-    """Make the stub Triton's driver in this process; return what counts its launches."""
+    """Make the stub Triton's driver in this process; return a function that counts launches."""
     folder = build()
     os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
     library = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
@@ -50,7 +50,7 @@ def install() -> Callable[[], int]:
     from electra_fast.kernels import _rows
 
     assert not triton.knobs.runtime.interpret, (
-        "TRITON_INTERPRET must be 0: an interpreted kernel is no launch"
+        "TRITON_INTERPRET must be 0: interpreted kernels are not launched"
     )
 
     class Stub(nvidia.CudaDriver):
@@ -65,5 +65,5 @@ def install() -> Callable[[], int]:
             return GPUTarget("cuda", ARCH, 32)
 
     triton.runtime.driver.set_active(Stub())
-    _rows.multiprocessors = lambda device: PROCESSORS  # a tensor of the CPU has none
+    _rows.multiprocessors = lambda device: PROCESSORS  # a CPU tensor's device has none
     return library.stub_launches

@@ -1,4 +1,4 @@
-/* The part of CUDA's driver that the launcher of Triton 3.6 to 3.8 calls. It checks a launch and runs nothing. */
+/* The part of CUDA's driver that Triton 3.6 to 3.8 calls to launch a kernel. It checks a launch and runs nothing. */
 #include "cuda.h"
 
 #include <stdlib.h>
@@ -6,10 +6,10 @@
 
 #undef cuGetErrorString
 
-/* Limits of sm_90, which both an H100 and an H200 have. */
+/* Limits of sm_90 (H100 and H200). */
 enum { SHARED = 232448, REGISTERS = 65536, PROCESSORS = 132, THREADS = 1024, WARP = 32 };
 
-static int nothing; /* what every handle points to */
+static int nothing; /* every handle points here */
 static unsigned long long launches;
 
 unsigned long long stub_launches(void) { return launches; }
@@ -22,7 +22,7 @@ CUresult cuDriverGetVersion(int *version) {
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) {
-  *text = error == CUDA_ERROR_INVALID_VALUE ? "the launch configuration is not one that sm_90 takes" : "stub";
+  *text = error == CUDA_ERROR_INVALID_VALUE ? "the launch configuration is not valid on sm_90" : "stub";
   return CUDA_SUCCESS;
 }
 
@@ -58,7 +58,7 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
     case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: *value = REGISTERS; break;
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = PROCESSORS; break;
     case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = WARP; break;
-    default: *value = 1000; /* clock rates and widths, which no launch reads */
+    default: *value = 1000; /* clock rates and widths: a launch does not read them */
   }
   return CUDA_SUCCESS;
 }
@@ -86,7 +86,7 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
 
 CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
 
-/* A tensor of the CPU takes the place of one of the GPU. */
+/* Tensors are on the CPU, and their host pointers stand for device pointers. */
 CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr pointer) {
   *(CUdeviceptr *)data = pointer;
   return CUDA_SUCCESS;

@@ -1,9 +1,10 @@
-"""The rows as people read them: a line for each kernel and GPU, its variants together."""
+"""The figures as a table: one line per kernel and GPU, with all its variants."""
 
 import collections
 from typing import NamedTuple
 
 from benchmarks.static import figures, gpus, sass
+from electra_fast.tables import text_table
 
 MIX = (*sass.CLASSES, "other")
 HEAD = ["kernel", "GPU", "variants", "warps", "registers", "spilled", "shared bytes", "occupancy"]
@@ -11,7 +12,7 @@ HEAD += ["bound, clocks", *MIX]
 
 
 class Line(NamedTuple):
-    """One kernel on one GPU: its variants, and of these the one with the longest wait."""
+    """One kernel on one GPU: all its variants, and the variant with the longest wait."""
 
     name: str
     arch: int
@@ -19,7 +20,7 @@ class Line(NamedTuple):
     heaviest: dict
 
     def cells(self) -> list[str]:
-        """Return what HEAD names: ranges and sums of all variants, bound and mix of the heaviest."""
+        """Return the cells of HEAD: ranges and sums over all variants, bound and mix of the heaviest one."""
         return [
             self.name,
             f"sm_{self.arch}",
@@ -42,6 +43,7 @@ class Line(NamedTuple):
         return min(row["occupancy"] for row in self.rows)
 
     def mix(self) -> dict[str, float]:
+        """Return the share of each class of instructions."""
         return {name: self.heaviest[name] / self.heaviest["instructions"] for name in MIX}
 
     def span(self, column: str) -> str:
@@ -50,7 +52,7 @@ class Line(NamedTuple):
 
 
 def lines(rows: list[dict], every: bool = False) -> list[Line]:
-    """Return a line for each kernel and GPU, or `every` variant of it; what spills or fits least is first."""
+    """Return one line per kernel and GPU, or per variant if `every`; most spills, least occupancy first."""
     found = collections.defaultdict(list)
     for row in rows:
         name = f"{row['kernel']}{', CUDA' * (figures.compiler(row) == 'nvcc')}"
@@ -60,8 +62,4 @@ def lines(rows: list[dict], every: bool = False) -> list[Line]:
 
 
 def table(rows: list[dict], every: bool = False) -> str:
-    made = [HEAD, *(line.cells() for line in lines(rows, every))]
-    widths = [max(map(len, column)) for column in zip(*made, strict=True)]
-    return "\n".join(
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for first, *cells in made
-    )
+    return text_table([HEAD, *(line.cells() for line in lines(rows, every))], right=range(1, len(HEAD)))

@@ -1,19 +1,20 @@
-// The embedding that both towers share and its gradient (Devlin et al. 2019, section 3):
+// The embedding that generator and discriminator share, and its gradient (Devlin et al. 2019,
+// section 3):
 //
-//   x = word[id] + position[place] + type[type id]    m = avg(x)    mean = m + avg(x - m)
+//   x = word[id] + position[position id] + type[type id]    m = avg(x)    mean = m + avg(x - m)
 //   h = (x - mean) rstd    y = drop(w h + b)
 //   d = drop(dy)    g = w d    dx = rstd (g - avg(g) - h avg(g h))    dw = sum h d    db = sum d
-//   dtable[v] = sum of dx over the tokens of row v
 //
-// A token's row of up to 256 columns is a warp's, eight columns a lane, and one of up to 768 too,
-// 24 a lane; a wider one has several warps. Sums are float32, and each has one order, whatever runs
-// first: a block adds up rows of one group of tokens, where no places are given those of one place;
-// a table's row adds up its tokens as a stable sort leaves them.
+// One warp computes a row of up to 768 columns, with 8 columns per lane up to 256 columns and 24
+// above; several warps share a wider row. Sums are float32 and have one order, whichever thread
+// runs first: a block sums the rows of one group of tokens. Without position ids a group is the
+// tokens of one position. The gradient of a table is in embed_table_gradient.cu.
 
 #include <cmath>
 #include <type_traits>
 
 #include "../philox.h"
+#include "embed.cuh"
 #include "embed.h"
 #include "launch.cuh"
 #include "rows.cuh"
@@ -21,178 +22,177 @@
 namespace electra_fast {
 namespace {
 
-constexpr int kCall = 8;  // columns that have their random bits from one Philox call
-constexpr int kNarrow = kCall, kWide = 3 * kCall;  // columns a lane, of a token's row
+constexpr int kCall = 8;  // columns that get their random bits from one Philox call
+constexpr int kNarrow = kCall, kWide = 3 * kCall;  // columns per lane
 
-// Pairs: an access of a warp is 128 bytes in the half dtypes.
+// With packs of two, a warp accesses 128 bytes at once in the half dtypes.
 template <int kItems>
 using TokenColumns = Columns<kItems, 2>;
 
-// Warps of a block, unless one row has more, and then.
+// Warps per block: by default, and at most, when one row needs more.
 template <int kItems>
 constexpr int kWarps = kItems == kNarrow ? 8 : 4;
 template <int kItems>
 constexpr int kMaxWarps = kItems == kNarrow ? 8 : 6;
 static_assert(kMaxWarps<kWide> * TokenColumns<kWide>::kSpan >= kEmbedColumns);
 
-using TableColumns = Columns<4, 4>;
-constexpr int kTableWarps = 16, kTableThreads = kTableWarps * kWarp;
-constexpr int kCrowd = kTableWarps * kPiece;  // places from which on a row has the whole block
-
-__device__ int64_t read(const Ids& ids, int64_t t) {
-  return ids.wide ? static_cast<const int64_t*>(ids.data)[t]
-                  : static_cast<const int32_t*>(ids.data)[t];
-}
-
-__device__ bool inside(int64_t id, int rows) { return id >= 0 && id < rows; }
-
-// What the tables have for a token: nothing where one of its ids is bad, which is no address.
+// A lane's columns of the table rows of one token. If one of the ids is outside its table, it is
+// not used as an address, and all columns are 0.
 template <class T, int kItems>
-struct Found {
+struct TableRows {
   using Row = typename TokenColumns<kItems>::template Items<T>;
-  bool legal = false;
-  int64_t type = 0;
+  bool valid = false;
+  int64_t type_id = 0;
   Row word = {}, position = {};
 
-  // The type's row, one of few and so near at hand, is read when it is needed.
-  __device__ void add_up(const EmbedTables& tables, const TokenColumns<kItems>& columns,
-                         float (&x)[kItems]) const {
+  // The type table is small and cached, so its row is read only here.
+  __device__ void sum(const EmbedTables& tables, const TokenColumns<kItems>& columns,
+                      float (&x)[kItems]) const {
     for (int k = 0; k < kItems; ++k) x[k] = word[k] + position[k];
-    if (!legal) return;
-    const Row last = columns.load(static_cast<const T*>(tables.type) + type * tables.E);
-    for (int k = 0; k < kItems; ++k) x[k] += last[k];
+    if (!valid) return;
+    const Row type = columns.load(static_cast<const T*>(tables.type) + type_id * tables.E);
+    for (int k = 0; k < kItems; ++k) x[k] += type[k];
   }
 };
 
 template <class T, int kItems>
-__device__ Found<T, kItems> look_up(const EmbedTokens& tokens, const EmbedTables& tables,
-                                    const TokenColumns<kItems>& columns, int64_t t,
-                                    int place_if_not_given) {
-  const int64_t id = read(tokens.ids, t);
-  const int64_t type = tokens.types.data ? read(tokens.types, t) : 0;
-  const int64_t place = tokens.places.data ? read(tokens.places, t) : place_if_not_given;
-  if (!inside(id, tables.V) || !inside(place, tables.P) || !inside(type, tables.S)) return {};
-  return {true, type, columns.load(static_cast<const T*>(tables.word) + id * tables.E),
-          columns.load(static_cast<const T*>(tables.position) + place * tables.E)};
+__device__ TableRows<T, kItems> look_up(const EmbedTokens& tokens, const EmbedTables& tables,
+                                        const TokenColumns<kItems>& columns, int64_t t,
+                                        int default_position_id) {
+  const int64_t id = id_at(tokens.ids, t);
+  const int64_t type_id = tokens.type_ids.data ? id_at(tokens.type_ids, t) : 0;
+  const int64_t position_id =
+      tokens.position_ids.data ? id_at(tokens.position_ids, t) : default_position_id;
+  if (!is_row(id, tables.V) || !is_row(position_id, tables.P) || !is_row(type_id, tables.S))
+    return {};
+  return {true, type_id, columns.load(static_cast<const T*>(tables.word) + id * tables.E),
+          columns.load(static_cast<const T*>(tables.position) + position_id * tables.E)};
 }
 
-// A place where dropout is, in this step.
-struct Site {
+// EmbedDropout with the values of its rng.
+struct Dropout {
   uint64_t seed = 0;
-  uint32_t step = 0, stream, threshold;
+  uint32_t step = 0, dropout_stream, threshold;
   float scale;
 
-  __device__ explicit Site(const EmbedDropout& dropout)
-      : stream(dropout.stream), threshold(dropout.threshold), scale(dropout.scale) {
+  __device__ explicit Dropout(const EmbedDropout& dropout)
+      : dropout_stream(dropout.dropout_stream), threshold(dropout.threshold), scale(dropout.scale) {
     if (threshold == 0) return;
     seed = static_cast<uint64_t>(dropout.rng[0]);
     step = static_cast<uint32_t>(dropout.rng[1]);
   }
 };
 
-// The 16 bits of kCall columns of row t, two by two (electra_fast/philox.py, keep_mask). The words
-// of a call are of pairs 8 columns apart, and so of the four lanes that bits 2 and 3 tell apart.
-// Each makes the call of one of their pairs, and a transpose gives it its words of all four.
+// The 16 random bits of each of kCall columns of row t, two columns per word (keep_mask in
+// electra_fast/philox.py). The four words of a Philox call belong to column pairs 8 columns apart,
+// which are in the four lanes that differ only in bits 2 and 3 of the lane number. Each of these
+// lanes computes the call of a different pair, and a 4 x 4 transpose among them gives each lane
+// its own word of every call.
 template <int kItems>
-__device__ void draw(const Site& site, const TokenColumns<kItems>& columns, int first, int64_t t,
-                     uint32_t (&bits)[kCall / 2]) {
+__device__ void random_bits(const Dropout& dropout, const TokenColumns<kItems>& columns, int first,
+                            int64_t t, uint32_t (&bits)[kCall / 2]) {
   const int own = threadIdx.x % kWarp / 4 % 4, column = columns.at(first + 2 * own);
-  const Words words = philox<7>(site.seed, {static_cast<uint32_t>(column / 32 * 4 + column % 8 / 2),
-                                            static_cast<uint32_t>(t), site.step, site.stream});
+  const Words words =
+      philox<7>(dropout.seed, {static_cast<uint32_t>(column / 32 * 4 + column % 8 / 2),
+                               static_cast<uint32_t>(t), dropout.step, dropout.dropout_stream});
   bits[0] = words.w0, bits[1] = words.w1, bits[2] = words.w2, bits[3] = words.w3;
   for (int d = 1; d < 4; d *= 2) {
     const bool upper = own & d;
     for (int k = 0; k < 4; ++k) {
       if (k & d) continue;
-      const uint32_t other = __shfl_xor_sync(kAll, upper ? bits[k] : bits[k + d], 4 * d);
+      const uint32_t other = __shfl_xor_sync(kAllLanes, upper ? bits[k] : bits[k + d], 4 * d);
       (upper ? bits[k] : bits[k + d]) = other;
     }
   }
 }
 
 template <int kItems>
-__device__ void drop(const Site& site, const TokenColumns<kItems>& columns, int64_t t,
+__device__ void drop(const Dropout& dropout, const TokenColumns<kItems>& columns, int64_t t,
                      float (&x)[kItems]) {
-  for (float& value : x) value *= site.scale;
-  if (site.threshold == 0) return;
+  for (float& value : x) value *= dropout.scale;
+  if (dropout.threshold == 0) return;
   for (int first = 0; first < kItems; first += kCall) {
     uint32_t bits[kCall / 2];
-    draw(site, columns, first, t, bits);
+    random_bits(dropout, columns, first, t, bits);
     for (int k = 0; k < kCall; ++k) {
       const uint32_t own = k % 2 == 0 ? bits[k / 2] & 0xFFFF : bits[k / 2] >> 16;
-      if (own < site.threshold) x[first + k] = 0;
+      if (own < dropout.threshold) x[first + k] = 0;
     }
   }
 }
 
-// Each x[n] becomes the sum over the threads of its row, the same for all of them. `left` is what
-// warps leave for each other; the next sums of a block must use another.
+// Replace each x[n] by its sum over the threads of the row, the same value in all of them. Warps
+// exchange their sums in `partial`; two calls in a row must not use the same memory.
 template <int N, int kMost>
-__device__ void row_sums(float (&x)[N], float (&left)[N][kMost]) {
+__device__ void row_sums(float (&x)[N], float (&partial)[N][kMost]) {
   for (float& value : x) value = warp_sum(value);
   const int warps = blockDim.x / kWarp, first = threadIdx.y * warps;
   if (warps == 1) return;
   for (int n = 0; n < N; ++n) {
-    if (threadIdx.x % kWarp == 0) left[n][first + threadIdx.x / kWarp] = x[n];
+    if (threadIdx.x % kWarp == 0) partial[n][first + threadIdx.x / kWarp] = x[n];
   }
-  __syncthreads();  // each warp has left its sums
+  __syncthreads();  // every warp has stored its sums
   for (int n = 0; n < N; ++n) {
     x[n] = 0;
-    for (int i = 0; i < warps; ++i) x[n] += left[n][first + i];
+    for (int i = 0; i < warps; ++i) x[n] += partial[n][first + i];
   }
 }
 
-// The bounds leave a thread 64 registers or, with a wide row's columns, 128.
+// The launch bounds allow 64 registers per thread, 128 with kWide columns per lane.
 template <class T, int kItems>
 __global__ void __launch_bounds__(8 * kWarp, kItems == kNarrow ? 4 : 2)
     embed_rows_kernel(EmbedTokens tokens, EmbedTables tables, const float* bias, float eps,
-                      EmbedDropout dropout, bool aligned, void* y, Storage storage, float* mean,
-                      float* rstd) {
-  __shared__ float left[3][1][kMaxWarps<kItems>];
+                      EmbedDropout embed_dropout, bool aligned, void* y, Storage storage,
+                      float* mean, float* rstd) {
+  __shared__ float partial[3][1][kMaxWarps<kItems>];
   const int E = tables.E, rows = blockDim.y;
-  const float share = 1.0f / E;
+  const float inverse_E = 1.0f / E;
   const TokenColumns<kItems> columns(threadIdx.x / kWarp, E, aligned);
-  const Site site(dropout);
+  const Dropout dropout(embed_dropout);
   for (int first = blockIdx.x * rows; first < tokens.T; first += gridDim.x * rows) {
-    // Of the rows that the last block has too many, each is the last one again.
+    // Threads past the last token repeat it, so that all threads reach every barrier.
     const int t = min(first + static_cast<int>(threadIdx.y), tokens.T - 1);
     const auto found = look_up<T>(tokens, tables, columns, t, t % tokens.L);
-    float x[kItems], sum[1] = {}, more[1] = {}, squares[1] = {};
-    found.add_up(tables, columns, x);
-    for (const float value : x) sum[0] += value * share;
-    row_sums(sum, left[0]);
-    for (int k = 0; k < kItems; ++k) more[0] += columns.has(k) ? (x[k] - sum[0]) * share : 0;
-    row_sums(more, left[1]);
-    const float center = found.legal ? sum[0] + more[0] : NAN;
+    float x[kItems], average[1] = {}, correction[1] = {}, squares[1] = {};
+    found.sum(tables, columns, x);
+    for (const float value : x) average[0] += value * inverse_E;
+    row_sums(average, partial[0]);
+    for (int k = 0; k < kItems; ++k) {
+      correction[0] += columns.has(k) ? (x[k] - average[0]) * inverse_E : 0;
+    }
+    row_sums(correction, partial[1]);
+    const float center = found.valid ? average[0] + correction[0] : NAN;
     for (int k = 0; k < kItems; ++k) {
       x[k] = columns.has(k) ? x[k] - center : 0;
       squares[0] += x[k] * x[k];
     }
-    row_sums(squares, left[2]);
-    const float r = rsqrtf(squares[0] * share + eps);
+    row_sums(squares, partial[2]);
+    const float r = rsqrtf(squares[0] * inverse_E + eps);
     const auto w = columns.load(tables.weight), b = columns.load(bias);
     for (int k = 0; k < kItems; ++k) x[k] = x[k] * r * w[k] + b[k];
-    drop(site, columns, t, x);
-    as_stored(storage, [&]<class Y>(Y) { columns.save(static_cast<Y*>(y) + int64_t{t} * E, x); });
+    drop(dropout, columns, t, x);
+    with_type_in_kernel(storage,
+                        [&]<class Y>(Y) { columns.save(static_cast<Y*>(y) + int64_t{t} * E, x); });
     if (threadIdx.x == 0) mean[t] = center, rstd[t] = r;
   }
 }
 
-// Block (g, s) has n tokens of group g, blockDim.y of them at a time. The bounds leave a thread 80
-// registers or 168.
+// Block (g, s) sums n tokens of group g, blockDim.y tokens at a time. The launch bounds allow 80
+// registers per thread, 168 with kWide columns per lane.
 template <class T, int kItems>
 __global__ void __launch_bounds__(kMaxWarps<kItems>* kWarp, kItems == kNarrow ? 3 : 2)
-    embed_row_gradients_kernel(EmbedTokens tokens, EmbedTables tables, EmbedDropout dropout,
+    embed_row_gradients_kernel(EmbedTokens tokens, EmbedTables tables, EmbedDropout embed_dropout,
                                bool aligned, const void* dy, Storage storage, const float* mean,
                                const float* rstd, int n, float* dx, float* sums) {
   using Pair = typename TokenColumns<kItems>::template Pack<float>;
-  __shared__ float left[2][2][kMaxWarps<kItems>];
-  __shared__ Pair totals[kMaxWarps<kItems>][2][kItems / 2][kWarp];  // of h d, d: registers are few
+  __shared__ float partial[2][2][kMaxWarps<kItems>];
+  // The sums of h d and of d: registers do not suffice for them.
+  __shared__ Pair totals[kMaxWarps<kItems>][2][kItems / 2][kWarp];
   const int E = tables.E, lane = threadIdx.x % kWarp, part = threadIdx.x / kWarp;
   const int warps = blockDim.x / kWarp, rows = blockDim.y;
-  const float share = 1.0f / E;
+  const float inverse_E = 1.0f / E;
   const TokenColumns<kItems> columns(part, E, aligned);
-  const Site site(dropout);
+  const Dropout dropout(embed_dropout);
   auto& own = totals[threadIdx.y * warps + part];
   float total[kItems] = {};  // of dx
   for (int k = 0; k < kItems / 2; ++k) own[0][k][lane] = own[1][k][lane] = {};
@@ -201,31 +201,31 @@ __global__ void __launch_bounds__(kMaxWarps<kItems>* kWarp, kItems == kNarrow ? 
     const int i = first + threadIdx.y;
     const int64_t t = blockIdx.x + (int64_t{blockIdx.y} * n + i) * gridDim.x;
     const bool used = i < n && t < tokens.T;
-    float h[kItems], d[kItems], r, sum[2] = {};  // of g, g h
+    float h[kItems], d[kItems], r, sum[2] = {};  // sum of g and of g h
     if (used) {
       const auto found = look_up<T>(tokens, tables, columns, t, blockIdx.x);
-      as_stored(storage, [&]<class Y>(Y) {
+      with_type_in_kernel(storage, [&]<class Y>(Y) {
         const auto row = columns.load(static_cast<const Y*>(dy) + t * E);
         for (int k = 0; k < kItems; ++k) d[k] = row[k];
       });
       const float center = mean[t];
       r = rstd[t];
-      found.add_up(tables, columns, h);
+      found.sum(tables, columns, h);
       for (float& value : h) value = (value - center) * r;
-      drop(site, columns, t, d);
+      drop(dropout, columns, t, d);
       const auto w = columns.load(tables.weight);
       for (int k = 0; k < kItems; ++k) {
         sum[0] += w[k] * d[k];
         sum[1] += w[k] * d[k] * h[k];
       }
     }
-    row_sums(sum, left[first / rows % 2]);
+    row_sums(sum, partial[first / rows % 2]);
     if (!used) continue;
-    const float average = sum[0] * share, slope = sum[1] * share;
+    const float average_g = sum[0] * inverse_E, average_gh = sum[1] * inverse_E;
     const auto w = columns.load(tables.weight);
     float x[kItems];
     for (int k = 0; k < kItems; ++k) {
-      x[k] = r * (w[k] * d[k] - average - h[k] * slope);
+      x[k] = r * (w[k] * d[k] - average_g - h[k] * average_gh);
       total[k] += x[k];
       own[0][k / 2][lane].of[k % 2] += h[k] * d[k];
       own[1][k / 2][lane].of[k % 2] += d[k];
@@ -238,115 +238,27 @@ __global__ void __launch_bounds__(kMaxWarps<kItems>* kWarp, kItems == kNarrow ? 
     if (threadIdx.y > 0) return;
     float sum[kItems] = {};
     for (int i = 0; i < rows; ++i) {
-      const auto& those = totals[i * warps + part][q];
-      for (int k = 0; k < kItems; ++k) sum[k] += those[k / 2][lane].of[k % 2];
+      const auto& row = totals[i * warps + part][q];
+      for (int k = 0; k < kItems; ++k) sum[k] += row[k / 2][lane].of[k % 2];
     }
     columns.save(to, sum);
   };
-  __syncthreads();  // each row has its totals
+  __syncthreads();  // all rows have stored their totals
   save_sum(0, sums + E);
   save_sum(1, sums + 2 * E);
-  __syncthreads();  // they have been read, and make room for those of dx
+  __syncthreads();  // the totals have been read, and those of dx may replace them
   for (int k = 0; k < kItems; ++k) own[0][k / 2][lane].of[k % 2] = total[k];
-  __syncthreads();  // each row has them
+  __syncthreads();  // all rows have stored their totals of dx
   save_sum(0, sums);
 }
 
-template <class Key>
-__global__ void __launch_bounds__(kTableThreads)
-    embed_keys_kernel(Ids ids, int T, int rows, Key* keys) {
-  const int t = blockIdx.x * kTableThreads + threadIdx.x;
-  if (t >= T) return;
-  const int64_t id = read(ids, t);
-  keys[t] = static_cast<Key>(inside(id, rows) ? id : rows);
-}
-
-template <class T>
-__device__ void add(const T* row, const TableColumns& columns, float (&sum)[4]) {
-  const auto x = columns.load(row);
-  for (int k = 0; k < 4; ++k) sum[k] += x[k];
-}
-
-template <class Key>
-__global__ void __launch_bounds__(kTableThreads)
-    embed_pieces_kernel(EmbedSums sums, const Key* keys, bool aligned) {
-  const int64_t E = sums.E;
-  const int piece = blockIdx.x * kTableWarps + threadIdx.x / kWarp, first = piece * kPiece;
-  if (piece >= sums.T / kPiece || keys[first] != keys[first + kPiece - 1]) return;
-  const TableColumns columns(blockIdx.y, sums.E, aligned);
-  float sum[4] = {};
-  for (int p = first; p < first + kPiece; ++p) add(sums.dx + sums.order[p] * E, columns, sum);
-  columns.save(sums.pieces + piece * E, sum);
-}
-
-// The places of a row: whole pieces from `head` to `tail`, and single ones before and after.
-struct Places {
-  int begin, head, tail, end;
-
-  __device__ Places(int begin, int end)
-      : begin(begin),
-        head(min(end, (begin + kPiece - 1) / kPiece * kPiece)),
-        tail(max(head, end / kPiece * kPiece)),
-        end(end) {}
-};
-
-// A warp takes a row, and most rows have no token: they are copied, or made 0.
-template <class T>
-__global__ void __launch_bounds__(kTableThreads)
-    embed_table_kernel(EmbedSums sums, const T* base, bool aligned, T* table) {
-  __shared__ float parts[kTableWarps][4][kWarp];
-  const int64_t E = sums.E;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int row = blockIdx.x * kTableWarps, v = row + warp;
-  const TableColumns columns(blockIdx.y, sums.E, aligned);
-  const auto add_tokens = [&](int begin, int end, float (&sum)[4]) {
-    for (int p = begin; p < end; ++p) add(sums.dx + sums.order[p] * E, columns, sum);
-  };
-  const auto add_pieces = [&](const Places& places, int first, int step, float (&sum)[4]) {
-    for (int i = places.head / kPiece + first; i < places.tail / kPiece; i += step) {
-      add(sums.pieces + i * E, columns, sum);
-    }
-  };
-
-  float sum[4] = {};
-  if (base && v < sums.rows) add(base + v * E, columns, sum);
-  const int start = sums.starts[min(row + lane, sums.rows)];  // of the block's row `lane`
-  const int next = __shfl_down_sync(kAll, start, 1);
-  const auto places_of = [&](int i) {
-    return Places(__shfl_sync(kAll, start, i), __shfl_sync(kAll, start, i + 1));
-  };
-  const unsigned crowded = __ballot_sync(kAll, lane < kTableWarps && next - start >= kCrowd);
-  const Places places = places_of(warp);
-  add_tokens(places.begin, places.head, sum);
-  if ((crowded >> warp) % 2 == 0) add_pieces(places, 0, 1, sum);
-  for (unsigned open = crowded; open != 0; open &= open - 1) {
-    const int owner = __ffs(open) - 1;
-    float part[4] = {};
-    add_pieces(places_of(owner), warp, kTableWarps, part);
-    for (int k = 0; k < 4; ++k) parts[warp][k][lane] = part[k];
-    __syncthreads();  // each warp has left its part
-    for (int i = 0; i < kTableWarps && warp == owner; ++i) {
-      for (int k = 0; k < 4; ++k) sum[k] += parts[i][k][lane];
-    }
-    __syncthreads();  // they have been read, and make room for the next row's
-  }
-  add_tokens(places.tail, places.end, sum);
-  if (v < sums.rows) columns.save(table + v * E, sum);
-}
-
-unsigned blocks(int64_t n, int64_t size) { return static_cast<unsigned>((n + size - 1) / size); }
-
 template <int kItems>
 dim3 token_block(int E) {
-  const unsigned warps = blocks(E, TokenColumns<kItems>::kSpan);
+  const unsigned warps = ceil_div(E, TokenColumns<kItems>::kSpan);
   return {warps * kWarp, max(kWarps<kItems> / warps, 1u)};
 }
 
-dim3 table_grid(const EmbedSums& sums, int rows) {
-  return {blocks(rows, kTableWarps), blocks(sums.E, TableColumns::kSpan)};
-}
-
-// f of a value of the tables' type and of a lane's columns.
+// Call f with a zero of the tables' type and the number of columns per lane.
 template <class F>
 cudaError_t with_tables(const EmbedTables& tables, const F& f) {
   const auto with_items = [&](auto items) {
@@ -357,7 +269,7 @@ cudaError_t with_tables(const EmbedTables& tables, const F& f) {
              : with_items(std::integral_constant<int, kWide>());
 }
 
-// Whether a token's rows can be read and written in packs, y (or dy) among them.
+// Whether all rows of a token, that of y (or dy) too, can be loaded and stored in packs.
 template <class T, int kItems>
 bool aligned(const EmbedTables& tables, const float* bias, const void* y, Storage storage) {
   using Any = TokenColumns<kItems>;
@@ -375,7 +287,7 @@ cudaError_t embed_rows(const EmbedTokens& tokens, const EmbedTables& tables, con
   if (tokens.T == 0) return cudaSuccess;
   return with_tables(tables, [&]<class T, int kItems>(T, std::integral_constant<int, kItems>) {
     const dim3 block = token_block<kItems>(tables.E);
-    const unsigned grid = min(blocks(tokens.T, block.y), unsigned{kEmbedBlocks});
+    const unsigned grid = min(ceil_div<unsigned>(tokens.T, block.y), unsigned{kEmbedBlocks});
     return launch(embed_rows_kernel<T, kItems>, grid, block, stream, tokens, tables, bias, eps,
                   dropout, aligned<T, kItems>(tables, bias, y, storage), y, storage, mean, rstd);
   });
@@ -387,43 +299,11 @@ cudaError_t embed_row_gradients(const EmbedTokens& tokens, const EmbedTables& ta
                                 float* dx, float* sums, cudaStream_t stream) {
   if (tokens.T == 0) return cudaSuccess;
   const dim3 grid(groups, splits);
-  const int n = static_cast<int>(blocks(tokens.T, int64_t{groups} * splits));
+  const int n = static_cast<int>(ceil_div<int64_t>(tokens.T, int64_t{groups} * splits));
   return with_tables(tables, [&]<class T, int kItems>(T, std::integral_constant<int, kItems>) {
     return launch(embed_row_gradients_kernel<T, kItems>, grid, token_block<kItems>(tables.E),
                   stream, tokens, tables, dropout, aligned<T, kItems>(tables, nullptr, dy, storage),
                   dy, storage, mean, rstd, n, dx, sums);
-  });
-}
-
-cudaError_t embed_keys(const Ids& ids, int T, int rows, void* keys, bool narrow,
-                       cudaStream_t stream) {
-  if (T == 0) return cudaSuccess;
-  const auto launch_for = [&]<class Key>(Key* to) {
-    return launch(embed_keys_kernel<Key>, blocks(T, kTableThreads), kTableThreads, stream, ids, T,
-                  rows, to);
-  };
-  return narrow ? launch_for(static_cast<int16_t*>(keys)) : launch_for(static_cast<int32_t*>(keys));
-}
-
-cudaError_t embed_pieces(const EmbedSums& sums, const void* sorted_keys, bool narrow,
-                         cudaStream_t stream) {
-  const int pieces = sums.T / kPiece;
-  if (pieces == 0) return cudaSuccess;
-  const auto launch_for = [&]<class Key>(const Key* keys) {
-    return launch(embed_pieces_kernel<Key>, table_grid(sums, pieces), kTableThreads, stream, sums,
-                  keys, TableColumns::fit<float>(sums.E));
-  };
-  return narrow ? launch_for(static_cast<const int16_t*>(sorted_keys))
-                : launch_for(static_cast<const int32_t*>(sorted_keys));
-}
-
-cudaError_t embed_table(const EmbedSums& sums, const void* base, void* table, Storage storage,
-                        cudaStream_t stream) {
-  if (sums.rows == 0) return cudaSuccess;
-  return with_type(storage, [&]<class T>(T) {
-    return launch(embed_table_kernel<T>, table_grid(sums, sums.rows), kTableThreads, stream, sums,
-                  static_cast<const T*>(base), TableColumns::fit<T>(sums.E, base),
-                  static_cast<T*>(table));
   });
 }
 

@@ -1,5 +1,5 @@
-// One way to launch a kernel, without <<<>>>, so that the sources are plain C++ too: tests/host
-// runs them on a CPU.
+// Launch a kernel without <<<>>>: the sources are then plain C++ too, and tests/host runs them on
+// a CPU.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -4,13 +4,10 @@
 //   dl_v = w (exp(l_v - lse) - [v = target])
 //   sample = min{v : p_0 + ... + p_v > u},  p = softmax(l / temperature)
 //
-// A block takes a row and reads it once. Each of its warps sums one span of the vocabulary,
-// relative to the largest logit so far; the warp in whose span the running sum passes u looks into
-// it again. Terms are float32, sums of more than kItems of them float64, and none depends on the
-// order in which threads run.
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+// One block reads one row once. Each of its warps sums one span of the vocabulary, relative to the
+// largest logit so far; only the warp in whose span the running sum exceeds u reads its span again.
+// Terms are float32, sums of more than kItems terms are float64, and no sum depends on the order in
+// which threads run.
 
 #include <cfloat>
 #include <cmath>
@@ -18,64 +15,46 @@
 #include "../philox.h"
 #include "launch.cuh"
 #include "mlm_head.h"
+#include "storage.cuh"
+#include "warp.cuh"
 
 namespace electra_fast {
 namespace {
 
-constexpr int kWarp = 32, kMaxWarps = 16, kThreads = kWarp * kMaxWarps;
-constexpr int kItems = 8;  // loads in flight a thread
+constexpr int kMaxWarps = 16, kThreads = kWarp * kMaxWarps;
+constexpr int kItems = 8;  // loads in flight per thread
 constexpr int kGroup = kWarp * kItems;
-constexpr unsigned kAll = 0xFFFFFFFF;
 
-__device__ float warp_max(float x) {
-  for (int d = kWarp / 2; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(kAll, x, d));
-  return x;
-}
-
-__device__ double warp_sum(double x) {
-  for (int d = kWarp / 2; d > 0; d /= 2) x += __shfl_xor_sync(kAll, x, d);
-  return x;
-}
-
-// The sum over this lane and those below.
-__device__ double warp_scan(double x) {
-  const int lane = threadIdx.x % kWarp;
-  for (int d = 1; d < kWarp; d *= 2) {
-    const double below = __shfl_up_sync(kAll, x, d);
-    if (lane >= d) x += below;
-  }
-  return x;
-}
-
-// sum_v exp(beta (l_v - top)), top the largest l_v. It begins at the lowest number and not at -inf,
-// whose difference to itself is NaN.
-struct SoftSum {
-  float top = -FLT_MAX;
+// sum_v exp(beta (l_v - max)) with max = max_v l_v so far. The initial max is the lowest number
+// and not -inf, because -inf - -inf is NaN.
+struct SoftmaxSum {
+  float max = -FLT_MAX;
   double sum = 0;
 
   __device__ void add(const float (&l)[kItems], float beta) {
-    const float before = top;
-    for (int k = 0; k < kItems; ++k) top = fmaxf(top, l[k]);
+    const float before = max;
+    for (int k = 0; k < kItems; ++k) max = fmaxf(max, l[k]);
     float part = 0;
-    for (int k = 0; k < kItems; ++k) part += expf(beta * (l[k] - top));
-    sum = sum * expf(beta * (before - top)) + part;
+    for (int k = 0; k < kItems; ++k) part += expf(beta * (l[k] - max));
+    sum = sum * expf(beta * (before - max)) + part;
   }
 
-  __device__ SoftSum over_the_warp(float beta) const {
-    const float highest = warp_max(top);
-    return {highest, warp_sum(sum * expf(beta * (top - highest)))};
+  __device__ SoftmaxSum over_warp(float beta) const {
+    const float warp_maximum = warp_max(max);
+    return {warp_maximum, warp_sum(sum * expf(beta * (max - warp_maximum)))};
   }
 };
 
-// What a warp left for the others.
-struct Shared {
-  float top;
+// A SoftmaxSum in shared memory, where a member must not have an initial value.
+struct StoredSum {
+  float max;
   double sum;
 };
 
-__device__ SoftSum read(const Shared* shared, int warps) {
+// Lane i gets the sum of warp i.
+__device__ SoftmaxSum load_sum(const StoredSum* stored, int warps) {
   const int lane = threadIdx.x % kWarp;
-  return lane < warps ? SoftSum{shared[lane].top, shared[lane].sum} : SoftSum{};
+  return lane < warps ? SoftmaxSum{stored[lane].max, stored[lane].sum} : SoftmaxSum{};
 }
 
 // A warp's part of the vocabulary.
@@ -100,14 +79,14 @@ __device__ void mask(float (&l)[kItems], int base, int banned) {
   }
 }
 
-// The first token of a span at which the running sum of exp(beta (l_v - top)) exceeds `goal`. Where
-// rounding, or a goal of infinity, leaves none, the last one with a term above 0; the span has one,
-// its term at the top being 1.
-__device__ int find(const Span& span, int banned, float beta, float top, double goal) {
+// Return the first token of a span at which the running sum of exp(beta (l_v - max)) exceeds
+// `goal`. If rounding or an infinite goal leaves no such token, return the last one whose term is
+// above 0. There is one: the term of the largest logit is 1.
+__device__ int find(const Span& span, int banned, float beta, float max, double goal) {
   const int lane = threadIdx.x % kWarp;
   const auto term = [&](int v) {
-    const bool possible = v < span.end && v != banned;
-    return possible ? expf(beta * (span.logits[v] + span.bias[v] - top)) : 0.0f;
+    const bool allowed = v < span.end && v != banned;
+    return allowed ? expf(beta * (span.logits[v] + span.bias[v] - max)) : 0.0f;
   };
   double below = 0;
   int last = span.begin;
@@ -119,17 +98,17 @@ __device__ int find(const Span& span, int banned, float beta, float top, double 
       if (p > 0) last = v;
       part += p;
     }
-    const double sum = warp_sum(part);
+    const double sum = warp_sum<double>(part);
     if (below + sum <= goal) {
       below += sum;
       continue;
     }
-    // This group has it. Now a lane takes neighbours, so that one scan tells which lane has it.
+    // The token is in this group. A lane now reads neighbours, so that one scan finds the lane.
     const int first = base + lane * kItems;
     double own = 0;
     for (int k = 0; k < kItems; ++k) own += term(first + k);
     const double through = below + warp_scan(own);
-    const unsigned passed = __ballot_sync(kAll, own > 0 && through > goal);
+    const unsigned passed = __ballot_sync(kAllLanes, own > 0 && through > goal);
     if (passed == 0) break;
     double running = through - own;
     int found = -1;
@@ -138,51 +117,51 @@ __device__ int find(const Span& span, int banned, float beta, float top, double 
       running += p;
       if (p > 0) found = first + k;
     }
-    return __shfl_sync(kAll, found, __ffs(passed) - 1);
+    return __shfl_sync(kAllLanes, found, __ffs(passed) - 1);
   }
-  for (int d = kWarp / 2; d > 0; d /= 2) last = max(last, __shfl_xor_sync(kAll, last, d));
-  return last;
+  return warp_max(last);
 }
 
-__device__ double uniform(const MlmHeadDraw& draw, int64_t m) {
-  const Words w = philox<10>(static_cast<uint64_t>(draw.rng[0]),
-                             {0, static_cast<uint32_t>(m), static_cast<uint32_t>(draw.rng[1]), 1});
-  return static_cast<double>((uint64_t{w.w0 >> 5} << 26) + (w.w1 >> 6)) * 0x1p-53;
+__device__ double draw(const MlmHeadSampling& sampling, int64_t m) {
+  return uniform(
+      philox<10>(static_cast<uint64_t>(sampling.rng[0]),
+                 {0, static_cast<uint32_t>(m), static_cast<uint32_t>(sampling.rng[1]), 1}));
 }
 
-// A target outside the vocabulary is never followed; as -1 it is no token's id.
-__device__ int legal_target(const MlmHeadRows& rows, int64_t r) {
+// The target of row r, or -1, which is the id of no token, if it is outside the vocabulary.
+__device__ int valid_target(const MlmHeadRows& rows, int64_t r) {
   const int64_t target = rows.targets[r];
   return target >= 0 && target < rows.V ? static_cast<int>(target) : -1;
 }
 
-// Two blocks a multiprocessor leave 64 registers a thread; for three the compiler would spill.
+// Two blocks per multiprocessor allow 64 registers per thread; with three the compiler would spill.
 __global__ void __launch_bounds__(kThreads, 2)
-    mlm_head_rows_kernel(MlmHeadRows rows, MlmHeadDraw draw, MlmHeadResults results) {
-  __shared__ Shared all_of[kMaxWarps], open_of[kMaxWarps];
-  __shared__ int beaten_in[kMaxWarps];
+    mlm_head_rows_kernel(MlmHeadRows rows, MlmHeadSampling sampling, MlmHeadResults results) {
+  __shared__ StoredSum all_sums[kMaxWarps], allowed_sums[kMaxWarps];
+  __shared__ int warp_beaten[kMaxWarps];
   const int64_t r = blockIdx.x;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const float w = rows.weights[r];
   if (w == 0) {
     if (threadIdx.x == 0) {
       results.samples[r] = 0;
-      results.lse[r] = results.top[r] = results.log_sum[r] = results.nll[r] = results.hits[r] = 0;
+      results.nll[r] = results.hits[r] = 0;
+      results.lse[r] = results.max_logit[r] = results.log_sum[r] = 0;
     }
     return;
   }
 
   const float* logits = rows.logits + r * rows.V;
-  const int target = legal_target(rows, r);
+  const int target = valid_target(rows, r);
   const float l_target = target >= 0 ? logits[target] + rows.bias[target] : NAN;
-  const int banned = draw.disallow_correct ? target : -1;
-  const float beta = draw.inverse_temperature;
-  const bool same = beta == 1 && banned < 0;  // what may be drawn has the sum that the loss needs
+  const int banned = sampling.disallow_correct ? target : -1;
+  const float beta = sampling.inverse_temperature;
+  const bool one_sum = beta == 1 && banned < 0;  // the sampling needs the same sum as the loss
 
-  const int width = (rows.V + blockDim.x - 1) / blockDim.x * kWarp;
+  const int width = ceil_div<unsigned>(rows.V, blockDim.x) * kWarp;
   const Span span{logits, rows.bias, min(rows.V, warp * width), min(rows.V, (warp + 1) * width)};
-  SoftSum all, open;  // over every token, and over those that may be drawn
-  bool beaten = false;
+  SoftmaxSum all, allowed;  // over all tokens, and over those that may be sampled
+  bool beaten = false;      // another token is the argmax
   for (int base = span.begin; base < span.end; base += kGroup) {
     float l[kItems];
     span.load(base, l);
@@ -191,68 +170,66 @@ __global__ void __launch_bounds__(kThreads, 2)
       beaten |= v < target ? l[k] >= l_target : l[k] > l_target;
     }
     all.add(l, 1);
-    if (same) continue;
+    if (one_sum) continue;
     mask(l, base, banned);
-    open.add(l, beta);
+    allowed.add(l, beta);
   }
-  all = all.over_the_warp(1);
-  open = same ? all : open.over_the_warp(beta);
-  beaten = __any_sync(kAll, beaten);
+  all = all.over_warp(1);
+  allowed = one_sum ? all : allowed.over_warp(beta);
+  beaten = __any_sync(kAllLanes, beaten);
   if (lane == 0) {
-    all_of[warp] = {all.top, all.sum};
-    open_of[warp] = {open.top, open.sum};
-    beaten_in[warp] = beaten;
+    all_sums[warp] = {all.max, all.sum};
+    allowed_sums[warp] = {allowed.max, allowed.sum};
+    warp_beaten[warp] = beaten;
   }
-  __syncthreads();  // each warp has left its sums; from here on none waits for another
+  __syncthreads();  // every warp has stored its sums; after this no warp waits for another
 
   if (warp == 0) {
-    const SoftSum row = read(all_of, warps).over_the_warp(1);
-    beaten = __any_sync(kAll, lane < warps && beaten_in[lane]);
+    const SoftmaxSum row = load_sum(all_sums, warps).over_warp(1);
+    beaten = __any_sync(kAllLanes, lane < warps && warp_beaten[lane]);
     if (lane == 0) {
-      // Of a peaked row the difference is exact and the logarithm small: no digits cancel.
+      // If one token dominates, the difference is exact and log_sum small: no digits cancel.
       const double log_sum = log(row.sum);
-      const float nll = static_cast<float>(log_sum + (row.top - l_target));
-      results.lse[r] = static_cast<float>(row.top + log_sum);
-      results.top[r] = row.top;
+      const float nll = static_cast<float>(log_sum + (row.max - l_target));
+      results.lse[r] = static_cast<float>(row.max + log_sum);
+      results.max_logit[r] = row.max;
       results.log_sum[r] = static_cast<float>(log_sum);
       results.nll[r] = nll;
       results.hits[r] = beaten || isnan(nll) ? 0 : w;
     }
   }
 
-  // Every warp adds up the spans, a lane each, and so knows by itself whether it has the sample.
-  const SoftSum mine = read(open_of, warps);
-  const float highest = warp_max(mine.top);
-  const double share = mine.sum * expf(beta * (mine.top - highest));
-  const double through = warp_scan(share);
-  const double goal = uniform(draw, draw.first + r) * __shfl_sync(kAll, through, kWarp - 1);
-  const unsigned passed = __ballot_sync(kAll, share > 0 && through > goal);
-  const unsigned possible = __ballot_sync(kAll, share > 0);
+  // Every warp adds up the spans, one per lane, and so finds out whether its span has the sample.
+  const SoftmaxSum own = load_sum(allowed_sums, warps);
+  const float row_max = warp_max(own.max);
+  const double mass = own.sum * expf(beta * (own.max - row_max));
+  const double through = warp_scan(mass);
+  const double goal =
+      draw(sampling, sampling.first + r) * __shfl_sync(kAllLanes, through, kWarp - 1);
+  const unsigned passed = __ballot_sync(kAllLanes, mass > 0 && through > goal);
+  const unsigned possible = __ballot_sync(kAllLanes, mass > 0);
   const int chosen = passed ? __ffs(passed) - 1 : kWarp - 1 - __clz(possible);
-  const double before = __shfl_up_sync(kAll, through, 1);
-  const double below = __shfl_sync(kAll, lane == 0 ? 0 : before, max(chosen, 0));
-  if (chosen < 0 && threadIdx.x == 0) results.samples[r] = 0;  // a row of NaN
+  const double before = __shfl_up_sync(kAllLanes, through, 1);
+  const double below = __shfl_sync(kAllLanes, lane == 0 ? 0 : before, max(chosen, 0));
+  if (chosen < 0 && threadIdx.x == 0) results.samples[r] = 0;  // all logits of the row are NaN
   if (warp != chosen) return;
 
-  // In the span's own scale, where the largest term is 1 whatever lies in other spans.
-  const double rest = passed ? (goal - below) / expf(beta * (open.top - highest)) : INFINITY;
-  const int sample = find(span, banned, beta, open.top, rest);
+  // Relative to the span's own maximum: its largest term is 1, whatever the other spans have.
+  const double rest = passed ? (goal - below) / expf(beta * (allowed.max - row_max)) : INFINITY;
+  const int sample = find(span, banned, beta, allowed.max, rest);
   if (lane == 0) results.samples[r] = sample;
 }
 
-__device__ void store(float* p, float x) { *p = x; }
-__device__ void store(__half* p, float x) { *p = __float2half(x); }
-__device__ void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    mlm_head_gradient_kernel(MlmHeadRows rows, const float* top, const float* log_sum, T* dlogits) {
+    mlm_head_gradient_kernel(MlmHeadRows rows, const float* max_logit, const float* log_sum,
+                             T* dlogits) {
   const int64_t r = blockIdx.x, row = r * rows.V;
   const float w = rows.weights[r] / *rows.unit;
-  const int target = w == 0 ? -1 : legal_target(rows, r);
-  const float shift = target < 0 ? NAN : top[r], less = log_sum[r];
+  const int target = w == 0 ? -1 : valid_target(rows, r);
+  const float shift = target < 0 ? NAN : max_logit[r], log_of_sum = log_sum[r];
   const int first = blockIdx.y * kItems * kThreads + threadIdx.x;
-  float l[kItems];  // all loads before the first store, which may be to where they came from
+  float l[kItems];  // all loads come before the first store, as dlogits may be the logits
   for (int k = 0; k < kItems; ++k) {
     const int v = first + k * kThreads;
     l[k] = w != 0 && v < rows.V ? rows.logits[row + v] + rows.bias[v] : 0;
@@ -260,7 +237,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kItems; ++k) {
     const int v = first + k * kThreads;
     if (v >= rows.V) return;
-    const float p = expf(l[k] - shift - less);
+    const float p = expf(l[k] - shift - log_of_sum);
     store(dlogits + row + v, w == 0 ? 0 : w * (p - (v == target ? 1.0f : 0.0f)));
   }
 }
@@ -281,41 +258,32 @@ __global__ void __launch_bounds__(kThreads)
     sums[i] = warp_sum(sums[i]);
     if (lane == 0) parts[i][warp] = sums[i];
   }
-  __syncthreads();  // each warp has left its sums
+  __syncthreads();  // every warp has stored its sums
   if (warp != 0) return;
-  for (int i = 0; i < 3; ++i) sums[i] = warp_sum(lane < kMaxWarps ? parts[i][lane] : 0);
+  for (int i = 0; i < 3; ++i) sums[i] = warp_sum<double>(lane < kMaxWarps ? parts[i][lane] : 0);
   if (lane != 0) return;
   *loss = sums[2] == 0 ? 0 : static_cast<float>(sums[0] / sums[2]);
   *correct = static_cast<float>(sums[1]);
   *scale = sums[2] == 0 ? 0 : static_cast<float>(*unit / sums[2]);
 }
 
-unsigned blocks(int64_t n, int64_t size) { return static_cast<unsigned>((n + size - 1) / size); }
-
 }  // namespace
 
-cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
+cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadSampling& sampling,
                           const MlmHeadResults& results, cudaStream_t stream) {
-  // A warp for each group of tokens: in a small vocabulary more would have nothing to read.
-  const unsigned warps = min(blocks(rows.V, kGroup), unsigned{kMaxWarps});
+  // One warp per group of tokens: in a small vocabulary more warps would have nothing to read.
+  const int warps = min(ceil_div(rows.V, kGroup), kMaxWarps);
   return launch(mlm_head_rows_kernel, static_cast<unsigned>(rows.R), kWarp * warps, stream, rows,
-                draw, results);
+                sampling, results);
 }
 
-cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* top, const float* log_sum,
+cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* max_logit, const float* log_sum,
                               void* dlogits, Storage storage, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(rows.R), blocks(rows.V, kItems * kThreads));
-  const auto launch_for = [&]<class T>(T* dl) {
-    return launch(mlm_head_gradient_kernel<T>, grid, kThreads, stream, rows, top, log_sum, dl);
-  };
-  switch (storage) {
-    case Storage::kFloat16:
-      return launch_for(static_cast<__half*>(dlogits));
-    case Storage::kBFloat16:
-      return launch_for(static_cast<__nv_bfloat16*>(dlogits));
-    default:
-      return launch_for(static_cast<float*>(dlogits));
-  }
+  const dim3 grid(static_cast<unsigned>(rows.R), ceil_div(rows.V, kItems * kThreads));
+  return with_type(storage, [&]<class T>(T) {
+    return launch(mlm_head_gradient_kernel<T>, grid, kThreads, stream, rows, max_logit, log_sum,
+                  static_cast<T*>(dlogits));
+  });
 }
 
 cudaError_t mlm_head_finish(const float* weights, const float* unit, const float* nll,

@@ -1,5 +1,5 @@
-// The CUDA kernels of mlm_head by the pointers they take. A launch tells its error and does not
-// wait.
+// The launchers of mlm_head's CUDA kernels. Each returns the error of its launch and does not wait
+// for the kernel to finish.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,41 +12,41 @@ namespace electra_fast {
 
 // R of the M slots: a chunk whose logits fit into memory.
 struct MlmHeadRows {
-  const float* logits;     // [R, V] x table^T, the bias not yet added
+  const float* logits;     // [R, V] x table^T, without the bias
   const float* bias;       // [V]
   const int64_t* targets;  // [R]
-  const float* weights;    // [R]; of a row of weight 0 nothing else is read
-  const float* unit;       // [] the largest weight, if it is below 1 and above 0, else 1
+  const float* weights;    // [R]; if the weight of a row is 0, nothing else of it is read
+  const float* unit;       // [] the largest |weight|, or 1 if that is 0 or above 1
   int64_t R;
   int V;
 };
 
-struct MlmHeadDraw {
+struct MlmHeadSampling {
   const int64_t* rng;  // [2] seed, step
-  int64_t first;       // the chunk's first row among the M slots
+  int64_t first;       // number of the chunk's first row among the M slots
   float inverse_temperature;
   bool disallow_correct;
 };
 
 struct MlmHeadResults {
   int64_t* samples;  // [R]
-  float* lse;        // [R] top + log_sum
-  float* top;        // [R] the largest logit
-  float* log_sum;    // [R] log sum_v exp(logits[v] - top): of large logits lse loses it
+  float* lse;        // [R] max_logit + log_sum
+  float* max_logit;  // [R]
+  float* log_sum;    // [R] log sum_v exp(logits[v] - max_logit); large logits round it away in lse
   float* nll;        // [R] lse - logits[target]
-  float* hits;       // [R] the weight, where the target is the arg-max
+  float* hits;       // [R] the weight if the target is the argmax, else 0
 };
 
-cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadDraw& draw,
+cudaError_t mlm_head_rows(const MlmHeadRows& rows, const MlmHeadSampling& sampling,
                           const MlmHeadResults& results, cudaStream_t stream);
 
-// dlogits [R, V] = w / unit (softmax(logits) - onehot(target)), not yet divided by the sum of
-// w / unit, which would be too small for float16. In float32 it may be the logits' own memory.
-cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* top, const float* log_sum,
+// dlogits [R, V] = w / unit (softmax(logits) - onehot(target)). The division by sum(w / unit)
+// comes later: its results would be too small for float16. In float32, dlogits may be `logits`.
+cudaError_t mlm_head_gradient(const MlmHeadRows& rows, const float* max_logit, const float* log_sum,
                               void* dlogits, Storage storage, cudaStream_t stream);
 
-// Of all M slots: loss = sum(w nll) / sum(w), correct = sum(hits), and scale = unit / sum(w); loss
-// and scale are 0 where that sum is.
+// Over all M slots: loss = sum(w nll) / sum(w), correct = sum(hits) and scale = unit / sum(w). If
+// sum(w) is 0, loss and scale are 0.
 cudaError_t mlm_head_finish(const float* weights, const float* unit, const float* nll,
                             const float* hits, int64_t M, float* loss, float* correct, float* scale,
                             cudaStream_t stream);

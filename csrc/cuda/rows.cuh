@@ -1,57 +1,21 @@
-// Rows of a few hundred columns, some columns a lane: loads, stores and sums.
+// Rows of a few hundred columns: which columns a lane has, and how it loads and stores them.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "storage.h"
+#include "storage.cuh"
+#include "warp.cuh"
 
 namespace electra_fast {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAll = 0xFFFFFFFF;
-
-__device__ inline float wide(float x) { return x; }
-__device__ inline float wide(__half x) { return __half2float(x); }
-__device__ inline float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ inline void store(float* p, float x) { *p = x; }
-__device__ inline void store(__half* p, float x) { *p = __float2half(x); }
-__device__ inline void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
-
-// Return what f makes of a value of the type that is stored.
-template <class F>
-auto with_type(Storage storage, const F& f) {
-  switch (storage) {
-    case Storage::kFloat16:
-      return f(__half());
-    case Storage::kBFloat16:
-      return f(__nv_bfloat16());
-    default:
-      return f(float());
-  }
-}
-
-// f of a value of the type that is stored. Beside a type that is the kernel's own, this one costs
-// no second set of kernels.
-template <class F>
-__device__ void as_stored(Storage storage, const F& f) {
-  if (storage == Storage::kFloat32) {
-    f(float());
-  } else if (storage == Storage::kFloat16) {
-    f(__half());
-  } else {
-    f(__nv_bfloat16());
-  }
-}
-
-// The kItems columns of a row that a lane takes: packs of kPack neighbours, a warp's side by side.
+// The kItems columns of a row that one lane has: packs of kPack neighbours. The packs of a warp's
+// lanes are neighbours too.
 template <int kItems, int kPack>
 struct Columns {
-  static constexpr int kPacks = kItems / kPack, kSpan = kItems * kWarp;  // columns a warp
+  static constexpr int kPacks = kItems / kPack;
+  static constexpr int kSpan = kItems * kWarp;  // columns per warp
 
   template <class T>
   struct alignas(kPack * sizeof(T)) Pack {
@@ -61,20 +25,20 @@ struct Columns {
   template <class T>
   struct Items {
     Pack<T> packs[kPacks];
-    __device__ float operator[](int k) const { return wide(packs[k / kPack].of[k % kPack]); }
+    __device__ float operator[](int k) const { return to_float(packs[k / kPack].of[k % kPack]); }
   };
 
   int first, E;
-  bool aligned;  // a pack is one access
+  bool aligned;  // a pack is loaded or stored by one instruction
 
-  // Of a warp's part of a row.
+  // Part `part` of a row is that of one warp.
   __device__ Columns(int part, int E, bool aligned)
       : first(part * kSpan + threadIdx.x % kWarp * kPack), E(E), aligned(aligned) {}
 
   __device__ int at(int k) const { return first + k / kPack * kPack * kWarp + k % kPack; }
   __device__ bool has(int k) const { return at(k) < E; }
 
-  // 0 beyond the row's end.
+  // Columns past the end of the row are 0.
   template <class T>
   __device__ Items<T> load(const T* row) const {
     Items<T> x = {};
@@ -105,16 +69,11 @@ struct Columns {
     }
   }
 
-  // Whether every pack of these rows can be one access.
+  // Whether one instruction can access each pack of these rows.
   template <class T, class... P>
   static bool fit(int E, const P*... rows) {
     return E % kPack == 0 && (... && (reinterpret_cast<uintptr_t>(rows) % sizeof(Pack<T>) == 0));
   }
 };
-
-__device__ inline float warp_sum(float x) {
-  for (int d = kWarp / 2; d > 0; d /= 2) x += __shfl_xor_sync(kAll, x, d);
-  return x;
-}
 
 }  // namespace electra_fast

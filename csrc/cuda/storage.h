@@ -1,4 +1,4 @@
-// The dtypes in which kernels read and write tensors; what they compute with is float32.
+// The dtypes in which CUDA kernels read and write tensors. They compute in float32.
 #pragma once
 
 namespace electra_fast {

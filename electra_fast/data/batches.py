@@ -1,8 +1,9 @@
-"""Batches of sequences, padded or packed, found by their number alone.
+"""Batches of sequences, padded or packed.
 
-The sequences of all epochs, each epoch's in an order of its own, lie end to end. A sequence takes one place
-or, where a batch is to be of so many tokens, as many as it has, and is in batch `place // room`. So a batch
-is found without those before it, and there is no state to save.
+The sequences of all epochs, each epoch in its own random order, form one endless list. The size of a sequence
+is 1, or its number of tokens if the size of a batch is given in tokens; its offset is the sum of the sizes
+before it, and it belongs to batch ``offset // capacity``. So a batch is found by its index, without those
+before it, and there is no state to save.
 """
 
 import functools
@@ -12,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from electra_fast.data.encoded import Encoded
 from electra_fast.data.sequences import cut, cut_pairs, seeded
+from electra_fast.errors import must
 
 
 class Padded(NamedTuple):
@@ -32,16 +35,16 @@ class Packed(NamedTuple):
 
 @dataclass(eq=False)
 class Batches:
-    """An endless stream of batches of ``[CLS] tokens [SEP]``, a pure function of (seed, index).
+    """Endless batches of sequences ``[CLS] tokens [SEP]``; each is a pure function of (seed, index).
 
-    A document is cut every ``seq_len - 2`` tokens; its tail is as short as it comes, so padding is
-    real. ``pairs`` makes ELECTRA's segment pairs ``[CLS] A [SEP] B [SEP]`` instead (`sequences.cut_pairs`).
-    An epoch is all ``num_sequences`` sequences in an order of its own. Batches run on from
-    one into the next: none is partial, and a corpus smaller than a batch repeats within it.
-    Rank r of R takes the indices r, R + r, 2R + r, …; to resume is to go on at an index.
+    A document is cut every ``seq_len - 2`` tokens; the last sequence has the tokens that remain, so batches
+    contain padding. ``pairs`` makes ELECTRA's segment pairs ``[CLS] A [SEP] B [SEP]`` instead
+    (`sequences.cut_pairs`). An epoch is all ``num_sequences`` sequences in a random order of its own. Batches
+    continue from one epoch into the next: none is partial, and a corpus smaller than a batch repeats within
+    it. Rank r of R uses the indices r, R + r, 2R + r, …; a resumed run continues at an index.
 
-    A batch has ``batch_size`` sequences or, if ``batch_tokens`` is given, as many as have at most so many
-    tokens, special ones included, and more than ``batch_tokens - 2 * seq_len``.
+    A batch has ``batch_size`` sequences or, if ``batch_tokens`` is given, as many as fit into that number of
+    tokens, special ones included; it then has more than ``batch_tokens - 2 * seq_len`` tokens.
     """
 
     documents: Encoded
@@ -56,77 +59,101 @@ class Batches:
     sep_id: int = 102
 
     def __post_init__(self):
-        least = 5 if self.pairs else 3
-        if self.seq_len < least:
-            raise ValueError(f"Batches: seq_len must be {least} or more, got {self.seq_len}")
-        if self.batch_tokens is not None:
-            self.batch_size, self._room = None, self.batch_tokens - self.seq_len + 1
-            if self._room <= self.seq_len:
-                least = 2 * self.seq_len
-                raise ValueError(f"Batches: batch_tokens must be {least} or more, got {self.batch_tokens}")
+        _require_at_least("seq_len", 5 if self.pairs else 3, self.seq_len)
+        if self.batch_tokens is None:
+            _require_at_least("batch_size", 1, self.batch_size)
+            self._capacity = self.batch_size
         else:
-            self._room = self.batch_size
-            if self._room < 1:
-                raise ValueError(f"Batches: batch_size must be 1 or more, got {self.batch_size}")
+            _require_at_least("batch_tokens", 2 * self.seq_len, self.batch_tokens)
+            self.batch_size, self._capacity = None, self.batch_tokens - self.seq_len + 1
         if self.pairs:
             self._sequences = cut_pairs(self.documents, self.seq_len, self.seed)
         else:
             self._sequences = cut(self.documents, self.seq_len)
-        self.num_sequences = len(self._sequences.start)
-        if not self.num_sequences:
-            raise ValueError("Batches: documents must hold a token, got none")
         lengths = self._sequences.lengths
-        self.num_tokens = int(lengths.sum())  # of an epoch, special ones included
+        self.num_sequences = len(lengths)
+        if not self.num_sequences:
+            raise ValueError(must("Batches: documents", "contain a token", "none"))
+        self.num_tokens = int(lengths.sum())  # per epoch, special ones included
         self._sizes = np.ones_like(lengths) if self.batch_tokens is None else lengths
-        self._size = int(self._sizes.sum())  # of an epoch
+        self._epoch_size = int(self._sizes.sum())
 
     @property
     def num_batches(self) -> int:
         """Whole batches in an epoch."""
-        return self._size // self._room
+        return self._epoch_size // self._capacity
 
     def padded(self, index: int) -> Padded:
         """Return batch ``index``, each sequence padded to ``seq_len``."""
         if index < 0:
-            raise IndexError(f"Batches: index must be 0 or more, got {index}")
-        rows = self._rows(index)
-        start, first, second = (column[rows, None] for column in self._sequences)  # [B, 1]
-        place = np.arange(self.seq_len)
-        middle = first + 1  # where the first [SEP] stands
+            raise IndexError(must("Batches: index", "be 0 or more", index))
+        numbers = self._sequence_numbers(index)
+        start, first, second = (column[numbers, None] for column in self._sequences)  # [B, 1]
+        position = np.arange(self.seq_len)  # [L]
+        middle = first + 1  # position of the first [SEP]
         last = middle + np.where(second > 0, second + 1, 0)
-        # What is read where a special piece or padding goes is overwritten.
-        source = start + place - 1 - (place > middle)
+        # The ids read for positions of special pieces and of padding are overwritten below.
+        source = start + position - 1 - (position > middle)
         ids = self.documents.ids.numpy().take(source, mode="clip").astype(np.int64)
         ids[:, 0] = self.cls_id
-        ids[(place == middle) | (place == last)] = self.sep_id
-        ids[place > last] = self.pad_id
-        type_ids = torch.from_numpy(((place > middle) & (place <= last)).astype(np.int64))
-        return Padded(
-            torch.from_numpy(ids), torch.from_numpy(place <= last), type_ids if self.pairs else None
-        )
+        ids[(position == middle) | (position == last)] = self.sep_id
+        ids[position > last] = self.pad_id
+        type_ids = torch.from_numpy(((position > middle) & (position <= last)).astype(np.int64))
+        key_mask = torch.from_numpy(position <= last)
+        return Padded(torch.from_numpy(ids), key_mask, type_ids if self.pairs else None)
 
     def packed(self, index: int) -> Packed:
         """Return the same sequences end to end, without padding."""
         ids, key_mask, type_ids = self.padded(index)
         lengths = key_mask.sum(1)
-        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        cu_seqlens = pad(lengths.cumsum(0), (1, 0)).int()
         type_ids = None if type_ids is None else type_ids[key_mask]
         return Packed(ids[key_mask], cu_seqlens, int(lengths.max()), type_ids)
 
-    def _rows(self, index: int) -> np.ndarray:
+    def fixed_shape(self, index: int) -> Packed:
+        """Return packed batch ``index`` in the shape that almost all batches have, for a CUDA graph.
+
+        One or two sequences of padding fill it up to ``batch_tokens`` tokens, and empty sequences fill it up
+        to twice the mean number of sequences. A batch of more and very short sequences has another shape.
+        ``max_seqlen`` is always ``seq_len``.
+
+        Raises:
+            ValueError: ``batch_tokens`` was not given.
+        """
+        if self.batch_tokens is None:
+            raise ValueError(must("Batches.fixed_shape: batch_tokens", "be given", None))
+        batch, tokens = self.packed(index), self.batch_tokens
+        real = len(batch.ids)
+        bounds = [*batch.cu_seqlens.tolist(), *range(real + self.seq_len, tokens, self.seq_len)]
+        bounds += [tokens] * (real < tokens)
+        usual = 2 * tokens * self.num_sequences // self.num_tokens + 3
+        bounds += [tokens] * (usual + 1 - len(bounds))
+        cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device="cpu")
+        ids = pad(batch.ids, (0, tokens - real), value=self.pad_id)
+        type_ids = None if batch.type_ids is None else pad(batch.type_ids, (0, tokens - real))
+        return Packed(ids, cu_seqlens, self.seq_len, type_ids)
+
+    def _sequence_numbers(self, index: int) -> np.ndarray:
         """Return the numbers of the sequences in a batch."""
-        low, high = index * self._room, (index + 1) * self._room
-        rows = []
-        for epoch in range(low // self._size, (high - 1) // self._size + 1):
-            order, places = _epoch(self, epoch)
-            begin, end = np.searchsorted(places, (low - epoch * self._size, high - epoch * self._size))
-            rows.append(order[begin:end])
-        return np.concatenate(rows)
+        begin, end = index * self._capacity, (index + 1) * self._capacity
+        numbers = []
+        for epoch in range(begin // self._epoch_size, (end - 1) // self._epoch_size + 1):
+            order, offsets = _epoch(self, epoch)
+            bounds = (begin - epoch * self._epoch_size, end - epoch * self._epoch_size)
+            low, high = np.searchsorted(offsets, bounds)
+            numbers.append(order[low:high])
+        return np.concatenate(numbers)
 
 
-@functools.lru_cache(maxsize=4)  # a batch may lie across two epochs, and batches of held-out text between
+# A batch may span two epochs, and batches of held-out text come in between.
+@functools.lru_cache(maxsize=4)
 def _epoch(batches: Batches, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order of an epoch's sequences, and the place at which each begins."""
+    """Return the order of an epoch's sequences, and the offset of each within the epoch."""
     order = torch.randperm(batches.num_sequences, generator=seeded(batches.seed, epoch), device="cpu").numpy()
     sizes = batches._sizes[order]
     return order, sizes.cumsum() - sizes
+
+
+def _require_at_least(argument: str, least: int, got: int) -> None:
+    if got < least:
+        raise ValueError(must(f"Batches: {argument}", f"be {least} or more", got))

@@ -1,13 +1,13 @@
-"""A corpus is tokenized once: its ids in a file, memory-mapped, so that it may be larger than memory.
+"""The token cache: the ids of a corpus in a memory-mapped file, so that the corpus may exceed the memory.
 
-The file is a safetensors one, a format that is checked and that others read too:
+The file has the safetensors format, which other programs can read:
 
-    ids      uint16 where the vocabulary fits into it, else int32; zeros up to a multiple of 8 bytes
-    lines    int64, where lines begin, and the end
-    offsets  int64, where documents begin, and the end
+    ids      uint16 if the vocabulary fits, else int32; padded with zeros to a multiple of 8 bytes
+    lines    int64, the offset of each line, and the end
+    offsets  int64, the offset of each document, and the end
 
-Its metadata have the hashes of the text and of the vocabulary, which make its name, and `sha256`, that of
-these arrays and of the other metadata: a file that was cut off or changed anywhere is refused.
+Its metadata contain the hashes of the text and of the vocabulary, which also make the file's name, and
+`sha256`, the hash of these arrays and of the other metadata: a file that was truncated or changed is refused.
 """
 
 import contextlib
@@ -23,35 +23,39 @@ from pathlib import Path
 
 import numpy as np
 
+from electra_fast.data.cache_folder import hashing, sha256, text_hash, writable_cache
 from electra_fast.data.encoded import Encoded, encode_into
-from electra_fast.data.files import hashing, regular, sha256, text_hash, writable_cache
-from electra_fast.data.unknown import Counting, Unknown
+from electra_fast.data.unknown import Unknown, UnknownCounter
 from electra_fast.data.wordpiece import vocab_hash
+from electra_fast.errors import must
+from electra_fast.local import regular_file
 
 FORMAT = "electra_fast tokens 2"
-HEADER = 4096  # bytes kept free for the header, which is known last; it takes 900, unknown words 1,700 more
+# Bytes reserved for the header, which is written last: it needs 900, and up to 1,700 more for unknown words.
+HEADER = 4096
 
 
 def tokenize(
     documents: Iterable[str], tokenizer, folder: str | os.PathLike | None = None, progress: bool = True
 ) -> Encoded:
-    """Turn documents into memory-mapped token ids, or find them done: `encode` for a corpus of any size.
+    """Return memory-mapped token ids of documents, from the cache if they are there.
 
-    Documents that can be read again are hashed first, and tokenized only where ``folder`` (None:
-    ``electra_fast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``) has no file of that text and vocabulary; of
-    several processes one works and the others wait. A generator's are tokenized each time. ``progress``
-    shows a bar on a terminal. Memory is taken by lines and documents, 8 bytes each, not by tokens.
+    This is `encode` for a corpus of any size. Documents that can be read twice are hashed first, and
+    tokenized only if ``folder`` (None: ``electra_fast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``) has no file
+    of that text and vocabulary; of several processes one works and the others wait. The documents of a
+    generator are tokenized each time. ``progress`` shows a bar on a terminal. Lines and documents need 8
+    bytes of memory each, tokens none.
 
-    The ids stay mapped if the file is removed or replaced; a file that is cut off in place ends the process
-    with SIGBUS. If the default folder cannot be written, a warning says so and the ids are made for this
-    process alone, in a temporary file.
+    The ids stay mapped if the file is removed or replaced; if it is truncated in place, the process ends with
+    SIGBUS. If the default folder cannot be written, a warning says so, and the ids are in a temporary file
+    that only this process uses.
 
     Raises:
         OSError: ``folder`` cannot be written.
-        ValueError: the documents hold no token.
+        ValueError: the documents contain no token.
     """
     if folder is None:
-        with writable_cache() as folder:  # a temporary file is removed, and stays mapped
+        with writable_cache() as folder:  # A temporary file is removed, but stays mapped.
             return tokenize(documents, tokenizer, folder, progress)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,20 +69,20 @@ def tokenize(
             try:
                 return open_cache(file, tokenizer)
             except ValueError as error:
-                warnings.warn(f"{error}; it is made anew", stacklevel=2)
+                warnings.warn(f"{error}; it is built again", stacklevel=2)
         shown = _with_bar(documents, characters, progress)
         part = file.with_suffix(".part") if locked else folder / f"{uuid.uuid4()}.part"
         return open_cache(_build(part, shown, tokenizer), tokenizer)
 
 
 def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
-    """Map a file that `tokenize` wrote, after reading all of it once to see that it is whole.
+    """Map a file that `tokenize` wrote, after reading all of it once to check that it is complete.
 
     Raises:
-        ValueError: it is damaged, of another format, or not of ``tokenizer``'s vocabulary if that is given.
+        ValueError: it is damaged, of another format, or made with another vocabulary than ``tokenizer``'s.
     """
     safe_open, SafetensorError = _safetensors()
-    regular(Path(file))
+    regular_file(Path(file), "open_cache")
     try:
         with safe_open(file, "pt", device="cpu") as opened:
             facts = opened.metadata() or {}
@@ -92,9 +96,9 @@ def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
     checksum, digest = facts.pop("sha256", None), hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].numpy())
-    # The metadata can be read as numbers once they are known to be those that were written.
+    # Only metadata with the right checksum can safely be read as numbers.
     if _seal(digest, facts) != checksum or layout != _layout(facts):
-        raise _refusal(file, "damaged, its SHA-256 is not that of what was written")
+        raise _refusal(file, "damaged, its SHA-256 is not the one that was written")
     if tokenizer is not None and facts["vocab"] != vocab_hash(tokenizer):
         raise _refusal(file, "tokenized with another vocabulary")
     ids = tensors["ids"][: int(facts["tokens"])]
@@ -111,7 +115,7 @@ def _safetensors():
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise ImportError("The token cache needs a package: pip install safetensors") from None
+        raise ImportError("tokenize: the token cache needs a package: pip install safetensors") from None
     return safe_open, SafetensorError
 
 
@@ -125,11 +129,11 @@ def _seal(digest, facts: dict[str, str]) -> str:
 
 
 def _layout(facts: dict[str, str]) -> dict[str, tuple[str, int]]:
-    """Return dtype and length of each array, in the order in which they lie in the file."""
-    dtype, each = ("U16", 4) if int(facts["vocab_size"]) <= 1 << 16 else ("I32", 2)  # ids in 8 bytes
-    tokens = -(-int(facts["tokens"]) // each) * each
-    places = {name: ("I64", int(facts[name]) + 1) for name in ("lines", "documents")}
-    return {"ids": (dtype, tokens), "lines": places["lines"], "offsets": places["documents"]}
+    """Return dtype and length of each array, in the order of the file."""
+    dtype, ids_per_8_bytes = ("U16", 4) if int(facts["vocab_size"]) <= 1 << 16 else ("I32", 2)
+    tokens = -(-int(facts["tokens"]) // ids_per_8_bytes) * ids_per_8_bytes
+    lines, documents = int(facts["lines"]), int(facts["documents"])
+    return {"ids": (dtype, tokens), "lines": ("I64", lines + 1), "offsets": ("I64", documents + 1)}
 
 
 def _header(facts: dict[str, str]) -> bytes:
@@ -142,8 +146,8 @@ def _header(facts: dict[str, str]) -> bytes:
 
 
 def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
-    """Write the file, in another name until it is whole and on the disk; return where it is."""
-    _safetensors()  # so that it is not missed at the end
+    """Write the file under the name `part` until it is complete and on the disk; return its final path."""
+    _safetensors()  # A missing package is reported before the work, not after it.
     text, payload = hashlib.sha256(), hashlib.sha256()
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
@@ -156,14 +160,14 @@ def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
         with open(part, "wb") as file:
             file.write(bytes(HEADER))
             hashed = hashing(documents, text)
-            counting = Counting(tokenizer)
-            offsets, lines = encode_into(lambda ids: write(np.array(ids, dtype)), hashed, tokenizer, counting)
+            counter = UnknownCounter(tokenizer)
+            offsets, lines = encode_into(lambda ids: write(np.array(ids, dtype)), hashed, tokenizer, counter)
             if not lines[-1]:
-                raise ValueError("tokenize: documents must hold a token, got none")
+                raise ValueError(must("tokenize: documents", "contain a token", "none"))
             facts = {"format": FORMAT, "text": text.hexdigest(), "vocab": vocab_hash(tokenizer)}
             counts = {"tokens": lines[-1], "lines": len(lines) - 1, "documents": len(offsets) - 1}
             facts |= {name: str(count) for name, count in counts.items()} | {"vocab_size": str(vocab_size)}
-            _, *numbers, words = counting.result()
+            _, *numbers, words = counter.result()
             facts["unknown"] = json.dumps([numbers, words])
             write(np.zeros(_layout(facts)["ids"][1] - lines[-1], dtype))
             write(lines)
@@ -174,19 +178,19 @@ def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
             file.flush()
             os.fsync(file.fileno())
         return part.replace(part.with_name(_name(facts["text"], facts["vocab"])))
-    except BaseException:  # an interrupt too
+    except BaseException:  # including an interrupt
         part.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[bool]:
-    """Wait for the lock and yield True; or False if the file system has no locks: each process works then."""
+    """Wait for the lock and yield True. Without locks in the file system yield False: each process works."""
     import fcntl  # not on Windows
 
     with open(file, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, a killed process's too
+            fcntl.flock(lock, fcntl.LOCK_EX)  # Closing the file releases it, even if the process is killed.
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

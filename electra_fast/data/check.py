@@ -1,7 +1,9 @@
-"""Which id of a batch is outside its table."""
+"""A check for ids outside their tables."""
 
 import torch
 from torch import Tensor
+
+from electra_fast.errors import must
 
 
 def check_batch(
@@ -13,10 +15,12 @@ def check_batch(
     position_ids: Tensor | None = None,
     max_positions=512,
 ) -> None:
-    """Find the first id outside its table, on any device; it synchronises, so not in a hot loop.
+    """Raise an error for the first id outside its table.
+
+    This works on any device, and synchronises with it: do not call it in a hot loop.
 
     Raises:
-        IndexError: names the id, its row and column, and the table's size.
+        IndexError: an id is outside; the message names it, its row and column, and the table's size.
         TypeError: a tensor is neither int32 nor int64.
     """
     for name, tensor, size in (
@@ -27,10 +31,10 @@ def check_batch(
         if tensor is None:
             continue
         if tensor.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"check_batch: {name} must be int32 or int64, got {tensor.dtype}")
+            raise TypeError(must(f"check_batch: {name}", "be int32 or int64", tensor.dtype))
         bad = ((tensor < 0) | (tensor >= size)).nonzero()
         if len(bad):
             *row, column = bad[0].tolist()
-            place = f"row {row[-1]}, column {column}" if row else f"place {column}"
-            value = tensor[tuple(bad[0])].item()
-            raise IndexError(f"check_batch: {name}: {value} at {place} is outside [0, {size})")
+            where = f"row {row[-1]}, column {column}" if row else f"position {column}"
+            got = f"{tensor[tuple(bad[0])].item()} at {where}"
+            raise IndexError(must(f"check_batch: {name}", f"be in [0, {size})", got))

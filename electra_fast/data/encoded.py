@@ -1,4 +1,4 @@
-"""Token ids of a corpus, end to end, and which documents and lines they belong to."""
+"""The token ids of a corpus, with the offsets of its documents and lines."""
 
 import itertools
 from array import array
@@ -8,27 +8,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from electra_fast.data.unknown import Counting, Unknown
+from electra_fast.data.unknown import Unknown, UnknownCounter
+from electra_fast.errors import must
 
-CHUNK = 1 << 20  # characters handed to the tokenizer at once: its own objects take 100 bytes for each
-LONGEST = 1 << 20  # of them in one text
-PIECE, LINE, DOCUMENT = range(3)  # what a text ends: nothing, a line, or a document too
+CHUNK = 1 << 20  # characters per call of the tokenizer, whose objects need 100 bytes per character
+LONGEST = 1 << 20  # characters per text in such a call
+PIECE, LINE, DOCUMENT = range(3)  # what ends with a text: no line, a line, or a document
 
 
 class Encoded(NamedTuple):
-    """Documents end to end, no special ids: document d is ``ids[offsets[d]:offsets[d + 1]]``."""
+    """Documents end to end, without special ids: document d is ``ids[offsets[d]:offsets[d + 1]]``."""
 
     ids: Tensor  # [T] int32 or uint16
     offsets: Tensor  # [documents + 1] int64
-    lines: Tensor | None = None  # [lines + 1] int64, a refinement of offsets; None: a line a document
-    subset: Tensor | None = None  # the numbers of the documents that are meant; None: all
-    text: str | None = None  # SHA-256 of the documents, where the ids come from a file
+    lines: Tensor | None = None  # [lines + 1] int64, a refinement of offsets; None: one line per document
+    subset: Tensor | None = None  # the numbers of the selected documents; None: all
+    text: str | None = None  # SHA-256 of the documents, if the ids come from a file
     unknown: Unknown | None = None  # how much of the text became [UNK]
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Return where each of the documents begins and where it ends."""
-        meant = slice(None) if self.subset is None else self.subset
-        return self.offsets[:-1][meant], self.offsets[1:][meant]
+        """Return the offsets at which each selected document begins and ends."""
+        selected = slice(None) if self.subset is None else self.subset
+        return self.offsets[:-1][selected], self.offsets[1:][selected]
 
     @property
     def num_tokens(self) -> int:
@@ -36,15 +37,15 @@ class Encoded(NamedTuple):
         return int((end - begin).sum())
 
     def first_tokens(self, limit: int = 10_000_000) -> Tensor:
-        """Return the ids of as many documents as have `limit` tokens, int64 ``[T]``."""
+        """Return the ids of the first documents that together have `limit` tokens or more, int64 ``[T]``."""
         begin, end = self.bounds()
-        some = int(torch.searchsorted((end - begin).cumsum(0), limit)) + 1
-        return torch.cat([self.ids[a:b].long() for a, b in zip(begin[:some], end[:some], strict=True)])
+        count = int(torch.searchsorted((end - begin).cumsum(0), limit)) + 1
+        return torch.cat([self.ids[a:b].long() for a, b in zip(begin[:count], end[:count], strict=True)])
 
 
 def encode(documents: Iterable[str], tokenizer) -> Encoded:
-    """Turn documents into token ids, every one whole, in memory."""
-    ids, unknown = array("i"), Counting(tokenizer)
+    """Return the token ids of complete documents, in memory."""
+    ids, unknown = array("i"), UnknownCounter(tokenizer)
     offsets, lines = encode_into(ids.extend, documents, tokenizer, unknown)
     ids = torch.tensor(ids, dtype=torch.int32, device="cpu")
     return Encoded(ids, _int64(offsets), _int64(lines), unknown=unknown.result())
@@ -55,11 +56,12 @@ def _int64(numbers: array) -> Tensor:
 
 
 def encode_into(
-    take: Callable[[array], None], documents: Iterable[str], tokenizer, unknown: Counting
+    write: Callable[[array], None], documents: Iterable[str], tokenizer, unknown: UnknownCounter
 ) -> tuple[array, array]:
-    """Hand all ids to `take`, some at a time; return the offsets of the documents and of the lines.
+    """Pass all ids to `write` in chunks; return the offsets of the documents and of the lines.
 
-    A line is tokenized by itself; its end separates words anyway, so the ids are those of whole documents.
+    Each line is tokenized by itself. The end of a line separates words, so the ids are the same as those of
+    the whole document.
     """
     offsets, lines, tokens = array("q", [0]), array("q", [0]), 0
     for pieces in _chunks(documents):
@@ -76,12 +78,12 @@ def encode_into(
             if end == DOCUMENT:
                 offsets.append(tokens)
         unknown.add(texts, unknowns, len(ids))
-        take(ids)
+        write(ids)
     return offsets, lines
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
-    """Yield lists of texts of CHUNK characters together, each with what it ends."""
+    """Yield lists of texts with CHUNK characters in total; each text comes with PIECE, LINE or DOCUMENT."""
     chunk, characters = [], 0
     for document in documents:
         *inner, last = document.split("\n")
@@ -96,9 +98,10 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
 
 
 def _pieces(line: str) -> Iterator[tuple[str, bool]]:
-    """Yield a line in pieces of at most LONGEST characters, and whether it ends there.
+    """Yield a line in pieces of at most LONGEST characters, and whether the piece ends the line.
 
-    They end before a space, where words end anyway; a longer word is cut, of which WordPiece knows nothing.
+    A piece ends before a space, which separates words anyway. Only a word longer than that is cut; WordPiece
+    makes [UNK] of it in any case.
     """
     begin = 0
     while len(line) - begin > LONGEST:
@@ -110,14 +113,14 @@ def _pieces(line: str) -> Iterator[tuple[str, bool]]:
 
 
 def held_out(encoded: Encoded, every: int = 50) -> tuple[Encoded, Encoded]:
-    """Split by document, without a copy: each ``every``-th is held out, the others are trained on."""
+    """Return (training, held-out): every ``every``-th document is held out. Nothing is copied."""
     documents = _range(len(encoded.offsets) - 1) if encoded.subset is None else encoded.subset
     if not 2 <= every <= len(documents):
-        rule = f"2 to {len(documents)}, the number of documents"
-        raise ValueError(f"held_out: every must be {rule}, got {every}")
+        rule = f"be 2 to {len(documents)}, the number of documents"
+        raise ValueError(must("held_out: every", rule, every))
     held = _range(len(documents)) % every == every - 1
     return encoded._replace(subset=documents[~held]), encoded._replace(subset=documents[held])
 
 
 def _range(n: int) -> Tensor:
-    return torch.arange(n, device="cpu")  # whatever torch.set_default_device says
+    return torch.arange(n, device="cpu")  # independent of torch.set_default_device

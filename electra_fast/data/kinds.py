@@ -1,10 +1,10 @@
-"""What a file holds, by its first bytes: its ending decides only where these leave a choice."""
+"""The format of a file, from its first bytes; its ending decides only if they leave a choice."""
 
 import csv
 import re
 
-HEAD = 1 << 16  # bytes that are looked at
-PACKED = (
+HEAD = 1 << 16  # bytes that are examined
+PACKINGS = (
     ("gz", re.compile(rb"\x1f\x8b")),
     ("xz", re.compile(rb"\xfd7zXZ\0")),
     ("bz2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")),
@@ -43,16 +43,16 @@ HEADER_FIELD = re.compile(r"\w[\w .-]{0,63}")
 UNPACKED_NAME = re.compile(r"(?i)(\.(gz|xz|bz2|zst))+$")
 
 
-def packed(head: bytes) -> str | None:
-    """Return gz, xz, bz2, zst or tar if the file is one of these."""
-    return next((kind for kind, magic in PACKED if magic.match(head)), None)
+def packing(head: bytes) -> str | None:
+    """Return gz, xz, bz2, zst or tar if the file is one of these, else None."""
+    return next((name for name, magic in PACKINGS if magic.match(head)), None)
 
 
 def kind(name: str, head: bytes, text_column: str | None) -> str:
-    """Return text, json lines, json array, csv, tsv, parquet or arrow for a file that is not `packed`.
+    """Return text, json lines, json array, csv, tsv, parquet or arrow for a file without `packing`.
 
     Raises:
-        ValueError: it is none of these; the message says what it is.
+        ValueError: it is known to be something else; the message says what.
     """
     if head.startswith(b"PAR1"):
         return "parquet"
@@ -77,7 +77,7 @@ def kind(name: str, head: bytes, text_column: str | None) -> str:
 
 
 def _by_header(line: str, text_column: str) -> str | None:
-    """Return csv or tsv if a line looks like names of columns, of which one is the text's."""
+    """Return csv or tsv if a line looks like the names of columns and `text_column` is one of them."""
     for kind, delimiter in (("tsv", "\t"), ("csv", ",")):
         try:
             names = next(csv.reader([line], delimiter=delimiter), [])

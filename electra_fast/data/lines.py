@@ -1,4 +1,4 @@
-"""The lines of a text file, decoded, each in bounded memory."""
+"""The decoded lines of a text file, in bounded memory per line."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from electra_fast.data.streams import Leaf, leaves
 
-LIMIT = 64 << 20  # bytes of a line or a record: a small packed file may hold a line of gigabytes
+LIMIT = 64 << 20  # bytes per line or record: a small packed file may unpack to a line of gigabytes
 
 
 def too_long() -> str:
@@ -15,14 +15,14 @@ def too_long() -> str:
 
 
 def lines(leaf: Leaf) -> Iterator[str]:
-    """Yield the lines of UTF-8 text, ended by LF, CRLF or CR.
+    """Yield the lines of UTF-8 text; they end with LF, CRLF or CR.
 
     Raises:
         ValueError: a line is not UTF-8, has a NUL, or is longer than LIMIT; the message names the file and
-            the byte, in what it unpacks to if it is packed.
+            the byte, counted in the unpacked text.
     """
     offset = 0  # of the line, in bytes
-    for line in iter(partial(leaf.buffered().readline, LIMIT + 1), b""):  # up to each LF
+    for line in iter(partial(leaf.buffered().readline, LIMIT + 1), b""):  # each up to an LF
         if len(line) > LIMIT:
             raise ValueError(f"{leaf.name}: the line at byte {offset} is {too_long()}")
         text = _decode(leaf.name, line, offset)
@@ -45,7 +45,7 @@ def _decode(name: str, line: bytes, offset: int) -> str:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         bad = f"byte {offset + error.start} (0x{line[error.start]:02x})"
-        remedy = "convert it, if Latin-1: iconv -f ISO-8859-1 -t UTF-8"
+        remedy = "convert it; if it is Latin-1: iconv -f ISO-8859-1 -t UTF-8"
         raise ValueError(f"{name} is not UTF-8 at {bad}; {remedy}") from None
     if "\0" in text:
         raise ValueError(f"{name} has a NUL at byte {offset + line.index(0)}; is it a binary or UTF-16 file?")

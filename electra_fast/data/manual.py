@@ -1,4 +1,4 @@
-"""The corpus that needs no download: Python's own manual, as text of paragraphs and blank lines."""
+"""A corpus that needs no download: Python's own manual, one paragraph per line."""
 
 import ast
 import os
@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from electra_fast.data.files import cached
+from electra_fast.data.cache_folder import cached
 
 
 def python_manual() -> str:
     """Return the topics of ``help()`` and the standard library's docstrings, 2 MB."""
-    # Reading it takes 4 seconds. sys.version holds the build date, so another build has another key.
+    # Reading it takes 4 seconds. sys.version contains the build date, so another build has another key.
     return cached(f"manual 1 {sys.version} {sys.base_prefix}", _read)
 
 
@@ -23,7 +23,7 @@ def _read() -> str:
 
     texts = [topics[name] for name in sorted(topics)]
     for folder, subfolders, names in os.walk(sysconfig.get_paths()["stdlib"]):
-        # Tests are code more than prose, partly malformed on purpose, and not installed everywhere.
+        # Tests are more code than prose, some are malformed on purpose, and not every Python has them.
         skip = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
         subfolders[:] = sorted(set(subfolders) - skip)
         for name in sorted(names):
@@ -37,14 +37,14 @@ def _read() -> str:
 
 def _docstrings(source: bytes) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's, about other people's code
+        warnings.simplefilter("ignore")  # The compiler warns about the code that it parses.
         try:
             nodes = [ast.parse(source)]
-        except (SyntaxError, ValueError):  # some distributions leave files of an older Python there
+        except (SyntaxError, ValueError):  # Some distributions include files for an older Python.
             return
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node, clean=False) or ""
-        # Expressions are most of the tree and hold no definition.
+        # Expressions are most of the tree, but contain no definition with a docstring.
         nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)][::-1]

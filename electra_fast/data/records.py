@@ -1,4 +1,4 @@
-"""Tables of text: JSON, CSV, Parquet and Arrow, a document per record, read in bounded memory."""
+"""Text in JSON, CSV, Parquet and Arrow, one document per record, read in bounded memory."""
 
 import csv
 import io
@@ -13,10 +13,11 @@ from typing import Any
 from electra_fast.data.kinds import ARROW_FILE
 from electra_fast.data.lines import LIMIT, lines, too_long
 from electra_fast.data.streams import Leaf, pyarrow
+from electra_fast.errors import must
 
-ROWS = 16  # of a Parquet file at once: a dictionary can make each as long as LIMIT
-BATCH = 2 << 30  # bytes of an Arrow message or of a packed Parquet file
-FIRST = 100  # JSON records, of which each has its own columns, that decide which one is the text
+ROWS = 16  # rows of a Parquet file per read: with a dictionary each can be as long as LIMIT
+BATCH = 2 << 30  # bytes per Arrow message or per packed Parquet file
+FIRST = 100  # JSON records that decide which column has the text, because each record names its own columns
 BETWEEN = re.compile(r"\s*,?\s*")
 
 
@@ -33,8 +34,8 @@ def _lines_of_json(leaf: Leaf) -> Iterator[tuple[str, Any, int]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            rule = "a .json or .jsonl file has one object per line, or one array of objects"
-            raise ValueError(f"{where}: not JSON: {error}; {rule}") from None
+            remedy = "write one object per line, or one array of objects"
+            raise ValueError(f"{where}: not JSON: {error}; {remedy}") from None
         yield where, record, len(line)
 
 
@@ -48,7 +49,7 @@ def _array_of_json(leaf: Leaf) -> Iterator[tuple[str, Any, int]]:
     number, decoder = 0, json.JSONDecoder()
     try:
         buffer = stream.read(1 << 16).lstrip()
-        start = 1  # behind the bracket
+        start = 1  # after the bracket
         while True:
             number += 1
             where = f"{leaf.name}, record {number}"
@@ -70,25 +71,22 @@ def _array_of_json(leaf: Leaf) -> Iterator[tuple[str, Any, int]]:
                 continue
             yield where, record, start - begin
         if (buffer[start + 1 :] + stream.read(1 << 16)).strip():
-            raise ValueError(
-                f"{leaf.name}: has text after its JSON array, which ends with record {number - 1}"
-            )
+            raise ValueError(f"{leaf.name}: text follows the JSON array, which ends with record {number - 1}")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{leaf.name}, record {number}: not UTF-8: {error}; convert it: iconv -t UTF-8"
-        ) from None
+        remedy = "convert it: iconv -t UTF-8"
+        raise ValueError(f"{leaf.name}, record {number}: not UTF-8: {error}; {remedy}") from None
 
 
 def _texts(leaf: Leaf, found: Iterator[tuple[str, Any, int]], wanted: str | None) -> Iterator[str]:
-    """Yield the texts of JSON records, each with its place and length; the first ones decide the column.
+    """Yield the texts of JSON records, given as (where, record, length).
 
-    Records are held until one has the column that was asked for, or ``text``; at most FIRST, or LIMIT
-    characters of them.
+    The first records decide the column: all up to one that has column `wanted`, or ``text`` if that is None,
+    but at most FIRST records or LIMIT characters. They stay in memory until the column is known.
     """
     first, columns, texts, size = [], {}, {}, 0
     for where, record, length in found:
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: must be a JSON object, got {_shown(record)}")
+            raise ValueError(must(where, "be a JSON object", _shown(record)))
         first.append((where, record))
         columns |= dict.fromkeys(record)
         texts |= {k: 0 for k, v in record.items() if isinstance(v, str) or (k == "text" and v is None)}
@@ -100,7 +98,7 @@ def _texts(leaf: Leaf, found: Iterator[tuple[str, Any, int]], wanted: str | None
     column = choose(leaf.name, list(columns), list(texts), wanted)
     for where, record in itertools.chain(first, (pair[:2] for pair in found)):
         if not isinstance(record, dict) or column not in record:
-            raise ValueError(f"{where}: must be a JSON object with {column!r}, got {_shown(record)}")
+            raise ValueError(must(where, f"be a JSON object with {column!r}", _shown(record)))
         yield _text(where, record[column])
 
 
@@ -109,8 +107,8 @@ def _shown(record: Any) -> str:
 
 
 def csv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
-    """Yield the texts of a comma-separated file, whose first row has the names of the columns."""
-    csv.field_size_limit(max(csv.field_size_limit(), LIMIT))  # 131,072 as it comes
+    """Yield the texts of a comma-separated file whose first row names the columns."""
+    csv.field_size_limit(max(csv.field_size_limit(), LIMIT))  # The default is 131,072.
     first = leaf.head.split(b"\n", 1)[0]
     delimiter = ";" if first.count(b";") > first.count(b",") else ","
     rows = csv.reader((f"{line}\n" for line in lines(leaf)), delimiter=delimiter, strict=True)
@@ -121,7 +119,7 @@ def csv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
 
 
 def tsv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
-    """Yield the texts of a tab-separated file; a quote counts only around a whole field."""
+    """Yield the texts of a tab-separated file; quotes have a meaning only around a whole field."""
     rows = (line.split("\t") if line else [] for line in lines(leaf))
     yield from _rows(leaf, enumerate(rows, start=1), wanted, unquote=True)
 
@@ -129,7 +127,7 @@ def tsv_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
 def _rows(
     leaf: Leaf, rows: Iterable[tuple[int, list[str]]], wanted: str | None, unquote: bool = False
 ) -> Iterator[str]:
-    names, place = None, None
+    names, column = None, None
     for number, row in rows:
         if not row:
             continue
@@ -138,12 +136,12 @@ def _rows(
             continue
         where = f"{leaf.name}, line {number}"
         if len(row) != len(names):
-            raise ValueError(f"{where}: has {len(row)} fields, the header has {len(names)}")
-        if place is None:
+            raise ValueError(must(where, f"have {len(names)} fields, as the header", len(row)))
+        if column is None:
             pairs = zip(names, row, strict=True)
             texts = [name for name, value in pairs if name == "text" or not _is_number(value)]
-            place = names.index(choose(leaf.name, names, texts, wanted))
-        yield _unquoted(row[place]) if unquote else row[place]
+            column = names.index(choose(leaf.name, names, texts, wanted))
+        yield _unquoted(row[column]) if unquote else row[column]
 
 
 def _unquoted(field: str) -> str:
@@ -161,25 +159,25 @@ def _is_number(value: str) -> bool:
 
 
 def arrow_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
-    """Yield the texts of an Arrow file, in the format of files or of streams."""
+    """Yield the texts of an Arrow file, in the file format or in the stream format."""
     pa = pyarrow(leaf.name)
 
     def batches():
         source = pa.memory_map(str(leaf.path)) if leaf.path else pa.PythonFile(_Bounded(leaf), "r")
-        if leaf.head.startswith(ARROW_FILE):  # it holds a stream, and a footer that a stream does not need
+        if leaf.head.startswith(ARROW_FILE):  # a stream, and then a footer that this code does not need
             source.read(len(ARROW_FILE))
         with pa.ipc.open_stream(source) as reader:
             column = choose(leaf.name, *_columns(pa, reader.schema), wanted)
             for batch in reader:
                 values = batch.column(column)
-                values.validate(full=True)  # wrong offsets would end the process
+                values.validate(full=True)  # Wrong offsets would crash the process.
                 yield values
 
     yield from _values(leaf, pa, batches())
 
 
 def parquet_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
-    """Yield the texts of a Parquet file; a packed one goes to a temporary file, as its end is read first."""
+    """Yield the texts of a Parquet file. A packed one is first unpacked to a temporary file."""
     pa = pyarrow(leaf.name)
     from pyarrow.parquet import ParquetFile
 
@@ -197,7 +195,7 @@ def parquet_rows(leaf: Leaf, wanted: str | None) -> Iterator[str]:
 
 
 def _columns(pa, schema) -> tuple[list[str], list[str]]:
-    """Return the names of all columns, and of those that hold strings."""
+    """Return the names of all columns, and the names of those that contain strings."""
 
     def is_text(kind) -> bool:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -215,14 +213,14 @@ def _values(leaf: Leaf, pa, batches: Iterator) -> Iterator[str]:
                 number += 1
                 yield _text(f"{leaf.name}, row {number}", value.as_py())
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the format
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{leaf.name}: damaged after row {number}: {reason}") from error
 
 
 class _Bounded:
-    """A leaf as pyarrow reads it, a message at once; a length that a damaged file names is not allocated."""
+    """A leaf for pyarrow, which reads a message per call; wrong lengths in damaged files raise an error."""
 
     closed = False
 
@@ -241,27 +239,28 @@ def choose(where: str, columns: list[str], texts: list[str], wanted: str | None)
     """Return the name of the column with the text.
 
     Raises:
-        ValueError: there is no such column, or several could be meant; the message lists them.
+        ValueError: there is no such column, or there are several candidates; the message lists them.
     """
-    found = ", ".join(map(repr, columns)) or "none"
+    names = ", ".join(map(repr, columns)) or "none"
     if wanted is None:
         wanted = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
     if wanted is None and not texts:
-        raise ValueError(f"{where}: must have a column of strings, got none; its columns are {found}")
+        raise ValueError(must(where, "have a column of strings", "none", f"its columns are {names}"))
     if wanted is None:
-        found = ", ".join(map(repr, texts))
-        raise ValueError(f"{where}: which column is the text? Name it with --text-column: {found}")
+        candidates = ", ".join(map(repr, texts))
+        remedy = "name one with --text-column"
+        raise ValueError(must(where, "have one column of strings", candidates, remedy))
     if columns.count(wanted) != 1:
-        raise ValueError(f"{where}: --text-column must be one of its columns, {found}, got {wanted!r}")
+        raise ValueError(must(f"{where}: --text-column", f"be one of its columns, {names}", repr(wanted)))
     return wanted
 
 
 def _text(where: str, value: Any) -> str:
-    """Return a record's text; none is an empty one."""
+    """Return the text of a record; None is an empty text."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{where}: the text must be a string, got {type(value).__name__}")
+        raise ValueError(must(f"{where}: the text", "be a string", type(value).__name__))
     if len(value) > LIMIT:
         raise ValueError(f"{where}: {too_long()}")
     return value

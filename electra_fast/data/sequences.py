@@ -1,12 +1,13 @@
-"""A corpus is cut into sequences: every token is in exactly one, and none reaches over a document's end.
+"""Sequences cut from a corpus: every token is in exactly one, and no sequence spans two documents.
 
 One segment, ``[CLS] A [SEP]``: a document is cut every ``seq_len - 2`` tokens.
 
-Two, ``[CLS] A [SEP] B [SEP]``, after ELECTRA's build_pretraining_dataset.py. A sequence aims at a length of
-seq_len, 5 % of them at one drawn from 5 … seq_len. A aims at half of the tokens, ``(length - 3) // 2``: it
-ends with the last line that stays below or, half of the time and where there is none, with the next line.
-10 % have one segment, and so have those in which no such line ends. Published code takes whole lines and
-trims away what is too long; here a sequence takes what it aims at, and the next begins where it ended.
+Two segments, ``[CLS] A [SEP] B [SEP]``, after ELECTRA's build_pretraining_dataset.py. The target length of a
+sequence is seq_len, but for 5 % of the sequences it is drawn from 5 … seq_len. The target of A is half of the
+tokens, ``(length - 3) // 2``: A ends with the last line that ends before this target or, half of the time and
+if there is no such line, with the next line. 10 % of the sequences have one segment, and so have those in
+which no such line ends. The published code collects whole lines and discards tokens beyond the target length;
+here a sequence ends at its target length or with the document, and the next one begins there.
 """
 
 from bisect import bisect_left
@@ -15,58 +16,59 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from electra_fast.data.cache_folder import sha256
 from electra_fast.data.encoded import Encoded
-from electra_fast.data.files import sha256
 
-# Where a user's torch.set_default_device or set_default_dtype says otherwise.
+# These override a user's torch.set_default_device and set_default_dtype.
 HOST = {"device": "cpu", "dtype": torch.float32}
 
 
 class Sequences(NamedTuple):
-    start: np.ndarray  # [n] int64, of its first token
-    first: np.ndarray  # [n] int64, tokens of A
-    second: np.ndarray  # [n] int64, tokens of B, 0 where there is none
+    start: np.ndarray  # [n] int64, offset of the first token
+    first: np.ndarray  # [n] int64, number of tokens in A
+    second: np.ndarray  # [n] int64, number of tokens in B, 0 without B
 
     @property
     def lengths(self) -> np.ndarray:
-        """[CLS] and a [SEP] behind each segment included."""
+        """Numbers of tokens, including [CLS] and a [SEP] after each segment."""
         return self.first + self.second + 2 + (self.second > 0)
 
 
 def seeded(*parts: object) -> torch.Generator:
-    """Return a generator of its own for each tuple: epoch 1 of seed 0 is not epoch 0 of seed 1."""
+    """Return a generator that differs for each tuple: epoch 1 of seed 0 is not epoch 0 of seed 1."""
     return torch.Generator().manual_seed(int(sha256(" ".join(map(str, parts)))[:15], 16))
 
 
 def cut(encoded: Encoded, seq_len: int) -> Sequences:
-    """Cut into one segment a sequence."""
+    """Cut into sequences of one segment."""
     begin, end = (bound.numpy() for bound in encoded.bounds())
-    room = seq_len - 2
-    counts = (end - begin + room - 1) // room
+    longest = seq_len - 2  # without the special tokens
+    counts = (end - begin + longest - 1) // longest
     document, nth = _numbers(counts)
-    start = begin[document] + nth * room
-    first = np.minimum(end[document] - start, room)
+    start = begin[document] + nth * longest
+    first = np.minimum(end[document] - start, longest)
     return Sequences(start, first, np.zeros_like(first))
 
 
 def cut_pairs(encoded: Encoded, seq_len: int, seed: int) -> Sequences:
-    """Cut into two segments a sequence, a function of the documents, seq_len and seed."""
+    """Cut into sequences of two segments, a function of the documents, seq_len and seed."""
     begin, end = (bound.numpy() for bound in encoded.bounds())
     length, single, longer = _draws(seq_len, seed, int((end - begin + seq_len).sum()))
-    # Sequence i wants its tokens from whatever document; `behind[i]` is what those before it want.
-    behind = np.concatenate([[0], (length - 3 + single).cumsum()])
-    bounds, places = [0], memoryview(behind)
+    # The target lengths do not depend on the documents. before[i] is the number of tokens in the sequences
+    # before i if each reaches its target: a document is cut into sequences until they have all its tokens.
+    before = np.concatenate([[0], (length - 3 + single).cumsum()])
+    bounds, before_view = [0], memoryview(before)
     for tokens in (end - begin).tolist():
         i = bounds[-1]
-        bounds.append(bisect_left(places, places[i] + tokens, lo=i))
+        bounds.append(bisect_left(before_view, before_view[i] + tokens, lo=i))
     document, nth = _numbers(np.diff(bounds))
     i = np.arange(len(document))
-    start = begin[document] + behind[i] - behind[i - nth]
-    stop = np.minimum(start + behind[i + 1] - behind[i], end[document])
+    start = begin[document] + before[i] - before[i - nth]
+    stop = np.minimum(start + before[i + 1] - before[i], end[document])
 
     lines = (encoded.offsets if encoded.lines is None else encoded.lines).numpy()
-    aim = start + (length[i] - 3) // 2
-    line = np.searchsorted(lines, aim)
+    target = start + (length[i] - 3) // 2
+    line = np.searchsorted(lines, target)
     below, above = lines[line - 1], lines.take(line, mode="clip")
     border = np.where(longer[i] | (below <= start), above, below)
     border = np.where(single[i], stop, np.minimum(border, stop))
@@ -74,13 +76,16 @@ def cut_pairs(encoded: Encoded, seq_len: int, seed: int) -> Sequences:
 
 
 def _numbers(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each sequence the number of its document, and its own number in that."""
+    """Return for each sequence the number of its document, and its own number within the document."""
     document = np.repeat(np.arange(len(counts)), counts)
     return document, np.arange(len(document)) - (counts.cumsum() - counts)[document]
 
 
 def _draws(seq_len: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return length, whether it is single, whether A is longer; of so many as take `tokens` and more."""
+    """Return target length, whether there is one segment, and whether A exceeds its target.
+
+    There are enough sequences for `tokens` tokens.
+    """
     generator, blocks = seeded("pairs", seed), []
     while tokens > 0:
         n = 1 << 16

@@ -1,4 +1,4 @@
-"""Files as streams of bytes: unpacked, however often they are packed, and every error names the file."""
+"""Files as unpacked streams of bytes; archives may contain archives, and every error names the file."""
 
 import gzip
 import io
@@ -9,97 +9,100 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from electra_fast.data.files import regular
-from electra_fast.data.kinds import HEAD, UNPACKED_NAME, packed
+from electra_fast.data.kinds import HEAD, UNPACKED_NAME, packing
+from electra_fast.local import regular_file
 
-DEPTH = 4  # layers of packing: OpenWebText has a tar of xz of tar
-TAR_HEADER = 1 << 20  # bytes of a member's headers, which tarfile reads into memory
+DEPTH = 4  # layers of packing: OpenWebText is a tar of xz files of tar files
+TAR_HEADER = 1 << 20  # bytes per member for its headers, which tarfile reads into memory
 XZ_MEMORY = 512 << 20  # bytes; `xz -9` needs 65 MB
-# What Hugging Face's datasets writes beside the data.
+# Files that Hugging Face's datasets writes in addition to the data.
 DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-READ = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "tar", "tgz", "txz", "tbz2")
+ENDINGS = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "tar", "tgz", "txz", "tbz2")
 
 
 class Leaf(io.RawIOBase):
-    """A stream of which `head`, the first bytes, can be looked at before they are read.
+    """The stream of an unpacked file; `head` has its first bytes, which can be examined before they are read.
 
-    What goes wrong in the decompression below it is raised as a ValueError with the name.
+    Errors of the decompression are raised as a ValueError with the name of the file.
     """
 
     def __init__(self, name: str, source: BinaryIO, path: Path | None = None):
-        self.name, self.path = name, path  # the path of a file that is not packed
-        self._source, self._taken = source, 0
-        self.head = self._rest = b""
-        while len(self.head) < HEAD and (data := self._take(HEAD - len(self.head))):
+        self.name = name
+        self.path = path  # None for a file that was packed
+        self._source = source
+        self._offset = 0  # bytes read from the source
+        self.head = b""
+        while len(self.head) < HEAD and (data := self._read_source(HEAD - len(self.head))):
             self.head += data
-        self._rest = self.head
+        self._rest_of_head = self.head
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        if self._rest:
-            data, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        if self._rest_of_head:
+            data = self._rest_of_head[: len(buffer)]
+            self._rest_of_head = self._rest_of_head[len(buffer) :]
         else:
-            data = self._take(len(buffer))
+            data = self._read_source(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def buffered(self) -> io.BufferedReader:
         return io.BufferedReader(self, 1 << 18)
 
-    def _take(self, size: int) -> bytes:
+    def _read_source(self, size: int) -> bytes:
         try:
             data = self._source.read(size)
         except (EOFError, OSError, zlib.error, tarfile.TarError, *_lzma_errors()) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
                 raise OSError(error.errno, error.strerror, self.name) from error
-            raise ValueError(f"{self.name}: damaged after byte {self._taken}: {error}") from error
-        self._taken += len(data)
+            raise ValueError(f"{self.name}: damaged after byte {self._offset}: {error}") from error
+        self._offset += len(data)
         return data
 
 
-def leaves(path: Path, passed_over: Counter) -> Iterator[Leaf]:
-    """Yield what a file holds once it is unpacked: itself, or the files of a tar in their order.
+def leaves(path: Path, skipped: Counter) -> Iterator[Leaf]:
+    """Yield the unpacked contents of a file: one stream, or for a tar one per member, in order.
 
-    Each is to be read before the next is asked for. Members of a tar that are not `wanted` are counted in
-    ``passed_over`` by their endings.
+    Read each stream before you ask for the next. Members of a tar that are not `wanted` are counted in
+    ``skipped`` by their endings.
 
     Raises:
-        ValueError: it is no regular file, is damaged, or is packed more than DEPTH times.
+        ValueError: the file is not regular, is damaged, or is packed more than DEPTH times.
     """
-    with open(regular(path), "rb") as file:
-        yield from _unpacked(Leaf(str(path), file, path), 0, passed_over)
+    with open(regular_file(path), "rb") as file:
+        yield from _unpacked(Leaf(str(path), file, path), 0, skipped)
 
 
 def wanted(name: str) -> bool:
-    """Return whether a file in a folder or a tar is read, by its name without ``.gz`` and the like."""
+    """Return whether a file in a folder or a tar is read; its name without ``.gz`` and the like decides."""
     path = PurePosixPath(name)
     unpacked = PurePosixPath(UNPACKED_NAME.sub("", path.name))
     ending = unpacked.suffix.lower()
-    known = ending[1:] in READ if ending else unpacked.name != path.name
+    known = ending[1:] in ENDINGS if ending else unpacked.name != path.name
     return known and not path.name.startswith(".") and path.name not in DESCRIPTIONS
 
 
-def _unpacked(leaf: Leaf, depth: int, passed_over: Counter) -> Iterator[Leaf]:
-    how = packed(leaf.head)
+def _unpacked(leaf: Leaf, depth: int, skipped: Counter) -> Iterator[Leaf]:
+    how = packing(leaf.head)
     if how is None:
         yield leaf
     elif depth == DEPTH:
         raise ValueError(f"{leaf.name}: packed more than {DEPTH} times")
     elif how == "tar":
-        for inner in _members(leaf, passed_over):
-            yield from _unpacked(inner, depth + 1, passed_over)
+        for inner in _members(leaf, skipped):
+            yield from _unpacked(inner, depth + 1, skipped)
     else:
         with _decompressed(leaf, how) as source:
-            yield from _unpacked(Leaf(leaf.name, source), depth + 1, passed_over)
+            yield from _unpacked(Leaf(leaf.name, source), depth + 1, skipped)
 
 
 def _decompressed(leaf: Leaf, how: str) -> BinaryIO:
     if how == "gz":
         return gzip.GzipFile(fileobj=leaf.buffered())
     if how == "zst":
-        # Not the package zstandard, whose streams end without an error where the file is cut off.
+        # The streams of the package zstandard end without an error if the file is truncated.
         return pyarrow(leaf.name).CompressedInputStream(leaf.buffered(), "zstd")
     try:
         if how == "bz2":
@@ -113,11 +116,11 @@ def _decompressed(leaf: Leaf, how: str) -> BinaryIO:
         lzma.LZMADecompressor(memlimit=XZ_MEMORY).decompress(leaf.head, max_length=1)
     except lzma.LZMAError as error:
         if "limit" in str(error).lower():
-            raise ValueError(f"{leaf.name}: unpacking it takes more than {XZ_MEMORY >> 20} MB") from None
+            raise ValueError(f"{leaf.name}: unpacking it needs more than {XZ_MEMORY >> 20} MB") from None
     return lzma.LZMAFile(leaf.buffered())
 
 
-def _members(leaf: Leaf, passed_over: Counter) -> Iterator[Leaf]:
+def _members(leaf: Leaf, skipped: Counter) -> Iterator[Leaf]:
     budget = _Budget(leaf)
     try:
         tar = tarfile.open(fileobj=budget, mode="r|", tarinfo=_Member)
@@ -125,7 +128,7 @@ def _members(leaf: Leaf, passed_over: Counter) -> Iterator[Leaf]:
             if not member.isreg():
                 continue
             if member.issparse() or not wanted(member.name):
-                passed_over[PurePosixPath(member.name).suffix] += 1
+                skipped[PurePosixPath(member.name).suffix] += 1
                 continue
             yield Leaf(f"{leaf.name}/{member.name}", tar.extractfile(member))
     except tarfile.TarError as error:
@@ -133,10 +136,10 @@ def _members(leaf: Leaf, passed_over: Counter) -> Iterator[Leaf]:
 
 
 def _next(tar: tarfile.TarFile, budget: "_Budget") -> tarfile.TarInfo | None:
-    if tar.firstmember is None:  # else it is the next one
+    if tar.firstmember is None:  # otherwise tarfile has already read the header of the next member
         budget.left = None
-        tar.fileobj.seek(tar.offset)  # over what was not read of the last member
-    tar.members.clear()  # a tar of millions of files would keep the header of each
+        tar.fileobj.seek(tar.offset)  # skips the unread rest of the last member
+    tar.members.clear()  # tarfile would keep the header of every member, and there may be millions.
     budget.left = TAR_HEADER
     member = tar.next()
     budget.left = None
@@ -144,7 +147,7 @@ def _next(tar: tarfile.TarFile, budget: "_Budget") -> tarfile.TarInfo | None:
 
 
 class _Member(tarfile.TarInfo):
-    """A header; one that is damaged raises, where tarfile takes it for the end."""
+    """A header that raises an error if it is damaged; tarfile would treat it as the end of the file."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
@@ -157,10 +160,11 @@ class _Member(tarfile.TarInfo):
 
 
 class _Budget:
-    """A stream that refuses to give more than `left` bytes, if that is set."""
+    """A stream that raises an error after `left` bytes, if that is set."""
 
     def __init__(self, leaf: Leaf):
-        self.name, self._stream, self.left = leaf.name, leaf.buffered(), TAR_HEADER
+        self.name, self._stream = leaf.name, leaf.buffered()
+        self.left: int | None = TAR_HEADER
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
@@ -183,5 +187,5 @@ def pyarrow(name: str):
     try:
         import pyarrow
     except ImportError:
-        raise ImportError(f"{name}: reading it takes a package: pip install electra_fast[text]") from None
+        raise ImportError(f"{name}: reading it needs a package: pip install electra_fast[text]") from None
     return pyarrow

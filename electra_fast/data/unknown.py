@@ -1,26 +1,29 @@
-"""How much of a corpus the vocabulary does not know: the share of [UNK], and the words behind it."""
+"""The share of a corpus that the vocabulary does not know, [UNK], and its most frequent words."""
 
 import itertools
 from collections import Counter
 from typing import NamedTuple
 
+from electra_fast.errors import must
+
 LIMIT = 0.05  # share of [UNK] above which a run is refused
-SAMPLE = 4 << 20  # characters of lines with [UNK] that are looked at in any case; then a 16th of all
-SHOWN = 40  # characters of a word
+# Characters of lines with [UNK] that are examined in any case; after them, a 16th of all characters is.
+SAMPLE = 4 << 20
+SHOWN = 40  # characters per word in a message
 
 
 class Unknown(NamedTuple):
-    """What became [UNK]. Its characters and words are estimated from a sample in a large corpus."""
+    """The part of a corpus that became [UNK]; in a large one, a sample estimates its characters and words."""
 
-    tokens: int  # all
-    unknown: int  # of them [UNK]
-    characters: int  # all, without spaces
-    unknown_characters: int  # in the words that became [UNK]
-    words: tuple[tuple[str, int], ...] = ()  # the five most frequent, and how often
+    tokens: int  # all tokens
+    unknown: int  # those that are [UNK]
+    characters: int  # all characters without spaces
+    unknown_characters: int  # those of the words that became [UNK]
+    words: tuple[tuple[str, int], ...] = ()  # the five most frequent unknown words and their counts
 
     @property
     def share(self) -> float:
-        """The larger share, of tokens or of characters: a word of 240 letters is a single [UNK]."""
+        """The larger of the shares of tokens and of characters: a word of 240 letters is only one [UNK]."""
         pairs = ((self.unknown, self.tokens), (self.unknown_characters, self.characters))
         return max(part / max(whole, 1) for part, whole in pairs)
 
@@ -32,38 +35,41 @@ class Unknown(NamedTuple):
         return f"{text}; most frequent: {words}" if words else text
 
 
-class Counting:
+class UnknownCounter:
     """Collects an `Unknown` while a corpus is tokenized."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.id = tokenizer, tokenizer.token_to_id("[UNK]")
         self.tokens = self.unknown = self.characters = 0
-        self._read = self._seen = self._seen_characters = 0  # of the sample
+        # The sample: the characters of its texts, its [UNK] tokens, their characters, and the counts of its
+        # words.
+        self._read = self._sampled = self._sampled_characters = 0
         self._words: Counter[str] = Counter()
 
     def add(self, texts: list[str], unknown: list[int], tokens: int) -> None:
-        """Add texts; ``unknown`` has the number of [UNK] in each, ``tokens`` is that of all their tokens."""
+        """Add texts with ``tokens`` tokens in total; ``unknown`` has the number of [UNK] per text."""
         characters = sum(len(text) - text.count(" ") for text in texts)
-        self.tokens, self.characters = self.tokens + tokens, self.characters + characters
+        self.tokens += tokens
+        self.characters += characters
         self.unknown += sum(unknown)
-        room = max(SAMPLE - self._read, characters // 16)
+        limit = max(SAMPLE - self._read, characters // 16)
         sample = []
         for text, count in zip(texts, unknown, strict=True):
-            if count and room > 0:
+            if count and limit > 0:
                 sample.append(text)
-                room -= len(text)
+                limit -= len(text)
         self._read += sum(map(len, sample))
-        # Offsets take time, so they are asked for here alone.
+        # Only the sample is tokenized with offsets, which is slower.
         for text, encoding in zip(sample, self.tokenizer.encode_batch(sample, False, False), strict=True):
-            places = [place for place, i in zip(encoding.offsets, encoding.ids, strict=True) if i == self.id]
-            self._seen += len(places)
-            self._seen_characters += sum(end - begin for begin, end in places)
-            self._words.update(_shown(text[begin:end]) for begin, end in places)
+            spans = [span for span, i in zip(encoding.offsets, encoding.ids, strict=True) if i == self.id]
+            self._sampled += len(spans)
+            self._sampled_characters += sum(end - begin for begin, end in spans)
+            self._words.update(_shown(text[begin:end]) for begin, end in spans)
         if len(self._words) > 200_000:
             self._words = Counter(dict(self._words.most_common(100_000)))
 
     def result(self) -> Unknown:
-        mean = self._seen_characters / max(self._seen, 1)
+        mean = self._sampled_characters / max(self._sampled, 1)
         words = sorted(self._words.items(), key=lambda item: (-item[1], item[0]))[:5]
         return Unknown(self.tokens, self.unknown, self.characters, round(self.unknown * mean), tuple(words))
 
@@ -73,19 +79,19 @@ def _shown(word: str) -> str:
 
 
 def require_known(unknown: Unknown, tokenizer, option: str) -> None:
-    """Refuse a corpus of which more than LIMIT is [UNK].
+    """Raise an error for a corpus of which more than LIMIT is [UNK].
 
     Raises:
-        ValueError: names the share, the words, and which normalisation would know them.
+        ValueError: names the share, the words, and the options with which the vocabulary knows them.
     """
     if unknown.share > LIMIT:
         remedy = f"use {' or '.join(_remedies(unknown, tokenizer))}, or --allow-unknown"
-        rule = f"must know {1 - LIMIT:.0%} or more of the text of {option}"
-        raise ValueError(f"pretrain: --vocab {rule}, got {unknown}; {remedy}")
+        rule = f"know {1 - LIMIT:.0%} or more of the text of {option}"
+        raise ValueError(must("pretrain: --vocab", rule, unknown, remedy))
 
 
 def _remedies(unknown: Unknown, tokenizer) -> list[str]:
-    """Return the options that make the most frequent unknown words known, or else what may help."""
+    """Return the options that make the most frequent unknown words known or, without any, what may help."""
     from tokenizers import Tokenizer
     from tokenizers.normalizers import BertNormalizer
 
@@ -104,7 +110,7 @@ def _remedies(unknown: Unknown, tokenizer) -> list[str]:
         )
         if unknown.words and all("[UNK]" not in other.encode(word).tokens for word, _ in unknown.words):
             known.append(options)
-    if known:  # the options that are necessary
+    if known:  # Of two sets of options, the smaller one is sufficient.
         return [" ".join(options) for options in known if not any(set(o) < set(options) for o in known)]
     remedies = ["another vocabulary"]
     longest = tokenizer.model.max_input_chars_per_word

@@ -1,10 +1,10 @@
-"""Hugging Face: fused kernels in the models of transformers, 5.0 and newer.
+"""Fused kernels in the models of Hugging Face's transformers, 5.0 and newer.
 
     patched = electra_fast.hf.patch(model)              # one line in a script that trains ELECTRA or BERT
     pretrainer = ElectraPretrainer(generator, discriminator, tokenizer)  # two models become an ELECTRA
-    model.set_attn_implementation("electra_fast")       # the attention alone, of any encoder
+    model.set_attn_implementation("electra_fast")       # only the attention, of any encoder
 
-Importing this makes "electra_fast" an attention implementation of transformers; nothing else changes.
+The import registers "electra_fast" as an attention implementation of transformers, and changes nothing else.
 """
 
 from electra_fast.hf.attention import attention, mask

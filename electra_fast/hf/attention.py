@@ -1,10 +1,10 @@
-"""The attention of transformers' encoders: "electra_fast" in its registry.
+"""An attention implementation for the registry of transformers: "electra_fast".
 
     model.set_attn_implementation("electra_fast")          # or from_pretrained(..., attn_implementation=…)
 
-serves ELECTRA, BERT, RoBERTa and every other encoder that asks transformers' registry (5.0 and newer), with
-padding, dropout and packed sequences (`cu_seq_lens_q`, as `DataCollatorWithFlattening` makes them). Nothing
-is patched, and the host waits for nothing.
+It supports ELECTRA, BERT, RoBERTa and every other encoder that uses the registry of transformers (5.0 and
+newer), with padding, dropout and packed sequences (`cu_seq_lens_q`, as `DataCollatorWithFlattening` makes
+them). It patches nothing, and never makes the host wait for the device.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,17 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import AttentionInterface
 
 from electra_fast import ops
+from electra_fast.errors import must
 from electra_fast.modules import draw_rng
 
 NAME = "electra_fast"
-# What transformers passes for models of another kind, where it is not None.
-UNSERVED = ("position_bias", "sliding_window", "softcap", "s_aux", "head_mask", "cache")
+# Options that transformers passes for other kinds of models; here they must be None.
+UNSUPPORTED = ("position_bias", "sliding_window", "softcap", "s_aux", "head_mask", "cache")
 
 
-def _refuse(argument: str, rule: str, got: object) -> None:
-    remedy = 'model.set_attn_implementation("sdpa") serves it'
-    raise NotImplementedError(f"electra_fast.hf: {argument} must {rule}, got {got}; {remedy}")
+def _unsupported(argument: str, rule: str, got: object) -> NotImplementedError:
+    remedy = 'use model.set_attn_implementation("sdpa")'
+    return NotImplementedError(must(f"electra_fast.hf: {argument}", rule, got, remedy))
 
 
 def mask(
@@ -39,24 +40,28 @@ def mask(
     kv_offset: int = 0,
     **__,
 ) -> Tensor | None:
-    """Return which keys are real, bool ``[B, L]``; transformers calls this once a forward pass."""
+    """Return which keys are real, bool ``[B, L]``; transformers calls this once per forward pass."""
     if mask_function not in (bidirectional_mask_function, causal_mask_function):
-        _refuse(
-            "mask_function", "be bidirectional or causal", getattr(mask_function, "__name__", mask_function)
-        )
+        got = getattr(mask_function, "__name__", mask_function)
+        raise _unsupported("mask_function", "be bidirectional or causal", got)
     if attention_mask is None:
         return None
-    if kv_length is not None:  # a longer mask is read as far as there are keys
+    if kv_length is not None:  # The mask may be longer than the keys.
         attention_mask = attention_mask[:, kv_offset : kv_offset + kv_length]
     return attention_mask.bool()
 
 
+def two_axes(mask: Tensor) -> Tensor:
+    """Return a bool mask ``[B, 1, 1, L]``, as transformers passes it to its layers, as ``[B, L]``."""
+    of_keys = mask.dim() == 4 and mask.shape[1:3] == (1, 1) and mask.dtype == torch.bool
+    return mask[:, 0, 0] if of_keys else mask
+
+
 def key_mask_of(mask: object, B: int, L: int) -> Tensor | None:
-    """Return a mask as bool ``[B, L]``, None if it is not one of keys; shape and dtype alone decide."""
+    """Return a mask of keys as bool ``[B, L]``, None for another mask; only shape and dtype are read."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         return None
-    if mask.dim() == 4 and mask.shape[1:3] == (1, 1):  # as transformers hands one on to its layers
-        mask = mask[:, 0, 0]
+    mask = two_axes(mask)
     if mask.dim() != 2 or mask.shape[1] != L or mask.shape[0] not in (1, B):
         return None
     return mask.expand(B, L)
@@ -73,41 +78,41 @@ def attention(
     is_causal: bool | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    """Attend as `ops.attention` does; query, key and value are ``[B, H, L, D]``, the result ``[B, L, H, D]``.
+    """Return `ops.attention` of query, key and value ``[B, H, L, D]`` as ``[B, L, H, D]``, and None.
 
     Raises:
-        NotImplementedError: what no kernel here serves, by name: keys of another length (cross-attention, a
-            cache), fewer key heads, a 4-D mask, attention weights as a result.
+        NotImplementedError: names an argument that no kernel here supports: keys of another length
+            (cross-attention, a cache), fewer key heads, a 4-D mask, attention weights as a result.
     """
     if key.shape != query.shape:
-        _refuse("key", f"have the query's shape {list(query.shape)}", list(key.shape))
+        raise _unsupported("key", f"have the query's shape {list(query.shape)}", list(key.shape))
     bounds = options.get("cu_seq_lens_q")
     key_mask = None
     if attention_mask is not None:
         if bounds is not None:
-            _refuse("attention_mask", "be None beside cu_seq_lens_q", list(attention_mask.shape))
+            raise _unsupported("attention_mask", "be None with cu_seq_lens_q", list(attention_mask.shape))
         key_mask = key_mask_of(attention_mask, query.shape[0], query.shape[2])
         if key_mask is None:
             got = f"{list(attention_mask.shape)}, {str(attention_mask.dtype).removeprefix('torch.')}"
-            _refuse("attention_mask", "be [B, L] or bool [B, 1, 1, L]", got)
+            raise _unsupported("attention_mask", "be [B, L] or bool [B, 1, 1, L]", got)
     if options.get("output_attentions") or getattr(module.config, "output_attentions", False):
-        _refuse("output_attentions", "be False, the weights are never stored", True)
-    for name in UNSERVED:
+        raise _unsupported("output_attentions", "be False, the weights are never stored", True)
+    for name in UNSUPPORTED:
         if options.get(name) is not None:
-            _refuse(name, "be None", type(options[name]).__name__)
+            raise _unsupported(name, "be None", type(options[name]).__name__)
 
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    site = {"causal": causal, "scale": scaling, "dropout": dropout}
+    settings = {"causal": causal, "scale": scaling, "dropout": dropout}
     if dropout > 0:
-        site["rng"] = draw_rng(query)
+        settings["rng"] = draw_rng(query)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if bounds is None:
-        return ops.attention(q, k, v, key_mask=key_mask, **site), None
-    B, T = q.shape[:2]
-    longest = options.get("max_length_q", B * T)
+        return ops.attention(q, k, v, key_mask=key_mask, **settings), None
+    B, L = q.shape[:2]
+    max_seqlen = min(int(options.get("max_length_q", B * L)), B * L)
     packed = (x.flatten(0, 1) for x in (q, k, v))
-    o = ops.attention(*packed, cu_seqlens=bounds, max_seqlen=min(int(longest), B * T), **site)
-    return o.unflatten(0, (B, T)), None
+    o = ops.attention(*packed, cu_seqlens=bounds, max_seqlen=max_seqlen, **settings)
+    return o.unflatten(0, (B, L)), None
 
 
 AttentionInterface.register(NAME, attention)

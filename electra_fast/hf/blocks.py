@@ -1,7 +1,7 @@
 """The blocks of ELECTRA's and BERT's encoders, fused.
 
-A linear layer is called as the module that it is, unless an op adds its bias: a LoRA adapter or a quantised
-layer in its place goes on working.
+A linear layer is called as a module unless an op adds its bias, so a LoRA adapter or a quantised layer in its
+place still works.
 """
 
 import torch
@@ -15,7 +15,7 @@ from electra_fast.modules import draw_rng
 
 
 def _dropout(dropout: nn.Dropout, x: Tensor) -> dict:
-    """Return the arguments of an op that drops elements as this module does."""
+    """Return the arguments for an op that drops elements like this module."""
     p = dropout.p if dropout.training else 0.0
     return {"dropout": p, "rng": draw_rng(x) if p > 0 else None}
 
@@ -25,9 +25,9 @@ def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 class Embeddings(Fused):
-    """Word, position and type tables, LayerNorm and dropout, of ids; vectors in their place are as before."""
+    """Word, position and type tables, LayerNorm and dropout, for ids; inputs_embeds run unfused."""
 
-    option, runs = "embeddings", "embed"
+    option, uses = "embeddings", "embed"
     forwards = tuple(
         f"input_ids, token_type_ids, position_ids, inputs_embeds, {length}"
         for length in ("past_key_values_length", "cache_length")  # the latter from transformers 5.24 on
@@ -40,13 +40,13 @@ class Embeddings(Fused):
         ("dropout", nn.Dropout),
     )
 
-    def hindrance(self):
+    def obstacle(self):
         word = self.word_embeddings
         if isinstance(word, nn.Embedding) and (word.max_norm or word.sparse or word.scale_grad_by_freq):
             return "word_embeddings has max_norm, sparse or scale_grad_by_freq"
-        return super().hindrance()
+        return super().obstacle()
 
-    def unserved(
+    def unsupported(
         self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, *n, **length
     ):
         if input_ids is None or inputs_embeds is not None:
@@ -64,7 +64,7 @@ class Embeddings(Fused):
         **__,
     ) -> Tensor:  # [B, L, E]
         tables = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
-        # The tables' dtype, as LayerNorm's would be.
+        # The result has the dtype of the tables, as that of LayerNorm would.
         with torch.autocast(input_ids.device.type, enabled=False):
             return ops.embed(
                 input_ids,
@@ -78,28 +78,28 @@ class Embeddings(Fused):
             )
 
 
-# Arguments that change nothing in an encoder's attention, and those of packed sequences, which are served.
-# Any other one that is neither None nor False runs the class's own forward pass.
-SERVED = ("position_ids", "encoder_hidden_states", "encoder_attention_mask", "output_hidden_states")
-SERVED += ("cache_position", "use_cache", "return_dict", "num_items_in_batch")
-SERVED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+# Arguments without effect on an encoder's attention, and those of packed sequences, which are supported. With
+# any other argument that is neither None nor False, the class's own forward pass runs.
+SUPPORTED = ("position_ids", "encoder_hidden_states", "encoder_attention_mask", "output_hidden_states")
+SUPPORTED += ("cache_position", "use_cache", "return_dict", "num_items_in_batch")
+SUPPORTED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
 class Attention(Fused):
-    """Attention of all heads, unless the config asks for the eager form, which alone returns the weights."""
+    """Attention of all heads. The eager implementation runs unfused, as only it returns the weights."""
 
-    option, runs = "attention", "attention"
+    option, uses = "attention", "attention"
 
-    def hindrance(self):
+    def obstacle(self):
         eager = self.config._attn_implementation == "eager"
         return 'the config asks for "eager", which returns the weights' if eager else None
 
-    def unserved_options(self, cache, options: dict) -> str | None:
+    def unsupported_options(self, cache, options: dict) -> str | None:
         if cache is not None:
             return "cache is given"
         if self.config.output_attentions:
             return "the config asks for output_attentions"
-        given = (k for k, x in options.items() if k not in SERVED and x is not None and x is not False)
+        given = (k for k, x in options.items() if k not in SUPPORTED and x is not None and x is not False)
         return next((f"{name} is given" for name in given), None)
 
 
@@ -109,11 +109,11 @@ class SelfAttention(Attention):
         "hidden_states, attention_mask, past_key_values, **kwargs",
         "hidden_states, attention_mask, cache, **kwargs",  # from 5.24 on
     )
-    reads = ("config", "num_attention_heads", "attention_head_size", "query", "key", "value", "dropout")
-    reads += ("scaling",)
+    attributes = ("config", "num_attention_heads", "attention_head_size", "query", "key", "value")
+    attributes += ("dropout", "scaling")
 
-    def unserved(self, hidden_states, attention_mask=None, cache=None, *_, **options):
-        if why := self.unserved_options(cache, options):
+    def unsupported(self, hidden_states, attention_mask=None, cache=None, *_, **options):
+        if why := self.unsupported_options(cache, options):
             return why
         if attention_mask is None or key_mask_of(attention_mask, *hidden_states.shape[:2]) is not None:
             return None
@@ -135,9 +135,9 @@ class SelfAttention(Attention):
 
 
 class Encoder(Attention):
-    """Hands the mask on as it is; transformers asks the device whether it hides anything, and expands it.
+    """Gives the mask of keys four axes, ``[B, 1, 1, L]``, with which transformers passes it on unchanged.
 
-    A mask with four axes goes to every layer unchanged.
+    With two axes transformers would read from the device whether the mask hides a token, and expand it.
     """
 
     forwards = tuple(
@@ -149,14 +149,14 @@ class Encoder(Attention):
             "cache, use_cache",
         )
     )
-    reads = ("config", "encoder.layer")
+    attributes = ("config", "encoder.layer")
 
-    def hindrance(self):
+    def obstacle(self):
         """Only `SelfAttention` is known to read a mask of this form."""
         fused = all(isinstance(layer.attention.self, SelfAttention) for layer in self.encoder.layer)
-        return super().hindrance() if fused else "a layer's attention is not fused"
+        return super().obstacle() if fused else "a layer's attention is not fused"
 
-    def unserved(
+    def unsupported(
         self,
         input_ids=None,
         attention_mask=None,
@@ -169,7 +169,7 @@ class Encoder(Attention):
         *_,
         **options,
     ):
-        if why := self.unserved_options(cache, options):
+        if why := self.unsupported_options(cache, options):
             return why
         ids = inputs_embeds if input_ids is None else input_ids
         if ids is None or not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
@@ -190,7 +190,7 @@ class Encoder(Attention):
     ):
         ids = inputs_embeds if input_ids is None else input_ids
         if attention_mask is None:
-            # Where an exporter cannot see that nothing is hidden, transformers makes a mask of [B, 1, L, L].
+            # transformers would make a mask [B, 1, L, L] if an exporter cannot see that no token is hidden.
             if torch.compiler.is_exporting() and kwargs.get("cu_seq_lens_q") is None:
                 attention_mask = ids.new_ones((ids.shape[0], 1, 1, ids.shape[1]), dtype=torch.bool)
         elif isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -208,15 +208,15 @@ def _kind(mask: object) -> str:
 class AddNorm(Fused):
     """The end of both halves of a layer: LayerNorm(residual + dropout(dense(x)))."""
 
-    option, runs = "norm", "add_norm"
+    option, uses = "norm", "add_norm"
     forwards = ("hidden_states, input_tensor",)
     parts = (("LayerNorm", nn.LayerNorm), ("dropout", nn.Dropout))
-    reads = ("dense",)
+    attributes = ("dense",)
 
     def fused(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:  # [B, L, W] each
         x = self.dense(hidden_states)
         dtype = torch.promote_types(x.dtype, input_tensor.dtype)
-        if x.is_cuda and torch.is_autocast_enabled("cuda"):  # whose LayerNorm is in float32, its result too
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):  # Autocast runs LayerNorm in float32.
             dtype = torch.promote_types(dtype, torch.float32)
         return ops.add_norm(
             x.to(dtype),
@@ -230,7 +230,7 @@ class AddNorm(Fused):
 class BiasGELU(Fused):
     """The first half of the feed-forward network: gelu(dense(x))."""
 
-    option, runs = "feed_forward", "linear, bias_gelu"
+    option, uses = "feed_forward", "linear, bias_gelu"
     forwards = ("hidden_states",)
     parts = (("dense", nn.Linear), ("intermediate_act_fn", GELUActivation))
 

@@ -1,12 +1,13 @@
-"""Put a fused forward pass in front of the one that a module's class has, on that module alone.
+"""A fused forward pass for single modules: a module gets a subclass of its class with another `forward`.
 
-`isinstance`, hooks, `state_dict`, gradient checkpointing and the class's name stay as they were; a module is
-copied and pickled as it is, fused. Three checks decide whether the class's own forward pass runs instead:
+`isinstance`, hooks, `state_dict`, gradient checkpointing and the name of the class do not change. Copies and
+pickles of a fused module are fused too. Three checks decide whether the class's own forward pass runs
+instead:
 
-- `unknown`, in `patch`: the class is not one that the fused forward pass was written for;
-- `hindrance`, at each call: a submodule is more than the parameters that an op reads, because a LoRA adapter,
+- `mismatch`, in `patch`: the class is not one that the fused forward pass was written for;
+- `obstacle`, at each call: a submodule has more than the parameters that an op reads, because a LoRA adapter,
   a hook or a quantised weight may be added at any time;
-- `unserved`, at each call: an argument that no kernel takes.
+- `unsupported`, at each call: no kernel supports an argument.
 """
 
 import functools
@@ -19,49 +20,49 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.distributed.tensor import DTensor
 
-# Tensors that an op can read. The two of torch.export stand for plain ones. FSDP2 keeps parameters as DTensor
-# between the calls, and gives a module plain ones for its forward pass.
+# Types of tensors that an op can read. FakeTensor and FunctionalTensor represent plain tensors in
+# torch.export. FSDP2 keeps parameters as DTensor between calls, but a forward pass gets plain ones.
 READABLE = (Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor, DTensor)
 
 
 class Fused:
-    """A forward pass, `fused`, that replaces the one of the class behind it."""
+    """A mixin whose `fused` replaces the forward pass of the class after it."""
 
     option: ClassVar[str]  # of `patch`
-    runs: ClassVar[str]  # the ops that it calls
+    uses: ClassVar[str]  # the ops that `fused` calls
     forwards: ClassVar[tuple[str, ...]]  # parameters of the forward passes that `fused` was written for
     parts: tuple[tuple[str, type[nn.Module]], ...] = ()  # submodules whose parameters an op reads
-    reads: tuple[str, ...] = ()  # the other attributes that `fused` reads
-    unfused: ClassVar[type[nn.Module]]  # the class that the module had
-    mixin: ClassVar[type["Fused"]]  # the class that was put in front of it
-    declined: str | None = None  # why the last call was not served
+    attributes: tuple[str, ...] = ()  # the other attributes that `fused` reads
+    unfused: ClassVar[type[nn.Module]]  # the original class of the module
+    mixin: ClassVar[type["Fused"]]  # the subclass of Fused in front of it
+    last_unsupported: str | None = None  # why the last call ran unfused, None if it did not
 
     @classmethod
-    def unknown(cls, module: nn.Module) -> str | None:
-        """Say what `module` has that `fused` was not written for, None if it is known."""
+    def mismatch(cls, module: nn.Module) -> str | None:
+        """Return how `module` differs from the classes that `fused` was written for, None if it does not."""
         parameters = parameters_of(type(module).forward)
         if parameters not in cls.forwards:
             return f"forward({parameters}) must be forward({') or forward('.join(cls.forwards)})"
-        for name in (*(name for name, _ in cls.parts), *cls.reads):
+        for name in (*(name for name, _ in cls.parts), *cls.attributes):
             try:
                 functools.reduce(getattr, name.split("."), module)
             except AttributeError:
                 return f"it has no {name}"
         return None
 
-    def hindrance(self) -> str | None:
-        """Say why the class's own forward pass runs at every call, None if the fused one may run."""
+    def obstacle(self) -> str | None:
+        """Return why every call must run the class's own forward pass, None if the fused one can run."""
         for name, cls in self.parts:
-            if why := more_than(self.get_submodule(name), cls):
+            if why := why_not_plain(self.get_submodule(name), cls):
                 return f"{name}{why}"
         return None
 
-    def unserved(self, *args, **kwargs) -> str | None:
-        """Say why this call needs the class's own forward pass, None if it does not."""
+    def unsupported(self, *args, **kwargs) -> str | None:
+        """Return why this call must run the class's own forward pass, None if the fused one can run."""
         return None
 
     def __reduce_ex__(self, protocol):
-        """Pickle and copy by the two classes that this one is made of: by its name another is found."""
+        """Pickle and copy by mixin and original class, because the name of this class is the original's."""
         _, _, *state = super().__reduce_ex__(protocol)
         return _new, (self.mixin, self.unfused), *state
 
@@ -73,17 +74,17 @@ def parameters_of(forward) -> str:
     return str(inspect.Signature(bare))[1:-1]
 
 
-def more_than(part: nn.Module, cls: type[nn.Module]) -> str | None:
-    """Say what makes `part` more than a `cls` whose parameters an op may read, None if it is one."""
+def why_not_plain(part: nn.Module, cls: type[nn.Module]) -> str | None:
+    """Return why an op cannot use `part` as the parameters of a `cls`, None if it can."""
     if type(part) is not cls:
         return f" is {type(part).__module__}.{type(part).__name__}"
     if _has_hooks(part):
         return " has hooks"
     for name, p in part._parameters.items():
+        if p is None:
+            return f" has no {name}"
         if type(p) not in READABLE:
-            return (
-                f".{name} is {type(p).__module__}.{type(p).__name__}" if p is not None else f" has no {name}"
-            )
+            return f".{name} is {type(p).__module__}.{type(p).__name__}"
     return None
 
 
@@ -94,26 +95,26 @@ def _has_hooks(module: nn.Module) -> bool:
         module._backward_pre_hooks,
         module._backward_hooks,
     )
-    return any(hooks) or "forward" in module.__dict__  # the latter as accelerate sets them
+    return any(hooks) or "forward" in module.__dict__  # accelerate sets a forward pass on the module
 
 
 @functools.cache
 def _class(mixin: type[Fused], unfused: type[nn.Module]) -> type[nn.Module]:
-    """Return `unfused` with the forward pass of `mixin`, under the same name.
+    """Return `unfused` with the forward pass of `mixin`, with the same name and the same signature.
 
-    transformers finds by the printed name of a model's class what it records of it, and writes the name into
-    config.json; by the signature of `forward` its Trainer knows which columns a model takes.
+    transformers uses the name of a model's class to find which outputs it records, and writes the name into
+    config.json. Its Trainer reads from the signature of `forward` which columns a model accepts.
     """
 
     @functools.wraps(unfused.forward)
     def forward(self, *args, **kwargs):
-        # ONNX has no such operators.
-        if torch.onnx.is_in_onnx_export() or self.hindrance():
+        # ONNX does not have the operators of this package.
+        if torch.onnx.is_in_onnx_export() or self.obstacle():
             return unfused.forward(self, *args, **kwargs)
-        why = self.unserved(*args, **kwargs)
-        # A compiler or an exporter may not see an attribute change.
-        if not torch.compiler.is_compiling() and why != self.declined:
-            self.declined = why
+        why = self.unsupported(*args, **kwargs)
+        # An attribute must not change while a compiler or an exporter traces.
+        if not torch.compiler.is_compiling() and why != self.last_unsupported:
+            self.last_unsupported = why
         run = unfused.forward if why else mixin.fused
         return run(self, *args, **kwargs)
 
@@ -133,4 +134,4 @@ def fuse(module: nn.Module, mixin: type[Fused]) -> None:
 
 def unfuse(module: nn.Module) -> None:
     module.__class__ = module.unfused
-    module.__dict__.pop("declined", None)
+    module.__dict__.pop("last_unsupported", None)

@@ -1,4 +1,4 @@
-"""`patch`: fused forward passes in a model that somebody else has built, and back."""
+"""`patch`: fused forward passes in an existing model of transformers, and the way back."""
 
 import collections
 from types import ModuleType
@@ -9,11 +9,13 @@ from torch import nn
 from transformers.models.bert import modeling_bert as bert
 from transformers.models.electra import modeling_electra as electra
 
+from electra_fast.errors import must
 from electra_fast.hf import blocks, heads
 from electra_fast.hf.fused import Fused, fuse, unfuse
-from electra_fast.ops import _register
+from electra_fast.ops import _operators
+from electra_fast.tables import text_table
 
-# By name: a version of transformers that lacks one of these classes has the others.
+# By name, because a version of transformers may lack some of these classes.
 CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
     electra: {
         "ElectraEmbeddings": blocks.Embeddings,
@@ -58,34 +60,34 @@ def patch(
     mlm_head: bool = True,
     rtd_loss: bool = True,
 ) -> "Patched":
-    """Have the blocks of ELECTRA and BERT in `model`, and in no other model, run fused.
+    """Make the blocks of ELECTRA and BERT in `model` run fused; other models do not change.
 
-    Parameters, submodules, `state_dict` and hooks stay as they are, and so do results up to rounding, with
-    these exceptions: dropout draws other masks, logits are None where `ElectraForMaskedLM` or
-    `BertForMaskedLM` is trained with labels (``model(..., output_logits=True)`` has them), and a loss over
-    nothing is 0 instead of NaN. A second call changes nothing.
+    Parameters, submodules, `state_dict` and hooks do not change. Results are the same up to rounding, with
+    these exceptions: dropout draws other masks; logits are None if `ElectraForMaskedLM` or `BertForMaskedLM`
+    is trained with labels (``model(..., output_logits=True)`` returns them); a loss without any token is 0
+    instead of NaN. A second call changes nothing.
 
-    Where a kernel does not fit, transformers' own forward pass runs, and the table names the reason: the
-    installed transformers has another class than this was written for; a submodule has an adapter, a hook or
-    quantised weights; a call has a cache, `output_attentions`, or a mask that is not ``[B, L]`` or bool
-    ``[B, 1, 1, L]``.
+    transformers' own forward pass runs if a kernel does not fit, and the printed table gives the reason: a
+    class of the installed transformers is not one that this was written for; a submodule has an adapter, a
+    hook or quantised weights; a call has a cache, `output_attentions`, or a mask that is not ``[B, L]`` or
+    bool ``[B, 1, 1, L]``.
 
     Args:
-        model: any model of transformers 5 with ELECTRA's or BERT's encoder in it, or a module that holds such
-            models. Patch before torch.compile, and before accelerate prepares it.
-        attention: scores, softmax, dropout and product, and the mask as it is instead of ``[B, 1, L, L]``.
+        model: any model of transformers 5 that contains ELECTRA's or BERT's encoder, or a module that
+            contains such models. Patch before torch.compile, and before accelerate prepares it.
+        attention: scores, softmax, dropout and product; the mask is not expanded to ``[B, 1, L, L]``.
         norm: dropout, residual and LayerNorm at the end of each half layer.
         feed_forward: bias and GELU.
         embeddings: the three tables, LayerNorm and dropout.
-        mlm_head: the loss of a masked language model, from labelled positions alone.
-        rtd_loss: the loss of `ElectraForPreTraining`, without picking tokens by a mask.
+        mlm_head: the loss of a masked language model, computed from labelled positions only.
+        rtd_loss: the loss of `ElectraForPreTraining`, without selecting tokens by a mask.
 
     Returns:
-        Patched: its `print` says what runs fused, its `undo()` takes all back; a context manager.
+        Patched: printed, it shows what runs fused; `undo()` reverts the patch. It is a context manager.
 
     Raises:
-        TypeError: nothing in `model` is known here. ValueError: it is compiled, is a decoder, or is patched
-            with other options; nothing has been changed.
+        TypeError: `model` has no known block. ValueError: it is compiled, is a decoder, or is patched with
+            other options. After an error nothing has changed.
     """
     given = (attention, norm, feed_forward, embeddings, mlm_head, rtd_loss)
     wanted = {option for option, value in zip(OPTIONS, given, strict=True) if value}
@@ -93,26 +95,25 @@ def patch(
     for name, module in model.named_modules():
         _check(name or type(module).__name__, module, wanted)
     for module, mixin in found:
-        if mixin.option in wanted and not isinstance(module, Fused) and not mixin.unknown(module):
+        if mixin.option in wanted and not isinstance(module, Fused) and not mixin.mismatch(module):
             fuse(module, mixin)
     return Patched(model)
 
 
 def _found(model: nn.Module) -> list[tuple[nn.Module, type[Fused]]]:
-    """Return the modules of `model` that can be fused, or are."""
+    """Return the modules of `model` that can be fused or are fused."""
+    subject, got = "electra_fast.hf.patch: model", type(model).__name__
     if not isinstance(model, nn.Module):
-        raise TypeError(f"electra_fast.hf.patch: model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(must(subject, "be a torch.nn.Module", got))
     found = [(module, mixin) for module in model.modules() if (mixin := mixin_of(module))]
     if not found:
-        raise TypeError(
-            "electra_fast.hf.patch: model must have ELECTRA's or BERT's encoder of transformers, got "
-            f'{type(model).__name__}; model.set_attn_implementation("electra_fast") serves other encoders'
-        )
+        remedy = 'use model.set_attn_implementation("electra_fast") for other encoders'
+        raise TypeError(must(subject, "have ELECTRA's or BERT's encoder of transformers", got, remedy))
     return found
 
 
 def mixin_of(module: nn.Module) -> type[Fused] | None:
-    """Return what fuses a module, if its forward pass is the one that is known here."""
+    """Return the mixin that fuses a module, None if its forward pass is not one of the known classes."""
     if isinstance(module, Fused):
         return module.mixin
     known = (mixin for cls, mixin in BLOCKS.items() if type(module).forward is cls.forward)
@@ -120,31 +121,30 @@ def mixin_of(module: nn.Module) -> type[Fused] | None:
 
 
 def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
-    """Refuse a module that makes a patch wrong or of no effect."""
-    refuse = f"electra_fast.hf.patch: {name} must"
+    """Raise an error for a module with which the patch would be wrong or without effect."""
+    subject = f"electra_fast.hf.patch: {name}"
     if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-        raise ValueError(f"{refuse} not be compiled yet, got a compiled module; patch first, then compile")
+        remedy = "patch first, then compile"
+        raise ValueError(must(subject, "not be compiled yet", "a compiled module", remedy))
     if getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False):
-        raise ValueError(
-            f"{refuse} be an encoder, got is_decoder=True, which needs a cache and a causal mask"
-        )
+        got = "is_decoder=True, which needs a cache and a causal mask"
+        raise ValueError(must(subject, "be an encoder", got))
     mixin = mixin_of(module)
     if mixin and "forward" in module.__dict__:
-        raise ValueError(
-            f"{refuse} run its class's forward pass, got another, set on the module (as accelerate does); "
-            "patch before that"
-        )
+        got, remedy = "another, set on the module (as by accelerate)", "patch before that"
+        raise ValueError(must(subject, "run its class's forward pass", got, remedy))
     if isinstance(module, Fused) and mixin.option not in wanted:
-        raise ValueError(
-            f"{refuse} not be patched with other options, got {mixin.option} fused already; undo() that first"
-        )
+        got, remedy = f"{mixin.option} already fused", "undo() that first"
+        raise ValueError(must(subject, "not be patched with other options", got, remedy))
 
 
-class Row(NamedTuple):
+class PatchedBlock(NamedTuple):
+    """One class of blocks in a model, a line of the printed table."""
+
     option: str
-    block: str  # the class's name, none where the model has no such block
-    fused: int  # of the blocks of this class
-    of: int
+    block: str  # name of the class, empty if the model has no such block
+    fused: int  # number of blocks of this class that run fused
+    of: int  # number of blocks of this class
     by: str  # the ops that they call
     why_not: str
 
@@ -154,13 +154,13 @@ class Row(NamedTuple):
 
 
 class Patched:
-    """A patched model: what of it runs fused at this moment, and the way back.
+    """A patched model: it prints which blocks run fused now, and can revert the patch.
 
         patched = patch(model)
         print(patched)
         patched.undo()
 
-    or ``with patch(model): …``, which undoes it at the end.
+    ``with patch(model): …`` reverts it at the end.
     """
 
     def __init__(self, model: nn.Module):
@@ -173,42 +173,40 @@ class Patched:
         self.undo()
 
     def undo(self) -> None:
-        """Give every module its own forward pass again; the model then computes what it did, to the bit.
+        """Restore the forward pass of every module; results are then bit for bit those of the original model.
 
         Raises:
-            ValueError: something was put in front of a fused module since, which must go first.
+            ValueError: a fused module got another class or forward pass after the patch.
         """
         fused = [(name, m) for name, m in self.model.named_modules() if isinstance(m, Fused)]
         for name, module in fused:
             if "unfused" not in vars(type(module)) or "forward" in module.__dict__:
-                raise ValueError(
-                    f"electra_fast.hf: undo must find {name or type(module).__name__} as patch left it, got "
-                    "another forward pass or class in front (fully_shard, accelerate); take that away first"
-                )
+                subject = f"electra_fast.hf.undo: {name or type(module).__name__}"
+                got, remedy = "another class or forward pass (fully_shard, accelerate)", "remove that first"
+                raise ValueError(must(subject, "be in the state after patch", got, remedy))
         for _, module in fused:
             unfuse(module)
 
-    def rows(self) -> list[Row]:
-        """Return the blocks by option and class, and how many of them run fused at this moment."""
+    def rows(self) -> list[PatchedBlock]:
+        """Return the blocks by option and class, with the number of those that run fused now."""
         classes = collections.defaultdict(list)
         for module, mixin in _found(self.model):
-            classes[mixin.option, type(module).__name__, mixin.runs].append(module)
+            classes[mixin.option, type(module).__name__, mixin.uses].append(module)
         rows = [_row(*key, modules) for key, modules in classes.items()]
         missing = set(OPTIONS) - {row.option for row in rows}
-        rows += [Row(option, "", 0, 0, "", _why_none(option)) for option in missing]
+        rows += [PatchedBlock(option, "", 0, 0, "", _why_none(option)) for option in missing]
         return sorted(rows, key=lambda row: (row.of == 0, OPTIONS.index(row.option)))
 
     def __str__(self) -> str:
         device = next(self.model.parameters()).device.type.upper()
-        cells = [("option", "class", "fused", "by", "why not"), *(row.cells() for row in self.rows())]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        ops = dict.fromkeys(op for row in self.rows() if row.fused for op in row.by.split(", "))
-        lines += ["", *(f"{op} on {device}: {_register.served_by(op, device)}" for op in ops)]
-        return "\n".join([*lines, f"as before: {', '.join(self.others()) or 'nothing'}"])
+        rows = self.rows()
+        table = text_table([("option", "class", "fused", "by", "why not"), *(row.cells() for row in rows)])
+        ops = dict.fromkeys(op for row in rows if row.fused for op in row.by.split(", "))
+        lines = [f"{op} on {device}: {_operators.served_by(op, device)}" for op in ops]
+        return "\n".join([table, "", *lines, f"unchanged: {', '.join(self.others()) or 'nothing'}"])
 
     def others(self) -> list[str]:
-        """Return the layers with parameters that belong to no known block, by name."""
+        """Return the names of the layers with parameters that belong to no known block."""
         found = _found(self.model)
         known = {id(part) for m, mixin in found if mixin not in WHOLE for part in m.modules()}
         known |= {id(m.get_submodule(name)) for m, mixin in found for name, _ in mixin.parts}
@@ -219,31 +217,31 @@ class Patched:
         ]
 
 
-# Blocks that hold the others.
+# Blocks that contain other blocks.
 WHOLE = (blocks.Encoder, heads.ElectraMaskedLM, heads.BertMaskedLM, heads.RTDLoss)
 
 
-def _row(option: str, block: str, runs: str, modules: list[nn.Module]) -> Row:
+def _row(option: str, block: str, uses: str, modules: list[nn.Module]) -> PatchedBlock:
     why = [_why_not(module) for module in modules]
-    declined = {f"the last call ran unfused: {m.declined}" for m in modules if getattr(m, "declined", None)}
-    reasons = [*sorted({*why} - {None}), *sorted(declined)]
-    return Row(option, block, why.count(None), len(why), runs, "; ".join(reasons))
+    last = {module.last_unsupported for module in modules if isinstance(module, Fused)} - {None}
+    reasons = [*sorted({*why} - {None}), *sorted(f"the last call ran unfused: {reason}" for reason in last)]
+    return PatchedBlock(option, block, why.count(None), len(why), uses, "; ".join(reasons))
 
 
 def _why_not(module: nn.Module) -> str | None:
     if isinstance(module, Fused):
-        return module.hindrance()
-    unknown = mixin_of(module).unknown(module)
-    return f"transformers {transformers.__version__}: {unknown}" if unknown else "not asked for"
+        return module.obstacle()
+    mismatch = mixin_of(module).mismatch(module)
+    return f"transformers {transformers.__version__}: {mismatch}" if mismatch else "not requested"
 
 
 def _why_none(option: str) -> str:
-    gone = [
+    missing = [
         name
         for module, classes in CLASSES.items()
         for name, mixin in classes.items()
         if mixin.option == option and not hasattr(module, name)
     ]
-    return (
-        f"transformers {transformers.__version__} has no {', '.join(gone)}" if gone else "the model has none"
-    )
+    if not missing:
+        return "the model has none"
+    return f"transformers {transformers.__version__} has no {', '.join(missing)}"

@@ -1,6 +1,6 @@
-"""What `python -m electra_fast doctor` tries on the installed transformers, with models of two narrow layers.
+"""The checks of `python -m electra_fast doctor` with the installed transformers, on models of two layers.
 
-Each function raises an error if something is wrong, and returns what runs unfused, if anything does.
+Each function raises an error if a result is wrong, and returns which blocks run unfused.
 """
 
 import copy
@@ -19,23 +19,20 @@ SPECIAL = {"mask_id": 4, "special_ids": (0, 2, 3)}
 
 
 def patch_electra(device: str) -> str:
-    """Hold a patched discriminator's loss, gradients and attention weights against the unpatched one's."""
+    """Compare loss, gradients and attention weights of a discriminator, patched and not."""
     return _patch(transformers.ElectraForPreTraining(_electra()), device)
 
 
 def patch_bert(device: str) -> str:
-    """Do the same with BERT's masked language model."""
+    """Compare the same for BERT's masked language model."""
     return _patch(transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)), device)
 
 
 def pretrainer(device: str) -> str:
-    """Train an ELECTRA of two halves for one step, patched and not."""
-    config = _electra()
-    halves = (
-        transformers.ElectraForMaskedLM(config),
-        transformers.ElectraForPreTraining(copy.deepcopy(config)),
-    )
-    theirs = ElectraPretrainer(*halves, **SPECIAL).to(device)
+    """Compare one step of an `ElectraPretrainer`, patched and not."""
+    generator = transformers.ElectraForMaskedLM(_electra())
+    discriminator = transformers.ElectraForPreTraining(_electra())
+    theirs = ElectraPretrainer(generator, discriminator, **SPECIAL).to(device)
     ours = copy.deepcopy(theirs)
     patched = patch(ours)
     inputs = _batch(device) | {"rng": torch.tensor([0, 1], device=device)}
@@ -101,11 +98,11 @@ def _loss_and_gradients(model: nn.Module, inputs: dict[str, Tensor]) -> list[Ten
 
 
 def _assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    """Find gross errors, in float32; the error budget of each op has been applied before."""
+    """Find gross errors in float32; the ops themselves are checked with the error budget."""
     for a, b in zip(ours, theirs, strict=True):
         error, size = (a - b).norm().item(), b.norm().item()
-        # The gradient of a key's bias is 0 but for rounding.
-        assert error <= 5e-3 * size + 1e-5, f"an error of {error:.2g} beside a norm of {size:.2g}"
+        # The gradient of a key's bias is 0 except for rounding.
+        assert error <= 5e-3 * size + 1e-5, f"an error of {error:.2g} for a norm of {size:.2g}"
 
 
 def _unfused(patched: Patched) -> str:

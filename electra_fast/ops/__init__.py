@@ -1,11 +1,16 @@
-"""The ops in the order of the paper: `FUSED` is the fastest kernel installed, `REFERENCE` the definition."""
+"""The ops in the order of the paper, and three tables of them: the definition, plain PyTorch, the kernels.
 
+`FUSED` dispatches to the kernel that this installation has for each op and device (`electra_fast.info()`).
+"""
+
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from types import ModuleType
+from typing import NamedTuple, Self
 
-from electra_fast import reference
+from electra_fast import baseline, reference
 from electra_fast.ops import _flops
-from electra_fast.ops._register import SlowPathWarning
+from electra_fast.ops._operators import SlowPathWarning
 from electra_fast.ops.add_norm import add_norm
 from electra_fast.ops.attention import attention
 from electra_fast.ops.attention_qkv import attention_qkv
@@ -19,7 +24,7 @@ from electra_fast.ops.rtd_loss import rtd_loss
 
 
 class Ops(NamedTuple):
-    """The ops as one value: a model is handed its implementation, as in `Electra(config, ops=REFERENCE)`."""
+    """The ops as one value, which says how a model computes: `Electra(config, ops=REFERENCE)`."""
 
     mask_tokens: Callable
     embed: Callable
@@ -32,20 +37,13 @@ class Ops(NamedTuple):
     replace_tokens: Callable
     rtd_loss: Callable
 
+    @classmethod
+    def of(cls, module: ModuleType) -> Self:
+        """Return the functions of a module that have the names of the ops."""
+        return cls(*(getattr(module, name) for name in cls._fields))
 
-FUSED = Ops(
-    mask_tokens,
-    embed,
-    linear,
-    attention,
-    attention_qkv,
-    add_norm,
-    bias_gelu,
-    mlm_head,
-    replace_tokens,
-    rtd_loss,
-)
-REFERENCE = Ops(*(getattr(reference, name) for name in Ops._fields))
+
+REFERENCE, TORCH, FUSED = map(Ops.of, (reference, baseline, sys.modules[__name__]))
 _flops.install()
 
-__all__ = ["FUSED", "REFERENCE", "Ops", "SlowPathWarning", *Ops._fields]
+__all__ = ["FUSED", "REFERENCE", "TORCH", "Ops", "SlowPathWarning", *Ops._fields]

@@ -1,12 +1,11 @@
-"""Checks of arguments, on metadata alone: nothing here looks at a value, so nothing synchronises.
-
-One message style: "<op>: <argument> must <rule>, got <value>", and the remedy where there is one.
-"""
+"""Checks of an op's arguments. They read metadata only and no values, so they never synchronise."""
 
 import math
 
 import torch
 from torch import Tensor
+
+from electra_fast.errors import must
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTS = (torch.int64, torch.int32)
@@ -29,16 +28,16 @@ def tensor(
 ) -> None:
     """Refuse x unless it is a tensor of one of `dtypes`, of `shape` (None: any size), on `like`'s device."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+        raise TypeError(must(f"{op}: {name}", "be a tensor", type(x).__name__))
     if x.dtype not in dtypes:
-        raise TypeError(f"{op}: {name} must be {_names(dtypes)}, got {str(x.dtype).removeprefix('torch.')}")
+        raise TypeError(must(f"{op}: {name}", f"be {_names(dtypes)}", str(x.dtype).removeprefix("torch.")))
     if shape is not None and (
         x.dim() != len(shape) or any(s is not None and s != n for s, n in zip(shape, x.shape, strict=True))
     ):
         wanted = ", ".join("*" if s is None else str(s) for s in shape)
-        raise ValueError(f"{op}: {name} must have shape [{wanted}], got {list(x.shape)}")
+        raise ValueError(must(f"{op}: {name}", f"have shape [{wanted}]", list(x.shape)))
     if like is not None and x.device != like.device:
-        raise ValueError(f"{op}: {name} must be on {like.device} as the others are, got {x.device}")
+        raise ValueError(must(f"{op}: {name}", f"be on {like.device} as the others are", x.device))
 
 
 def optional(
@@ -55,29 +54,28 @@ def optional(
 
 def rng(op: str, x: Tensor | None, like: Tensor) -> None:
     if x is None:
-        raise ValueError(
-            f"{op}: rng must be given where numbers are drawn, got None; it is int64 [2] = (seed, step)"
-        )
+        rule, remedy = "be given if random numbers are drawn", "pass int64 [2] = (seed, step)"
+        raise ValueError(must(f"{op}: rng", rule, None, remedy))
     tensor(op, "rng", x, (torch.int64,), (2,), like)
 
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors as kernels read them: row by row, whatever their strides were."""
+    """Return the tensors in contiguous memory, as the kernels read them."""
     return tuple(x if x is None else x.contiguous() for x in tensors)
 
 
 def dropout(op: str, p: float, x: Tensor | None, stream: int, like: Tensor) -> None:
     if not 0 <= p < 1:
-        raise ValueError(f"{op}: dropout must be in [0, 1), got {p}")
-    if not 0 <= stream < 2**32:  # a counter word of the generator, so that no two numbers are one stream
-        raise ValueError(f"{op}: stream must be in [0, 2^32), got {stream}")
+        raise ValueError(must(f"{op}: dropout", "be in [0, 1)", p))
+    if not 0 <= stream < 2**32:  # it is one 32-bit word of the counter, and must not wrap
+        raise ValueError(must(f"{op}: stream", "be in [0, 2^32)", stream))
     if p > 0:
         rng(op, x, like)
 
 
 def eps(op: str, value: float) -> None:
     if not 0 <= value < math.inf:
-        raise ValueError(f"{op}: eps must be at least 0 and finite, got {value}")
+        raise ValueError(must(f"{op}: eps", "be at least 0 and finite", value))
 
 
 def packed(
@@ -88,13 +86,15 @@ def packed(
     max_seqlen: int | None,
     token_axes: int = 1,
 ) -> None:
-    """Refuse a packed batch that is not `tokens` [T, …], cu_seqlens [B + 1] and an int max_seqlen."""
+    """Refuse a packed batch unless it is `tokens` [T, …], cu_seqlens [B + 1] and an int max_seqlen."""
     tensor(op, "cu_seqlens", cu_seqlens, INTS, (None,), tokens)
     if cu_seqlens.numel() < 1:
-        raise ValueError(f"{op}: cu_seqlens must hold B + 1 bounds, got none")
+        raise ValueError(must(f"{op}: cu_seqlens", "have B + 1 bounds", "none"))
     if tokens.dim() != token_axes:
-        raise ValueError(f"{op}: a packed batch must have one token axis, got shape {list(tokens.shape)}")
+        raise ValueError(must(f"{op}: a packed batch", "have one token axis", f"shape {list(tokens.shape)}"))
     if key_mask is not None:
-        raise ValueError(f"{op}: key_mask must be None in a packed batch, which has no padding, got a tensor")
+        rule = "be None in a packed batch, which has no padding"
+        raise ValueError(must(f"{op}: key_mask", rule, "a tensor"))
     if not isinstance(max_seqlen, (int, torch.SymInt)) or isinstance(max_seqlen, bool):
-        raise TypeError(f"{op}: max_seqlen must be an int in a packed batch, got {type(max_seqlen).__name__}")
+        rule = "be an int in a packed batch"
+        raise TypeError(must(f"{op}: max_seqlen", rule, type(max_seqlen).__name__))

@@ -1,11 +1,11 @@
-"""What the ops count in `torch.utils.flop_counter.FlopCounterMode`: their products, 2*M*N*K each.
+"""Count the products of the ops in `torch.utils.flop_counter.FlopCounterMode`, 2*M*N*K per product.
 
-The count is that of the definition in plain PyTorch. It depends on shapes: a masked key and a slot of weight
-0 count like any other. Each product counts once: the backward pass of attention counts four, as PyTorch does
-where the scores are stored, although the kernels compute the scores again (PyTorch counts five for its flash
-kernels). A packed batch counts the pairs within each sequence, which are read from `cu_seqlens`. If that has
-no values (fake tensors, the meta device), each sequence is taken to be as long as `max_seqlen`, as PyTorch
-does.
+The count is that of the definition in plain PyTorch. It depends on shapes only: a masked key and a slot of
+weight 0 count like any other. Each product counts once. The backward pass of attention counts four, as
+PyTorch counts attention with stored scores, although the kernels compute the scores again (PyTorch counts
+five for its flash kernels). A packed batch counts the pairs within each sequence, which are read from
+`cu_seqlens`. Without values (fake tensors, the meta device) every sequence counts as long as `max_seqlen`, as
+in PyTorch.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def linear_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias, out_val=
 
 
 def _attention(q, cu_seqlens, max_seqlen) -> int:
-    """Return the count of one product of the scores' size, for q `[B, L, H, D]` or `[T, H, D]`."""
+    """Return the count of q k^T, for q ``[B, L, H, D]`` or ``[T, H, D]``."""
     if cu_seqlens is None:
         pairs = q.shape[0] * q.shape[1] ** 2
     elif is_fake(cu_seqlens) or cu_seqlens.is_meta:
@@ -38,19 +38,19 @@ def _attention(q, cu_seqlens, max_seqlen) -> int:
     return 2 * pairs * math.prod(q.shape[-2:])
 
 
-def attention_fwd(q, k, v, key_mask, cu_seqlens, max_seqlen, *site, out_val=None) -> int:
+def attention_fwd(q, k, v, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
     return 2 * _attention(q, cu_seqlens, max_seqlen)
 
 
-def attention_bwd(do, q, k, v, o, lse, key_mask, cu_seqlens, max_seqlen, *site, out_val=None) -> int:
+def attention_bwd(do, q, k, v, o, lse, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
     return 4 * _attention(q, cu_seqlens, max_seqlen)
 
 
-def attention_qkv_fwd(qkv, key_mask, cu_seqlens, max_seqlen, *site, out_val=None) -> int:
+def attention_qkv_fwd(qkv, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
     return 2 * _attention(qkv.select(-3, 0), cu_seqlens, max_seqlen)
 
 
-def attention_qkv_bwd(do, qkv, o, lse, key_mask, cu_seqlens, max_seqlen, *site, out_val=None) -> int:
+def attention_qkv_bwd(do, qkv, o, lse, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
     return 4 * _attention(qkv.select(-3, 0), cu_seqlens, max_seqlen)
 
 
@@ -59,7 +59,7 @@ def mlm_head_fwd(x, table, *rest, out_val=None) -> int:
 
 
 def mlm_head_bwd(x, table, *rest, out_val=None) -> int:
-    """The logits too: in training this operator is both passes."""
+    """Count the logits too: in training this operator is the forward and the backward pass."""
     *_, want_dx, want_dtable = rest
     return 2 * x.numel() * table.shape[0] * (1 + want_dx + want_dtable)
 
@@ -77,9 +77,9 @@ def _register(counter) -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Registers the formulas once PyTorch's counter is imported.
+    """Registers the formulas when PyTorch's counter is imported.
 
-    The counter imports Triton, which takes a second, and which must not come before `electra_fast.testing`.
+    The counter imports Triton, which takes a second, and which must not happen before `testing.interpret`.
     """
 
     def find_spec(self, name, path=None, target=None):
@@ -98,7 +98,7 @@ class _AfterImport(MetaPathFinder):
 
 
 def install() -> None:
-    """Register the formulas now if PyTorch's counter is imported already, else when it is."""
+    """Register the formulas now if PyTorch's counter is imported, else when it will be."""
     if COUNTER in sys.modules:
         _register(sys.modules[COUNTER])
     else:

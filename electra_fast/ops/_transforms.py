@@ -1,4 +1,4 @@
-"""How the ops meet PyTorch's transformations: what they do not serve is refused by name, with the remedy."""
+"""PyTorch's transformations that the ops do not support: each is refused with its name and a remedy."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 def _refusal(op: str, what: str) -> NotImplementedError:
     return NotImplementedError(
-        f"{op}: {what} is not implemented; plain PyTorch serves it: electra_fast.reference.{op}, a model "
+        f"{op}: {what} is not implemented; plain PyTorch supports it: electra_fast.reference.{op}, a model "
         "built with `ops=REFERENCE`, or a patched model after `undo()`"
     )
 
@@ -18,9 +18,9 @@ def _refusal(op: str, what: str) -> NotImplementedError:
 def once_differentiable(op: str) -> Callable:
     """Wrap the `backward` of an op so that a second derivative raises NotImplementedError.
 
-    PyTorch's decorator of this name looks only at the gradient that comes in. If that is a constant, or if
-    `torch.autograd.grad` asks for the gradient of some tensors, it drops the second derivative in silence.
-    Here the gradients depend on the saved tensors too, so `forward` saves every input that they depend on.
+    PyTorch's decorator of this name looks only at the incoming gradient. If that is a constant, or if
+    `torch.autograd.grad` is called for some of the tensors, the second derivative is dropped silently. Here
+    the gradients also depend on the saved tensors, so `forward` must save every input that they depend on.
     """
 
     def decorate(backward: Callable) -> Callable:
@@ -38,7 +38,7 @@ def once_differentiable(op: str) -> Callable:
 
 
 class _Gradient(torch.autograd.Function):
-    """The first `count` tensors, an op's gradients, as a function of the others, which they come from."""
+    """The first `count` tensors, the gradients of an op, as a function of the other tensors."""
 
     @staticmethod
     def forward(ctx, op, count, *tensors):
@@ -51,7 +51,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def refuse_transforms(op: str, args: tuple, kwargs: dict) -> None:
-    """Refuse a call under vmap, or with tensors that carry a tangent: a kernel would drop these in silence.
+    """Refuse a call under vmap, or with tensors that carry a tangent: a kernel would silently ignore both.
 
     Raises:
         NotImplementedError: `torch.func.vmap`, `grad`, `vjp`, `jvp` or the like is active, or an argument is
@@ -68,7 +68,7 @@ def refuse_transforms(op: str, args: tuple, kwargs: dict) -> None:
 
 
 def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors, each object once: torch.compile takes no autograd.Function of one tensor twice."""
+    """Return the tensors without repeated objects, which torch.compile refuses in an autograd.Function."""
     seen: list[Tensor] = []
     for x in tensors:
         twice = x is not None and any(x is other for other in seen)

@@ -1,13 +1,14 @@
-"""Dropout, residual and LayerNorm: the end of both halves of an encoder layer."""
+"""Dropout, residual and LayerNorm, at the end of both halves of an encoder layer."""
 
 import torch
 from torch import Tensor
 
+from electra_fast.dtypes import wide, wide_dtype
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.ops._transforms import distinct, once_differentiable
 from electra_fast.philox import drop
-from electra_fast.reference import wide
 
 OP = "add_norm"
 
@@ -30,22 +31,22 @@ def _default_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
         wide(dy), z, z.shape[-1:], *stats, w, w, [True] * 3
     )
     dx = drop(dz, dropout, rng, stream).to(x.dtype)
-    dresidual = dz.to(residual.dtype) if _own_gradient(residual, dropout) else x.new_empty(0)
+    dresidual = dz.to(residual.dtype) if _separate_gradient(residual, dropout) else x.new_empty(0)
     return dx, dresidual, dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
-def _own_gradient(residual: Tensor | None, dropout: float) -> bool:
-    """Whether the residual's gradient is another tensor than that of x; without dropout they are equal."""
+def _separate_gradient(residual: Tensor | None, dropout: float) -> bool:
+    """Return whether the residual's gradient differs from that of x; without dropout they are equal."""
     return residual is not None and dropout > 0
 
 
 def _fake_fwd(x, residual, weight, bias, eps, dropout, rng, stream):
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=wide), x.new_empty(x.shape[:-1], dtype=wide)
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=wide_dtype(x)) for _ in range(2))
+    return x.new_empty(x.shape), mean, rstd
 
 
 def _fake_bwd(dy, x, residual, weight, mean, rstd, dropout, rng, stream):
-    dresidual = residual.new_empty(x.shape) if _own_gradient(residual, dropout) else x.new_empty(0)
+    dresidual = residual.new_empty(x.shape) if _separate_gradient(residual, dropout) else x.new_empty(0)
     return x.new_empty(x.shape), dresidual, torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -84,7 +85,7 @@ class _AddNorm(torch.autograd.Function):
         dx, dresidual, dweight, dbias = ctx.kernels.bwd(dy.contiguous(), *saved, ctx.dropout, rng, ctx.stream)
         if residual is None:
             dresidual = None
-        elif not _own_gradient(residual, ctx.dropout):
+        elif not _separate_gradient(residual, ctx.dropout):
             dresidual = dx
         return None, dx, dresidual, dweight, dbias, None, None, None, None
 
@@ -106,18 +107,18 @@ def add_norm(
 
     Args:
         x: ``[..., W]``, any float dtype.
-        residual: shape and dtype of x; None: nothing is added.
+        residual: shape and dtype of x, or None.
         weight, bias: ``[W]``, float32 or the dtype of x.
         eps: added to the variance, 0 or more.
-        dropout: probability in [0, 1) that an element of x becomes 0; above 0 it needs `rng`.
+        dropout: probability in [0, 1) that an element of x becomes 0; `rng` is needed if it is above 0.
         rng: int64 ``[2]`` = (seed, step).
-        stream: the number of this dropout site, in [0, 2^32).
+        stream: the number of this use of dropout, in [0, 2^32).
 
     Returns:
         shape and dtype of x.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
     """
     check.tensor(OP, "x", x, check.FLOATS)
     check.optional(OP, "residual", residual, (x.dtype,), x.shape, x)

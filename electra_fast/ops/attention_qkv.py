@@ -1,50 +1,42 @@
 """`attention` of the three slices of one tensor, with one gradient tensor.
 
-The gradient of `qkv.unbind` is a stack that moves 6*T*W elements a layer, even where dq, dk and dv lie side
-by side.
+The gradient of `qkv.unbind` would be a stack, which moves 6*T*W elements per layer even if dq, dk and dv are
+slices of one tensor already.
 """
 
 import torch
 from torch import Tensor
 
-from electra_fast import reference
+from electra_fast.dtypes import autocast
+from electra_fast.errors import must
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
-from electra_fast.ops._transforms import once_differentiable
-from electra_fast.ops.attention import SITE, check_site, default_bwd, default_fwd, fake_fwd
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
+from electra_fast.ops.attention import (
+    OPTIONS,
+    attention_function,
+    check_options,
+    default_bwd,
+    default_fwd,
+    fake_fwd,
+)
+from electra_fast.reference import default_scale
 
 _fwd = operator(
-    f"attention_qkv_fwd(Tensor qkv, {SITE}) -> (Tensor, Tensor)",
-    default=lambda qkv, *site: default_fwd(*qkv.unbind(-3), *site),
+    f"attention_qkv_fwd(Tensor qkv, {OPTIONS}) -> (Tensor, Tensor)",
+    default=lambda qkv, *options: default_fwd(*qkv.unbind(-3), *options),
     triton="attention_qkv:attention_qkv_fwd",
     fake=lambda qkv, *_: fake_fwd(qkv.select(-3, 0)),
 )
 _bwd = operator(
-    f"attention_qkv_bwd(Tensor do, Tensor qkv, Tensor o, Tensor lse, {SITE}) -> Tensor",
+    f"attention_qkv_bwd(Tensor do, Tensor qkv, Tensor o, Tensor lse, {OPTIONS}) -> Tensor",
     default=lambda do, qkv, *rest: torch.stack(default_bwd(do, *qkv.unbind(-3), *rest), dim=-3),
     triton="attention_qkv:attention_qkv_bwd",
     fake=lambda do, qkv, *_: qkv.new_empty(qkv.shape),
 )
 
 
-class _AttentionQKV(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, kernels, qkv, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream):
-        o, lse = kernels.fwd(qkv, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream)
-        ctx.save_for_backward(qkv, o, lse, key_mask, cu_seqlens, rng)
-        ctx.kernels, ctx.site = kernels, (max_seqlen, causal, scale, dropout, stream)
-        ctx.set_materialize_grads(False)
-        return o
-
-    @staticmethod
-    @once_differentiable("attention_qkv")
-    def backward(ctx, do):
-        if do is None:
-            return (None,) * len(ctx.needs_input_grad)
-        *saved, rng = ctx.saved_tensors
-        max_seqlen, causal, scale, dropout, stream = ctx.site
-        dqkv = ctx.kernels.bwd(do, *saved, max_seqlen, causal, scale, dropout, rng, stream)
-        return None, dqkv, None, None, None, None, None, None, None, None
+_AttentionQKV = attention_function("attention_qkv")
 
 
 @public(_fwd, _bwd)
@@ -72,16 +64,16 @@ def attention_qkv(
         ``[B, L, H, D]`` or ``[T, H, D]``, dtype of qkv.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
     """
     check.tensor("attention_qkv", "qkv", qkv, check.FLOATS)
     if qkv.dim() < 4 or qkv.shape[-3] != 3:
-        raise ValueError(f"attention_qkv: qkv must have shape [*, 3, H, D], got {list(qkv.shape)}")
-    site = (key_mask, cu_seqlens, max_seqlen, scale, dropout, rng, stream)
-    max_seqlen = check_site("attention_qkv", qkv, 3, *site)
-    (qkv,) = reference.autocast(qkv)
+        raise ValueError(must("attention_qkv: qkv", "have shape [*, 3, H, D]", list(qkv.shape)))
+    options = (key_mask, cu_seqlens, max_seqlen, scale, dropout, rng, stream)
+    max_seqlen = check_options("attention_qkv", qkv, 3, *options)
+    (qkv,) = autocast(qkv)
     key_mask, cu_seqlens, rng = check.contiguous(key_mask, cu_seqlens, rng)
-    scale = reference.default_scale(qkv) if scale is None else scale
+    scale = default_scale(qkv) if scale is None else scale
     return _AttentionQKV.apply(
         kernels, qkv, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream
     )

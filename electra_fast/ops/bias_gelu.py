@@ -1,13 +1,14 @@
-"""Bias and GELU: the middle of the feed-forward network and of both heads."""
+"""Bias and GELU, in the middle of the feed-forward network and of both heads."""
 
 import torch
 from torch import Tensor
 
 from electra_fast import reference
+from electra_fast.dtypes import wide
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.ops._transforms import once_differentiable
-from electra_fast.reference import wide
 
 OP = "bias_gelu"
 
@@ -59,12 +60,12 @@ def bias_gelu(kernels: Kernels, x: Tensor, bias: Tensor) -> Tensor:
         shape and dtype of x.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
 
     Note:
-        Implementations differ where x + bias is infinite. Compiled from csrc/, gelu is 0 at -inf and inf at
-        inf, and its gradient is 0 and 1. Triton gives NaN at -inf and for both gradients, and the reference,
-        which is `F.gelu`, NaN at inf too.
+        Implementations differ if x + bias is infinite. Compiled from csrc/, gelu is 0 at -inf and inf at inf,
+        and its gradient is 0 and 1. Triton gives NaN at -inf and for both gradients. The reference, which is
+        `F.gelu`, gives NaN at inf too.
     """
     check.tensor(OP, "x", x, check.FLOATS)
     check.tensor(OP, "bias", bias, (torch.float32, x.dtype), x.shape[-1:], x)

@@ -1,17 +1,19 @@
-"""The product with a layer's weights: one operator each way, with gradients in the weights' own dtype.
+"""The product with a layer's weights: one operator per direction, gradients in the dtype of the weights.
 
-`F.linear` and its backward are a dozen of PyTorch's operators, most of which only turn or reshape; of a step
-of ELECTRA-small they were more than half. Under autocast a weight is cast in every forward and its gradient,
-rounded by then, in every backward; copies that are cast where the weights change save both.
+`F.linear` and its backward pass are a dozen of PyTorch's operators, most of which only transpose or reshape;
+they were more than half of all operators in a step of ELECTRA-small. Autocast casts a weight in every forward
+and its rounded gradient in every backward. Low-precision copies, cast once per update, save both.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from electra_fast import reference
+from electra_fast.dtypes import autocast
+from electra_fast.errors import must
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.ops._transforms import once_differentiable
 
 OP = "linear"
@@ -78,30 +80,31 @@ def linear(
     """Return x weight^T + bias.
 
     Args:
-        x: ``[..., K]``, any float dtype; cast to that of `low_weight` or, without one, to the autocast dtype
-            if enabled.
-        weight: ``[N, K]``, dtype of x, or any float dtype where there is a copy.
-        bias: ``[N]``, dtype of weight; None: nothing is added.
-        low_weight, low_bias: copies of weight and bias to compute with, in another dtype. The gradients are
-            those of weight and bias, and have their dtype.
+        x: ``[..., K]``, any float dtype; cast to the dtype of `low_weight`, or without it to the autocast
+            dtype if enabled.
+        weight: ``[N, K]``, dtype of x, or any float dtype if `low_weight` is given.
+        bias: ``[N]``, dtype of weight, or None.
+        low_weight, low_bias: copies of weight and bias in another dtype, used for the product. The gradients
+            go to weight and bias, in their dtype.
 
     Returns:
-        ``[..., N]``, dtype of the arithmetic.
+        ``[..., N]``, in the dtype of the product.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
     """
     check.tensor(OP, "x", x, check.FLOATS)
     check.tensor(OP, "weight", weight, check.FLOATS, (None, x.shape[-1]), x)
     check.optional(OP, "bias", bias, (weight.dtype,), weight.shape[:1], x)
     if low_weight is None:
-        x, weight, *bias = reference.autocast(x, weight, *([] if bias is None else [bias]))
+        x, weight, *bias = autocast(x, weight, *([] if bias is None else [bias]))
         bias = bias[0] if bias else None
         check.tensor(OP, "weight", weight, (x.dtype,))
     else:
         check.tensor(OP, "low_weight", low_weight, check.FLOATS, weight.shape, x)
         if (bias is None) != (low_bias is None):
-            raise ValueError(f"{OP}: low_bias must be given with bias and low_weight, or neither bias")
+            got = "only one of the two biases"
+            raise ValueError(must(f"{OP}: low_bias", "be given if and only if bias is", got))
         check.optional(OP, "low_bias", low_bias, (low_weight.dtype,), weight.shape[:1], x)
         x = x.to(low_weight.dtype)
     return _Linear.apply(kernels, x.contiguous(), weight, bias, low_weight, low_bias)

@@ -1,11 +1,13 @@
-"""Choose the masked positions of each sequence and write [MASK] there."""
+"""Choose the masked positions of each sequence and write [MASK] to them."""
 
 import torch
 from torch import Tensor
 
 from electra_fast import reference
+from electra_fast.errors import must
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.reference import MaskedTokens
 
 OP = "mask_tokens"
@@ -18,7 +20,7 @@ def _default(ids, candidates, rng, key_mask, cu_seqlens, max_seqlen, mask_id, ma
             candidates,
             rng,
             mask_id=mask_id,
-            mask_prob=mask_rate / 2**32,  # exact, and back
+            mask_prob=mask_rate / 2**32,  # exact, as a rate has at most 33 bits
             keep_prob=keep_rate / 2**32,
             key_mask=key_mask,
             cu_seqlens=cu_seqlens,
@@ -59,43 +61,41 @@ def mask_tokens(
     """Mask k of the candidates of each sequence, uniformly without replacement (Clark et al. 2020, 2).
 
     With n real tokens and c candidates in a sequence, ``k = min(c, max(1, round(n * mask_prob)))``, in
-    integers. A masked position becomes ``mask_id``; a share ``keep_prob`` of them keeps its id and is
-    predicted all the same.
+    integer arithmetic. A masked position becomes ``mask_id``; a share ``keep_prob`` of them keeps its id and
+    is predicted too.
 
     Args:
         ids: ``[B, L]`` padded or ``[T]`` packed, int32 or int64.
         candidates: bool, shape of ids; the tokens that may be masked: real and not special.
-        rng: int64 ``[2]`` = (seed, step) on the device of ids. The same rng gives the same masks on every
-            backend.
+        rng: int64 ``[2]`` = (seed, step) on the device of ids. Equal rng give equal masks on every backend.
         mask_id: the id of [MASK].
         mask_prob: share of the real tokens that is masked, in (0, 1].
         keep_prob: share of the masked positions that keeps its id, in [0, 1].
-        key_mask: bool ``[B, L]``, True = real; None: all are. A candidate outside it does not count.
-        cu_seqlens: int32 or int64 ``[B + 1]``, from 0 to T; the batch is packed.
+        key_mask: bool ``[B, L]``, True = real; None: all are. Candidates that are not real are ignored.
+        cu_seqlens: int32 or int64 ``[B + 1]``, from 0 to T, of a packed batch.
         max_seqlen: the longest sequence of a packed batch, or more.
 
     Returns:
-        MaskedTokens(ids, positions ``[M]``, targets ``[M]``, weights ``[M]``). M follows from the shapes
-        alone; a sequence's first k slots hold its masked positions by rising position, the others have weight
-        0.
+        MaskedTokens(ids, positions ``[M]``, targets ``[M]``, weights ``[M]``). M depends on shapes only. The
+        first k slots of a sequence have its masked positions in rising order, the others have weight 0.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name. The bounds in cu_seqlens are
-            read on the CPU alone; on CUDA wrong ones touch nothing outside the batch and make weights NaN.
+        TypeError, ValueError: an argument breaks these rules; the message names it. The values of cu_seqlens
+            are checked on the CPU only; on CUDA wrong ones make weights NaN and write nothing outside.
     """
     check.tensor(OP, "ids", ids, check.INTS)
     check.tensor(OP, "candidates", candidates, check.BOOL, ids.shape, ids)
     check.tensor(OP, "rng", rng, (torch.int64,), (2,), ids)
     limits = torch.iinfo(ids.dtype)
     if not isinstance(mask_id, int) or isinstance(mask_id, bool):
-        raise TypeError(f"mask_tokens: mask_id must be an int, got {mask_id!r}")
+        raise TypeError(must("mask_tokens: mask_id", "be an int", repr(mask_id)))
     if not limits.min <= mask_id <= limits.max:
-        dtype = str(ids.dtype).removeprefix("torch.")
-        raise ValueError(f"mask_tokens: mask_id must be a number of ids' dtype, {dtype}, got {mask_id}")
+        rule = f"be a number of ids' dtype, {str(ids.dtype).removeprefix('torch.')}"
+        raise ValueError(must("mask_tokens: mask_id", rule, mask_id))
     if not 0 < mask_prob <= 1:
-        raise ValueError(f"mask_tokens: mask_prob must be in (0, 1], got {mask_prob}")
+        raise ValueError(must("mask_tokens: mask_prob", "be in (0, 1]", mask_prob))
     if not 0 <= keep_prob <= 1:
-        raise ValueError(f"mask_tokens: keep_prob must be in [0, 1], got {keep_prob}")
+        raise ValueError(must("mask_tokens: keep_prob", "be in [0, 1]", keep_prob))
     if cu_seqlens is not None:
         check.packed(OP, ids, cu_seqlens, key_mask, max_seqlen)
     else:

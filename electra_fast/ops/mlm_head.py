@@ -1,4 +1,4 @@
-"""The generator's head: tied vocabulary projection, its loss, and one sample a masked slot."""
+"""The generator's head: the tied projection to the vocabulary, its loss, and one sample per masked slot."""
 
 import math
 
@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from electra_fast import reference
+from electra_fast.dtypes import autocast, wide, wide_dtype
+from electra_fast.errors import must
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.ops._transforms import once_differentiable
-from electra_fast.reference import MLMHead, wide
+from electra_fast.reference import MLMHead
 
 OP = "mlm_head"
 
@@ -22,7 +25,7 @@ def _default_fwd(x, table, bias, targets, weights, rng, temperature, disallow_co
 def _default_bwd(x, table, bias, targets, weights, rng, temperature, disallow_correct, want_dx, want_dtable):
     """With P = softmax(logits): dlogits = w / sum(w) * (P - onehot(target)).
 
-    A kernel takes exp(logits - lse) for P and needs no second sum; here nothing is saved by its rounding.
+    Kernels compute P as exp(logits - lse) to save a sum. Here the softmax is exact instead.
     """
     head = _default_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct)
     unused = weights == 0
@@ -40,8 +43,7 @@ def _default_bwd(x, table, bias, targets, weights, rng, temperature, disallow_co
 
 
 def _fake_fwd(x, table, bias, targets, weights, rng, temperature, disallow_correct):
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    loss, lse = x.new_empty((), dtype=wide), x.new_empty(x.shape[:1], dtype=wide)
+    loss, lse = (x.new_empty(shape, dtype=wide_dtype(x)) for shape in ((), x.shape[:1]))
     return loss, torch.empty_like(targets), x.new_empty((), dtype=torch.float32), lse
 
 
@@ -63,9 +65,9 @@ _fwd = operator(
     triton="mlm_head:mlm_head_fwd",
     triton_first=True,
 )
-# The gradient needs nothing but what the forward pass has at hand, so it is made in the same sweep: three
-# products where a backward pass that computes the logits again takes four. Float32 of a loss whose own
-# gradient is 1; in float16 it would underflow before the loss's scale is known.
+# In training this operator computes the loss and its gradient together: three products, where a backward pass
+# that computes the logits again needs four. The gradient is that of a loss with gradient 1, in float32; in
+# float16 it would underflow before the loss's scale is known.
 _bwd = operator(
     f"mlm_head_bwd({_ARGUMENTS}, bool want_dx, bool want_dtable) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -77,7 +79,7 @@ _bwd = operator(
 
 
 class _MLMHead(torch.autograd.Function):
-    """(*head, table): the table goes through, so that its gradient from elsewhere comes to `backward`."""
+    """Return (*head, table). The table is an output so that `backward` gets its gradient from other uses."""
 
     @staticmethod
     def forward(ctx, kernels, dtype, x, table, bias, *rest):
@@ -91,17 +93,16 @@ class _MLMHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable(OP)
     def backward(ctx, dloss, *rest):
-        *_, more = rest
+        *_, dtable = rest  # from the table's other uses
         if dloss is None:
-            return None, None, None, more, *[None] * 8
+            return None, None, None, dtable, *[None] * 8
 
-        def scaled(gradient, more):
-            return gradient * dloss if more is None else torch.addcmul(more, gradient, dloss)
+        def scaled(gradient, initial):
+            return gradient * dloss if initial is None else torch.addcmul(initial, gradient, dloss)
 
-        each = zip(
-            ctx.saved_tensors[:3], (None, more, None), ctx.dtypes, ctx.needs_input_grad[2:5], strict=True
-        )
-        gradients = (scaled(g, m).to(dtype) if needed else None for g, m, dtype, needed in each)
+        initial, needed = (None, dtable, None), ctx.needs_input_grad[2:5]
+        each = zip(ctx.saved_tensors[:3], initial, ctx.dtypes, needed, strict=True)
+        gradients = (scaled(g, first).to(dtype) if need else None for g, first, dtype, need in each)
         return None, None, *gradients, *[None] * 7
 
 
@@ -119,58 +120,56 @@ def mlm_head(
     disallow_correct: bool = False,
     return_table: bool = False,
 ) -> MLMHead:
-    """Return the masked-language-model loss and a draw a slot from the generator (Clark et al. 2020, eq. 1).
+    """Return the masked-language-model loss and one sample per slot (Clark et al. 2020, eq. 1).
 
-    ``logits = x table^T + bias``; ``loss = sum_m w_m (lse_m - logits[m, target_m]) / sum_m w_m``, 0 where the
-    weights sum to 0. The sample is the inverse CDF in vocabulary order of softmax(logits / temperature) at
-    one uniform a slot.
+    ``logits = x table^T + bias``; ``loss = sum_m w_m (lse_m - logits[m, target_m]) / sum_m w_m``, 0 if the
+    weights sum to 0. A sample is the inverse CDF of softmax(logits / temperature), in vocabulary order, at
+    one uniform number per slot.
 
     Args:
         x: ``[M, E]`` transformed hidden states of the masked slots, any float dtype.
-        table: ``[V, E]`` word embeddings, dtype of x; where autocast is enabled both are cast to its dtype.
+        table: ``[V, E]`` word embeddings, dtype of x; both are cast to the autocast dtype if enabled.
         bias: ``[V]`` float32 or the dtype of x.
         targets: ``[M]`` original ids, int32 or int64.
-        weights: ``[M]`` float32. A slot of weight 0 may hold anything; its sample and its lse are 0 and mean
-            nothing.
+        weights: ``[M]`` float32. A slot of weight 0 may contain anything; its sample and lse are 0.
         rng: int64 ``[2]`` = (seed, step).
-        temperature: above 0; of the sample only.
-        disallow_correct: never draw the target; of the sample only.
-        return_table: also return `table`, for its next user: the gradient that it gets there is added to in
-            the pass that scales this one's.
+        temperature: above 0; it applies to the samples only.
+        disallow_correct: never draw the target.
+        return_table: also return `table`, to pass to its next use. The gradient from there is added in the
+            pass that scales this op's own, which saves an addition of whole tables.
 
     Returns:
-        MLMHead(loss, samples ``[M]`` dtype of targets, correct, lse ``[M]``, table). Only the loss, and the
-        table where it was asked for, carry a gradient. `correct` is the weighted count of slots whose arg-max
-        (the lowest id in a tie) is the target.
+        MLMHead(loss, samples ``[M]`` dtype of targets, correct, lse ``[M]``, table). Only loss and table
+        carry a gradient. `correct` is the weighted count of slots whose arg-max (the lowest id in a tie) is
+        the target.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules. IndexError: a target outside [0, V), on the
-            CPU; on CUDA the loss becomes NaN.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
+        IndexError: a target is outside [0, V) (CPU only; on CUDA the loss becomes NaN).
     """
     check.tensor(OP, "x", x, check.FLOATS, (None, None))
     M, E = x.shape
     check.tensor(OP, "table", table, check.FLOATS, (None, E), x)
-    cast_x, cast_table = reference.autocast(x[:0], table[:0])
+    cast_x, cast_table = autocast(x[:0], table[:0])
     check.tensor(OP, "table", cast_table, (cast_x.dtype,))
     V = table.shape[0]
     if V < 1:
-        raise ValueError(f"mlm_head: table must have at least one row, got shape {list(table.shape)}")
+        raise ValueError(must("mlm_head: table", "have at least one row", f"shape {list(table.shape)}"))
     check.tensor(OP, "bias", bias, (*check.FLOAT32, cast_x.dtype), (V,), x)
     check.tensor(OP, "targets", targets, check.INTS, (M,), x)
     check.tensor(OP, "weights", weights, check.FLOAT32, (M,), x)
     check.rng(OP, rng, x)
     if not 0 < temperature < math.inf:
-        raise ValueError(f"mlm_head: temperature must be positive and finite, got {temperature}")
+        raise ValueError(must("mlm_head: temperature", "be positive and finite", temperature))
     if disallow_correct and V < 2:
-        raise ValueError(
-            "mlm_head: disallow_correct must be False where the vocabulary has one token, got True"
-        )
+        rule = "be False if the vocabulary has one token"
+        raise ValueError(must("mlm_head: disallow_correct", rule, True))
     x, table, *rest = check.contiguous(x, table, bias, targets, weights, rng)
     rest = [*rest, temperature, disallow_correct]
     wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, table, bias)]
     if any(wanted):
-        *head, through = _MLMHead.apply(kernels, cast_x.dtype, x, table, *rest, *wanted[:2])
-        table = through if wanted[1] else table
+        *head, output_table = _MLMHead.apply(kernels, cast_x.dtype, x, table, *rest, *wanted[:2])
+        table = output_table if wanted[1] else table
     else:
-        head = kernels.fwd(*reference.autocast(x, table), *rest)
+        head = kernels.fwd(*autocast(x, table), *rest)
     return MLMHead(*head, table if return_table else None)

@@ -1,11 +1,12 @@
-"""Write the generator's samples over the masked positions and say which tokens changed."""
+"""Write the generator's samples to the masked positions and mark the tokens that changed."""
 
 import torch
 from torch import Tensor
 
 from electra_fast import reference
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.reference import ReplacedTokens
 
 OP = "replace_tokens"
@@ -27,22 +28,20 @@ def replace_tokens(
 ) -> ReplacedTokens:
     """Return the discriminator's input and its labels (Clark et al. 2020, section 2).
 
-    A sample that equals the original token is no replacement.
+    A sample that equals the original token is not a replacement.
 
     Args:
         ids: the original ids, ``[B, L]`` or ``[T]``, int32 or int64.
-        positions: ``[M]`` distinct flat places in ids, dtype of ids, as `mask_tokens` returns them.
+        positions: ``[M]`` distinct flat indices into ids, dtype of ids, as `mask_tokens` returns them.
         samples: ``[M]`` dtype of ids, as `mlm_head` returns them.
         weights: ``[M]`` float32; a slot of weight 0 is not written.
 
     Returns:
-        ReplacedTokens(ids, replaced): ids with the samples in place; bool, True where they differ from the
-        original.
+        ReplacedTokens(ids, replaced): ids with the samples in place; a bool mask of the ids that changed.
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules. IndexError: a position outside ids, on the CPU;
-            on
-        CUDA such a slot is not written.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
+        IndexError: a position is outside ids (CPU only; on CUDA such a slot is not written).
     """
     check.tensor(OP, "ids", ids, check.INTS)
     M = positions.shape if isinstance(positions, Tensor) else ()

@@ -1,11 +1,13 @@
-"""Replaced-token-detection loss and its confusion counts."""
+"""The loss of replaced-token detection and its confusion counts."""
 
 import torch
 from torch import Tensor
 
 from electra_fast import reference
+from electra_fast.dtypes import wide, wide_dtype
 from electra_fast.ops import _check as check
-from electra_fast.ops._register import Kernels, operator, public
+from electra_fast.ops._operators import operator
+from electra_fast.ops._public import Kernels, public
 from electra_fast.ops._transforms import once_differentiable
 from electra_fast.reference import RTDLoss
 
@@ -16,14 +18,13 @@ def _default_bwd(dloss, counts, x, y, w):
     total = counts.sum()
     total = total.masked_fill(total == 0, 1)
     sign = 1 - 2 * y.to(dloss.dtype)
-    dx = dloss * sign * torch.sigmoid(sign * reference.wide(x))
+    dx = dloss * sign * torch.sigmoid(sign * wide(x))
     # The reciprocal of a sum of weights below 3e-39 would be infinite.
     return (dx / total if w is None else (dx * (w / total)).masked_fill(w == 0, 0)).to(x.dtype)
 
 
 def _fake_fwd(x, y, w):
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((), dtype=wide), x.new_empty(4, dtype=torch.float32)
+    return x.new_empty((), dtype=wide_dtype(x)), x.new_empty(4, dtype=torch.float32)
 
 
 _fwd = operator(
@@ -57,27 +58,26 @@ class _RTDLoss(torch.autograd.Function):
 
 @public(_fwd, _bwd)
 def rtd_loss(kernels: Kernels, logits: Tensor, replaced: Tensor, weights: Tensor | None = None) -> RTDLoss:
-    """Weighted mean sigmoid cross-entropy of logits against "was replaced" (Clark et al. 2020, L_Disc).
+    """Return the weighted mean sigmoid cross-entropy of "was replaced" (Clark et al. 2020, L_Disc).
 
-    ``loss = sum_t w_t softplus(s_t x_t) / sum_t w_t`` with s = -1 where replaced, else 1; 0 where the weights
+    ``loss = sum_t w_t softplus(s_t x_t) / sum_t w_t`` with s = -1 where replaced, else 1; 0 if the weights
     sum to 0.
 
     Args:
-        logits: ``[...]`` float32, float16 or bfloat16 (float64 without a GPU); one discriminator score a
+        logits: ``[...]`` float32, float16 or bfloat16 (float64 without a GPU); one discriminator logit per
             token.
         replaced: bool, same shape; True where the token is not the original one.
-        weights: float32, same shape; 0 on padding, whose logit may be anything. None counts every token once.
+        weights: float32, same shape; 0 on padding, whose logit may be anything. None: every weight is 1.
 
     Returns:
         RTDLoss(loss, counts): float32 scalar, the only field with a gradient; float32 ``[4]`` = weighted true
-        positives, false positives, false negatives, true negatives, where logit > 0 predicts "replaced".
+        positives, false positives, false negatives, true negatives; logit > 0 predicts "replaced".
 
     Raises:
-        TypeError, ValueError: an argument breaks these rules, with its name.
+        TypeError, ValueError: an argument breaks these rules; the message names it.
 
     Note:
-        Deterministic: the sums are taken in a fixed order. Finite wherever the true loss is, at infinite
-            logits too.
+        Deterministic: the sums have a fixed order. Finite wherever the true loss is, also at infinite logits.
     """
     check.tensor(OP, "logits", logits, check.FLOATS)
     check.tensor(OP, "replaced", replaced, check.BOOL, logits.shape, logits)

@@ -1,10 +1,12 @@
-"""Hold a kernel against the reference: example inputs, an error budget, statistics, and proof that they bite.
+"""Test kernels against the reference: example inputs, an error budget, statistics, planted faults.
 
-Anybody's function with the signature of an op is held against the reference in one line:
+Any function with the signature of an op can be tested:
 
     testing.check_op("rtd_loss", my_function)  # values and gradients, in every dtype
     testing.fuzz_op("rtd_loss", my_function, seconds=60)  # random shapes, layouts and extreme values
     testing.check_masker(my_mask_tokens)  # counts, uniformity, independence
+
+Without a GPU, call `testing.interpret()` before Triton is imported, to run Triton kernels on the CPU.
 """
 
 import os
@@ -12,15 +14,8 @@ import sys
 
 import torch
 
-if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
-    SET_HERE = ()
-else:  # Triton decides at import whether it interprets its kernels
-    SET_HERE = ("TRITON_INTERPRET",)
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from electra_fast import ops
-from electra_fast.ops import Ops, _register
-from electra_fast.testing.baseline import TORCH
+from electra_fast.ops import TORCH, Ops, _public
 from electra_fast.testing.budget import (
     Judgement,
     assert_within_budget,
@@ -37,18 +32,34 @@ from electra_fast.testing.memory import guarded_memory
 from electra_fast.testing.mutations import mutations
 
 OPS = Ops._fields
-HOST_RUN: set[str] = set()  # ops whose implementation `cuda` was compiled for a CPU, as tests/host does
+HOST_RUN: set[str] = set()  # ops whose implementation `cuda` was compiled for the CPU, by tests/host
+
+
+def interpret() -> None:
+    """Run Triton kernels in Triton's interpreter if there is no GPU. Call it before Triton is imported.
+
+    It sets the environment variable TRITON_INTERPRET, which Triton reads once, unless that is set already.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def interpreted() -> bool:
+    """Return whether Triton kernels run in the interpreter in this process."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    core = sys.modules.get("triton.language.standard")
+    return core is None or type(core.sum).__name__ == "InterpretedFunction"
 
 
 def implementations(op: str, device: str | None = None) -> dict:
     """Return every implementation of an op that can run here, by name, each with the op's public signature.
 
-    `reference` is plain PyTorch with the backward written out. `cpu` and `cuda` are compiled from csrc/, or,
-    on the CPU, another library's kernel. `triton` runs on a GPU, or in Triton's interpreter where there is
-    none; it is missing where Triton was imported before this module, which is too late to interpret.
+    `reference` is plain PyTorch with the backward pass written out, `cpu` and `cuda` are compiled from csrc/.
+    `triton` runs on a GPU or in Triton's interpreter (see `interpret`), and is absent otherwise.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = _register.implementations(op, getattr(ops, op))
+    found = _public.implementations(op, getattr(ops, op))
     runs = {
         "reference": True,
         "cpu": device == "cpu",
@@ -56,14 +67,6 @@ def implementations(op: str, device: str | None = None) -> dict:
         "triton": device == "cuda" or interpreted(),
     }
     return {name: function for name, function in found.items() if runs[name]}
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets its kernels in this process."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return False
-    core = sys.modules.get("triton.language.standard")
-    return core is None or type(core.sum).__name__ == "InterpretedFunction"
 
 
 __all__ = [
@@ -82,6 +85,7 @@ __all__ = [
     "fuzz_op",
     "guarded_memory",
     "implementations",
+    "interpret",
     "interpreted",
     "judge_example",
     "mutations",

@@ -1,17 +1,17 @@
-"""The error budget: a result is judged by what the same mathematics costs in plain PyTorch.
+"""The error budget: the error of a result is compared with that of the same mathematics in plain PyTorch.
 
-With `ref` the reference in float64 and `low` plain PyTorch in the implementation's own dtype,
+With `ref` the reference in float64 and `low` plain PyTorch in the dtype of the implementation,
 
     max |got - ref|      <= factor * (max |low - ref| + eps * max |ref|)
     ||got - ref|| / ||ref|| <= factor * max(||low - ref|| / ||ref||, eps / 4) + 4 eps(float32)
 
-with factor 2 for results and 3 for gradients. The second line catches what the first lets through: a bias too
-small for the maximum but present everywhere. The idea is flash-attention's. One rounding to the result's
-dtype costs eps / 4, also where plain PyTorch is exact or NaN.
+with factor 2 for results and 3 for gradients (flash-attention has the idea of the first line). The second
+line finds a bias that is too small for the maximum but present in all elements. It always allows eps / 4, the
+error of one rounding to the dtype of the result, even if plain PyTorch is exact or NaN.
 
-One element decides the first line, and plain PyTorch may be exact there by luck. Its largest error on inputs
-that are one rounding away therefore counts too, if the excess is at most `LUCK` or there are too few elements
-for the second line.
+The first line depends on one element, where plain PyTorch may be exact by chance. If the excess is at most
+`LUCK`, or there are too few elements for the second line, the largest error of plain PyTorch on inputs that
+are one rounding away counts too.
 """
 
 import functools
@@ -23,31 +23,35 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from electra_fast import reference
-from electra_fast.ops import Ops
-from electra_fast.philox import uniforms
-from electra_fast.testing.baseline import REPLAYED
+from electra_fast import baseline, philox, reference
+from electra_fast.ops import TORCH, Ops
 from electra_fast.testing.example import Example
 from electra_fast.testing.examples import examples
 from electra_fast.testing.layouts import LAYOUTS, copied, with_layout_of
 
-STATISTICAL = 32  # elements from which the L2 norm of a rounding error says something
-LUCK = 2  # times the first bound at most, plain PyTorch may just have been lucky
-NEIGHBOURS = 8  # inputs one rounding away, on which plain PyTorch is tried then
+# Plain PyTorch with the dropout masks of the kernels, so that results can be compared.
+_with_dropout = ("embed", "attention", "attention_qkv", "add_norm")
+REPLAYED = TORCH._replace(
+    **{op: functools.partial(getattr(baseline, op), drop=philox.drop) for op in _with_dropout}
+)
+
+STATISTICAL = 32  # elements from which the L2 norm of a rounding error is meaningful
+LUCK = 2  # up to this multiple of the first bound, plain PyTorch may have been exact by chance
+NEIGHBOURS = 8  # inputs one rounding away, on which plain PyTorch is run in that case
 
 
 def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Call `function` on an example; return its results and its gradients by name.
 
-    The upstream gradients differ from element to element, are the same for the same example, and are sums of
-    powers of two that every dtype holds: their rounding is no part of the error.
+    The upstream gradients differ between elements, are the same for the same example, and are exact in every
+    dtype, so that their rounding is not part of the error.
     """
     args = {n: copied(x).requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
     before = {n: x.detach().clone() for n, x in args.items() if isinstance(x, Tensor)}
     results = {name: y for name, y in _named(example, function(**args)).items() if y is not None}
     for name, x in before.items():
         if not torch.equal(args[name].nan_to_num(), x.nan_to_num()):
-            raise AssertionError(f"{example.op} ({example.name}): {name} must be left as it is, got changed")
+            raise AssertionError(f"{example.op} ({example.name}): {name} must not change, got another value")
     generator = torch.Generator().manual_seed(len(example.name))
     wanted = [y for y in results.values() if isinstance(y, Tensor) and y.requires_grad]
     gradients = {}
@@ -64,13 +68,13 @@ def run(function, example: Example) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _named(example: Example, result) -> dict[str, Any]:
-    """Return an op's results by name; a plain tuple or list of the right length has the reference's names.
+    """Return the results of an op by name; a plain tuple or list gets the names of the reference.
 
     Raises:
-        AssertionError: something else than the op's results was returned.
+        AssertionError: the function returned something else.
     """
     kind = get_type_hints(getattr(reference, example.op)).get("return", Tensor)
-    kinds = get_args(kind) or (kind,)  # of embed, with or without its table
+    kinds = get_args(kind) or (kind,)  # `embed` returns two kinds, with and without its table
     tuples = [kind for kind in kinds if kind is not Tensor]
     if isinstance(result, Tensor) and Tensor in kinds:
         return {"result": result}
@@ -81,7 +85,7 @@ def _named(example: Example, result) -> dict[str, Any]:
             if fields == kind._fields and required <= len(result) <= len(kind._fields):
                 results = kind(*result)._asdict()
                 for name, y in results.items():
-                    if not isinstance(y, Tensor | None):  # None is a result that is left out
+                    if not isinstance(y, Tensor | None):  # None: this result was not asked for
                         got = type(y).__name__
                         raise AssertionError(f"{example.op}: {name} must be a Tensor, got {got}")
                 return results
@@ -93,39 +97,39 @@ def _named(example: Example, result) -> dict[str, Any]:
 
 
 class Judgement(NamedTuple):
-    """One result or gradient of one example, held against the reference."""
+    """One result or gradient of one example, compared with the reference."""
 
     name: str
-    ratio: float  # of the error to what is allowed, the larger of the two lines above; right up to 1
-    why: str = ""  # what is wrong, empty if it is right
+    ratio: float  # error divided by budget, the larger quotient of the two lines above; right up to 1
+    why: str = ""  # the error in words, empty if the result is right
 
 
 def judge(
     name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0, plain_error: float = 0.0
 ) -> Judgement:
-    """Compare the distance of `got` from `ref` with `factor` times that of `low`; name the worst place.
+    """Compare the error of `got` with `factor` times that of `low`; name the worst element.
 
-    `plain_error` is the largest error of plain PyTorch if it is larger than that of `low`.
+    `plain_error` is the largest error of plain PyTorch, if it is larger than that of `low`.
     """
     if got.shape != ref.shape:
         why = f"{name}: shape {list(got.shape)}, the reference has {list(ref.shape)}"
         return Judgement(name, math.inf, why)
     eps, most = torch.finfo(got.dtype).eps, torch.finfo(got.dtype).max
     got, ref, low = (x.detach().double().cpu() for x in (got, ref, low))
-    # What the dtype cannot hold is infinite in it; next to the largest number, rounding decides.
+    # A number beyond the dtype's range becomes infinite; close to its end both roundings are right.
     beyond = ref.abs() > most * (1 + 16 * eps)
     near = ~beyond & (ref.abs() > most * (1 - 16 * eps))
     ref = torch.where(beyond | near & got.isinf(), ref.sign() * math.inf, ref)
-    strange = got.isfinite() != ref.isfinite()
-    if strange.any():
-        place, wanted = strange.nonzero()[0].tolist(), ref[strange][0]
-        return Judgement(name, math.inf, f"{name}: {got[strange][0]} at {place}, the reference has {wanted}")
+    differ = got.isfinite() != ref.isfinite()
+    if differ.any():
+        index, wanted = differ.nonzero()[0].tolist(), ref[differ][0]
+        return Judgement(name, math.inf, f"{name}: {got[differ][0]} at {index}, the reference has {wanted}")
     finite = ref.isfinite()
     if not torch.equal(got[~finite].nan_to_num(), ref[~finite].nan_to_num()):
         return Judgement(name, math.inf, f"{name}: another infinity than the reference's")
     if not finite.any():
         return Judgement(name, 0.0)
-    # Where plain PyTorch has NaN and the reference a number, as in the mean of nothing, no error is granted.
+    # `low` counts as exact if it is NaN and the reference a number, as for the mean of no element.
     low = torch.where(low.isfinite(), low, ref)
     got, ref, low = (torch.where(finite, x, 0) for x in (got, ref, low))
 
@@ -155,27 +159,27 @@ def assert_within_budget(name: str, got: Tensor, ref: Tensor, low: Tensor, facto
 
 
 def sample_bounds(x, table, bias, targets, rng, temperature=1.0, disallow_correct=False, weights=None):
-    """Return float64 (cdf [M, V], u [M], tol [M]); s is right where cdf[s-1] - tol <= u < cdf[s] + tol.
+    """Return float64 (cdf [M, V], u [M], tol [M]); sample s is right if cdf[s-1] - tol <= u < cdf[s] + tol.
 
-    `tol` is the error that float32 accumulation of the logits may make, a row.
+    `tol` is the largest error of float32 accumulation of the logits, per row.
     """
     x, table, bias = (t.detach().double().cpu() for t in (x, table, bias))
     logits = (x @ table.T + bias) / temperature
     if disallow_correct:
         logits = logits.scatter(1, targets.cpu().long().clamp(min=0)[:, None], -torch.inf)
     scale = (x.abs() @ table.abs().T + bias.abs()).amax(1) / temperature
-    return logits.softmax(-1).cumsum(-1), uniforms(rng.cpu(), len(x)), 2e-7 + 2.0**-22 * scale
+    return logits.softmax(-1).cumsum(-1), philox.uniforms(rng.cpu(), len(x)), 2e-7 + 2.0**-22 * scale
 
 
 def assert_samples(example: Example, samples: Tensor) -> None:
-    """Refuse samples of `mlm_head` outside the float64 CDF bracket of their uniform."""
+    """Assert that the samples of `mlm_head` are inside the bracket of the float64 CDF for their uniforms."""
     args = example.args
     used = args["weights"].cpu() != 0
     cdf, u, tol = sample_bounds(**{k: v for k, v in args.items() if k not in ("weights", "return_table")})
     cdf = torch.cat([torch.zeros(len(cdf), 1), cdf], 1).double()
     s = samples.cpu().long()
     assert ((s >= 0) & (s < cdf.shape[1] - 1)).all(), (
-        f"mlm_head: a sample outside the vocabulary: {s.tolist()}"
+        f"mlm_head: a sample outside of the vocabulary: {s.tolist()}"
     )
     assert (s[~used] == 0).all(), "mlm_head: a sample other than 0 in an unused slot"
     below, above = (cdf.gather(1, (s + i)[:, None])[:, 0] for i in (0, 1))
@@ -186,7 +190,7 @@ def assert_samples(example: Example, samples: Tensor) -> None:
 
 
 def _asserted(name: str, check: Callable[[], None]) -> Judgement:
-    """Return the judgement of a check that has no measure, only right and wrong."""
+    """Return the judgement of a check that gives no number, only right or wrong."""
     try:
         check()
     except AssertionError as error:
@@ -200,7 +204,7 @@ def _assert_equal(name: str, got: Tensor, wanted: Tensor) -> None:
 
 
 def _plain_errors(example: Example) -> dict[str, float]:
-    """Return by name the largest error of plain PyTorch on inputs that are one rounding away."""
+    """Return the largest error of plain PyTorch on inputs that are one rounding away, by name."""
     generator, errors = torch.Generator().manual_seed(0), {}
 
     def moved(x):
@@ -225,9 +229,9 @@ def _other_results(title: str, got: dict, wanted: dict) -> Judgement:
 
 
 def judge_example(function, example: Example) -> list[Judgement]:
-    """Hold `function` against the reference on one example: a judgement per result and gradient.
+    """Compare `function` with the reference on one example; return one judgement per result and gradient.
 
-    What `function` raises is passed on.
+    Errors that `function` raises are not caught.
     """
     got, got_gradients = run(function, example)
     title = f"{example.op} ({example.name})"
@@ -252,7 +256,7 @@ def judge_example(function, example: Example) -> list[Judgement]:
         first = judge(name, got, ref, low, factor)
         lucky = ref.numel() < STATISTICAL or first.ratio <= LUCK
         if not first.why or got.shape != ref.shape or not lucky or field == "lse":
-            return first  # of lse, unused slots may hold anything
+            return first  # unused slots of `lse` may contain anything
         return judge(name, got, ref, low, factor, plain_errors()[field])
 
     for field, y in got.items():
@@ -262,7 +266,7 @@ def judge_example(function, example: Example) -> list[Judgement]:
             found.append(Judgement(name, math.inf, why))
         elif field == "samples":
             found.append(_asserted(name, functools.partial(assert_samples, example, y)))
-        elif field == "lse":  # what an unused slot holds means nothing
+        elif field == "lse":  # unused slots have no meaning
             used = cpu.args["weights"] != 0
             found.append(judged(name, field, y.cpu()[used], ref["lse"][used], low["lse"][used]))
         else:
@@ -286,12 +290,12 @@ def judge_example(function, example: Example) -> list[Judgement]:
 def _wrong(function, example: Example) -> bool:
     try:
         return any(judgement.why for judgement in judge_example(function, example))
-    except Exception:  # raising is wrong too
+    except Exception:  # an error is wrong too
         return True
 
 
 def blame(function, example: Example) -> str:
-    """Say which argument's layout alone makes an example wrong that is right with contiguous tensors."""
+    """Name the arguments whose memory layout makes an example wrong that is right with contiguous tensors."""
     plain, layout = example.plain, example.layout
     if plain is None or _wrong(function, plain):
         return ""
@@ -301,13 +305,13 @@ def blame(function, example: Example) -> str:
 
 
 def check_example(function, example: Example) -> None:
-    """Raise AssertionError at the first result or gradient of an example that `judge_example` finds wrong."""
+    """Raise AssertionError for the first result or gradient that `judge_example` finds wrong."""
     for judgement in judge_example(function, example):
         assert not judgement.why, judgement.why
 
 
 def check_function(call: str, op: str, function) -> None:
-    """Refuse what is no op, and what is no function; `call` begins the error."""
+    """Check the name of an op and that a function is callable; `call` begins the error message."""
     if op not in Ops._fields:
         raise ValueError(f"{call}: op must be one of {', '.join(Ops._fields)}, got {op}")
     if not callable(function):
@@ -315,17 +319,18 @@ def check_function(call: str, op: str, function) -> None:
 
 
 def check_op(op: str, function, *, seed: int | None = None, device: str = "cpu", dtypes=None) -> None:
-    """Hold anybody's implementation of an op against the reference: `check_op("rtd_loss", my_function)`.
+    """Compare an implementation of an op with the reference: `check_op("rtd_loss", my_function)`.
 
     Args:
-        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature and is called by keyword.
-        seed: of the example inputs; None draws a fresh one, which a failure names.
-        device: where the function runs.
+        op: a name in `electra_fast.ops.Ops`.
+        function: has the signature of that op and is called with keywords.
+        seed: the seed of the example inputs; None draws a new one, which is part of the error message.
+        device: the device of the inputs.
         dtypes: the floating dtypes to try; None: float32, bfloat16 and float16.
 
     Raises:
-        AssertionError: a result is not the reference's (integers) or exceeds the error budget, with the worst
-            place.
+        AssertionError: an integer result differs from the reference, or an error exceeds the budget; the
+            message names the worst element.
     """
     check_function("check_op", op, function)
     seed = torch.seed() % 2**31 if seed is None else seed

@@ -1,7 +1,8 @@
-"""Random calls of every op, each made from one integer, its seed.
+"""Random calls of every op, each generated from one integer, its seed.
 
-Sizes lie around the edges of blocks, or are 0; tensors have any dtype, layout and offset; one case in four
-has extreme or infinite values, one in twelve an illegal one. Such cases ask for less: see `judge_case`.
+Sizes are near the edges of blocks, or 0; tensors have any dtype, layout and offset; one case in four has
+extreme or infinite values, one in twelve has illegal values. Such cases are judged less strictly: see
+`judge_case`.
 """
 
 import math
@@ -13,23 +14,22 @@ import torch
 from torch import Tensor
 
 from electra_fast import reference
-from electra_fast.testing.baseline import REPLAYED
-from electra_fast.testing.budget import check_function, judge, judge_example, run
+from electra_fast.testing.budget import REPLAYED, check_function, judge, judge_example, run
 from electra_fast.testing.example import DTYPES, NEVER_EXPANDED, Example
 from electra_fast.testing.layouts import LAYOUTS
 
 SMALL = (0.0, 1e-40, 65504.0)
 EXTREMES = (*SMALL, 1e20, 1e30, 3e38)
-# At most 1e30 is planted in these. Of sums of products some orders overflow at 3e38 and others do not, scores
-# in units of log 2 overflow earlier, and F.gelu may double its argument before it halves it.
+# In these arguments at most 1e30 is planted. At 3e38 a sum of products overflows in some orders only, scores
+# in units of log 2 overflow earlier, and F.gelu may double its argument.
 FACTORS = {"linear": ("x", "weight"), "mlm_head": ("x", "table"), "bias_gelu": ("x", "bias")}
 FACTORS |= {"attention": ("q", "k"), "attention_qkv": ("qkv",)}
 INFINITE = (torch.inf, torch.nan)
 ILLEGAL = (-1, 2**31 - 1, -(2**31), 2**31 + 5, 2**40, -(2**63))
-REFUSALS = (ValueError, TypeError, IndexError, NotImplementedError)  # that begin with the op's name
-MARGIN = 4  # times the budget is wrong: among thousands of cases plain PyTorch is lucky in some
-LENIENT = 16.0  # times plain PyTorch's error is granted where extreme values cancel
-CANCELLED = 64  # roundings of the largest input are granted to a gradient whose terms cancel altogether
+REFUSALS = (ValueError, TypeError, IndexError, NotImplementedError)  # if the message begins with the op
+MARGIN = 4  # multiple of the budget: in some of thousands of cases plain PyTorch is exact by chance
+LENIENT = 16.0  # multiple of plain PyTorch's error, where extreme values may cancel
+CANCELLED = 64  # allowed roundings of the largest input, for a gradient whose terms cancel completely
 
 
 class Case(NamedTuple):
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    finding: str = ""  # what is wrong, empty if nothing is
+    finding: str = ""  # the error, empty if the case is right
     refused: str = ""  # the message of a documented error
 
 
@@ -52,7 +52,7 @@ class Draw:
         self.dtype = self.random.choice(DTYPES)
 
     def size(self, most: int, small: int, least: int = 0) -> int:
-        """At most `most`, or `small` for a slow implementation; often a power of two or one beside it."""
+        """Return at most `most`, or `small` for a slow implementation; often 2^n or 2^n +- 1."""
         most = small if self.small else most
         edge = 2 ** self.random.randrange(most.bit_length()) + self.one_of(-1, 0, 1)
         size = self.one_of(edge, self.random.randint(least, most))
@@ -80,22 +80,22 @@ class Draw:
         return {"dropout": p, "rng": self.rng() if p else None, "stream": self.one_of(0, 2, 2**31 - 1)}
 
     def tokens(self, most: int, small: int) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Return the shape of the tokens and what describes the batch: padded, or packed."""
+        """Return the shape of the tokens and the arguments for a padded or packed batch."""
         B, L = self.size(5, 3), self.size(most, small)
         if self.one_of(True, False):
             return (B, L), {"key_mask": self.one_of(None, self.bools(B, L))}
         lengths = torch.randint(L + 1, (B,), generator=self.generator) * self.bools(B)
         bounds = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
         longest = int(lengths.max()) if B else 0
-        site = {"cu_seqlens": bounds.to(self.one_of(torch.int32, torch.int64))}
-        return (int(bounds[-1]),), site | {"max_seqlen": longest + self.one_of(0, 1, 100)}
+        layout = {"cu_seqlens": bounds.to(self.one_of(torch.int32, torch.int64))}
+        return (int(bounds[-1]),), layout | {"max_seqlen": longest + self.one_of(0, 1, 100)}
 
 
 def _mask_tokens(d):
-    shape, site = d.tokens(1100, 130)
+    shape, layout = d.tokens(1100, 130)
     args = {"ids": d.ids(30522, *shape), "candidates": d.bools(*shape), "rng": d.rng(), "mask_id": 103}
     args |= {"mask_prob": d.one_of(0.15, 1.0, 2.0**-32, d.random.uniform(1e-9, 1))}
-    return args | {"keep_prob": d.one_of(0.15, 0.0, 1.0)} | site, ()
+    return args | {"keep_prob": d.one_of(0.15, 0.0, 1.0)} | layout, ()
 
 
 def _replace_tokens(d):
@@ -107,17 +107,17 @@ def _replace_tokens(d):
 
 
 def _embed(d):
-    shape, site = d.tokens(300, 17)
+    shape, layout = d.tokens(300, 17)
     V, P, types = d.size(30522, 80, 1), d.size(600, 33, 1), d.one_of(1, 2, 3)
-    E = d.size(1100 if V < 1000 else 70, 130, 3)  # the gradient of a LayerNorm of two numbers is 0
+    E = d.size(1100 if V < 1000 else 70, 130, 3)  # the gradient of a LayerNorm over two numbers is 0
     ids = d.ids(V, *shape)
-    places = None if "key_mask" in site and shape[1] <= P and d.one_of(True, False) else d.ids(P, *shape)
-    args = {"ids": ids, "type_ids": d.one_of(None, d.ids(types, *shape)), "position_ids": places}
+    given = None if "key_mask" in layout and shape[1] <= P and d.one_of(True, False) else d.ids(P, *shape)
+    args = {"ids": ids, "type_ids": d.one_of(None, d.ids(types, *shape)), "position_ids": given}
     args |= {"word": d.floats(V, E), "position": d.floats(P, E), "type": d.floats(types, E)}
     norm = d.one_of(d.dtype, torch.float32)
     args |= {"norm_weight": d.floats(E, dtype=norm), "norm_bias": d.floats(E, dtype=norm)}
     args |= {"eps": d.one_of(1e-12, 1e-5), "padding_idx": d.one_of(None, 0, V - 1)}
-    args |= {"cu_seqlens": site.get("cu_seqlens"), "return_word": d.one_of(False, True)}
+    args |= {"cu_seqlens": layout.get("cu_seqlens"), "return_word": d.one_of(False, True)}
     return args | d.dropout(), ("word", "position", "type", "norm_weight", "norm_bias")
 
 
@@ -132,11 +132,11 @@ def _linear(d):
 
 
 def _attention(d, sides=3):
-    shape, site = d.tokens(300, 70)
+    shape, layout = d.tokens(300, 70)
     heads = (d.size(4, 2, 1), d.one_of(64, d.size(256, 128, 1)))
     args = {name: d.floats(*shape, *heads) for name in "qkv"[:sides]}
     args |= {"causal": d.one_of(False, True), "scale": d.one_of(None, 0.05, 1.0)}
-    return args | site | d.dropout(), tuple("qkv"[:sides])
+    return args | layout | d.dropout(), tuple("qkv"[:sides])
 
 
 def _attention_qkv(d):
@@ -148,7 +148,7 @@ def _attention_qkv(d):
 def _add_norm(d):
     shape, W = d.tokens(70, 20)[0], d.size(1100, 260, 3)
     x, norm = d.floats(*shape, W), d.one_of(d.dtype, torch.float32)
-    if d.dtype == torch.float32 and d.one_of(True, False):  # constant rows, whose mean must not round
+    if d.dtype == torch.float32 and d.one_of(True, False):  # constant rows, whose mean must be exact
         x[..., :] = x[..., :1] * d.one_of(1, 1000)
     args = {"x": x, "residual": d.one_of(None, d.floats(*shape, W))}
     args |= {"weight": d.floats(W, dtype=norm), "bias": d.floats(W, dtype=norm), "eps": d.one_of(1e-12, 1e-5)}
@@ -187,24 +187,24 @@ MAKERS = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
 
 
 def _plant(d: Draw, args: dict, names: list[str], values: tuple, factors: tuple = ()) -> None:
-    """Write some of `values` into a few places of one or two of the tensors `names`."""
+    """Write some of `values` to a few elements of one or two of the tensors `names`."""
     for name in d.random.sample(names, min(len(names), d.one_of(1, 2))):
         flat = args[name].flatten()
-        for place in (d.random.randrange(len(flat)) for _ in range(d.one_of(1, 2, 4) if len(flat) else 0)):
+        for i in (d.random.randrange(len(flat)) for _ in range(d.one_of(1, 2, 4) if len(flat) else 0)):
             value = d.random.choice(values)
             if values is EXTREMES:
                 largest = 65504.0 if name == "weights" else 1e30 if name in factors else value
                 value = min(value, largest)
             if flat.is_floating_point():
                 value = value if values is INFINITE else min(value, torch.finfo(flat.dtype).max)
-                flat[place] = value * d.one_of(1, -1)
+                flat[i] = value * d.one_of(1, -1)
             elif abs(value) <= torch.iinfo(flat.dtype).max:
-                flat[place] = value
+                flat[i] = value
         args[name] = flat.view(args[name].shape)
 
 
 def case(op: str, seed: int, small: bool = False) -> Case:
-    """Return the case of a seed; `small`: of a size for the Triton interpreter."""
+    """Return the case of a seed; with `small` its size suits the Triton interpreter."""
     d = Draw(seed, small)
     args, gradients = MAKERS[op](d)
     tensors = [name for name, x in args.items() if isinstance(x, Tensor) and x.dim()]
@@ -228,9 +228,9 @@ def case(op: str, seed: int, small: bool = False) -> Case:
 
 
 def _judge_roughly(function, example: Example, factor: float, extreme: bool) -> dict[str, str]:
-    """Say of each result what is wrong by more than roundings, empty if nothing is.
+    """Return for each result the error that exceeds roundings, empty if it is right.
 
-    Those of which plain PyTorch has NaN or infinity are left out; of extreme values, then all are.
+    Results for which plain PyTorch has NaN or infinity are omitted; for extreme values all are omitted then.
     """
     got, cpu = run(function, example), example.to(device="cpu")
     low = run(getattr(REPLAYED, example.op), cpu)
@@ -238,17 +238,17 @@ def _judge_roughly(function, example: Example, factor: float, extreme: bool) -> 
         return {}
     ref = run(getattr(reference, example.op), cpu.to(torch.float64))
     floats = [x.dtype for x in example.args.values() if isinstance(x, Tensor) and x.is_floating_point()]
-    # One rounding of the result, and of the largest number, which may have cancelled.
+    # Allow one rounding of the result, and one of the largest number, which may have cancelled.
     eps = max(torch.finfo(dtype).eps for dtype in floats)
     inputs = (x for x in cpu.args.values() if isinstance(x, Tensor) and x.is_floating_point() and x.numel())
     cancelled = eps if extreme else torch.finfo(torch.float32).eps
     most = cancelled * max((x.abs().nan_to_num(0, 0, 0).max().item() for x in inputs), default=0)
-    wholly = max(CANCELLED, eps / cancelled)  # a result that was rounded may be among the terms
+    wholly = max(CANCELLED, eps / cancelled)  # one of the terms may be a rounded result
     found = {}
     for kind, results, wanted, plain in zip((".", ": gradient of "), got, ref, low, strict=True):
         for name in (results.keys() & plain.keys()) - {"samples", "lse"}:
             if plain[name].isfinite().all():
-                title = f"{example.op} ({example.name}){kind}{name}"  # as judge_example has it
+                title = f"{example.op} ({example.name}){kind}{name}"  # the name that judge_example gives
                 nothing = not extreme and wanted[name].numel() and wanted[name].abs().max() <= most
                 rounded = plain[name].double() + eps * wanted[name] + (wholly if nothing else 1) * most
                 judgement = judge(title, results[name], wanted[name], rounded, factor)
@@ -257,18 +257,18 @@ def _judge_roughly(function, example: Example, factor: float, extreme: bool) -> 
 
 
 def _judge_run(function, example: Example) -> str:
-    """Say only whether a sample is an id."""
+    """Check only that the samples are ids of the vocabulary."""
     samples = run(function, example)[0].get("samples")
     V = len(example.args.get("table", ()))
     legal = not V or ((samples >= 0) & (samples < V)).all()
-    return "" if legal else f"a sample outside the vocabulary: {samples.tolist()}"
+    return "" if legal else f"a sample outside of the vocabulary: {samples.tolist()}"
 
 
 def judge_case(op: str, function, seed: int, *, small: bool = False, device: str = "cpu") -> Outcome:
-    """Run one case. An ordinary one is held to `MARGIN` times the error budget.
+    """Run one case and judge it. An ordinary case must be within `MARGIN` times the error budget.
 
-    One of extreme values is held, leniently, to what plain PyTorch computes without NaN and infinity. One of
-    infinite or illegal values may give any numbers, but legal samples, and no error from deep inside.
+    With extreme values the result must be near that of plain PyTorch, if that is finite. With infinite or
+    illegal values any numbers are right, but samples must be legal, and errors must be documented ones.
     """
     example, kind = case(op, seed, small)
     example = example.to(device=device)
@@ -279,30 +279,31 @@ def judge_case(op: str, function, seed: int, *, small: bool = False, device: str
             found = _judge_roughly(function, example, LENIENT, extreme=True)
             return Outcome(next(filter(None, found.values()), ""))
         wrong = [j for j in judge_example(function, example) if j.why and j.ratio > MARGIN]
-        # Where terms cancel, plain PyTorch may be exact by luck. A wrong sample or a NaN has no finite ratio.
+        # If terms cancel, plain PyTorch may be exact by chance. A wrong sample or NaN has an infinite ratio.
         if any(math.isfinite(j.ratio) for j in wrong):
             found = _judge_roughly(function, example, factor=3.0, extreme=False)
             wrong = [j for j in wrong if not math.isfinite(j.ratio) or found.get(j.name, j.why)]
         return Outcome(wrong[0].why if wrong else "")
     except REFUSALS as error:
-        if str(error).startswith(op.removesuffix("_qkv")):  # the same kernel
+        if str(error).startswith(op.removesuffix("_qkv")):  # attention_qkv runs the kernel of attention
             return Outcome(refused=str(error))
         return Outcome(f"{type(error).__name__}: {error}")
-    except Exception as error:  # whatever it is, it comes from deep inside
+    except Exception as error:  # not a documented error
         return Outcome(f"{type(error).__name__}: {error}")
 
 
 def fuzz_op(op: str, function, *, seconds: float = 60, seed: int | None = None, device: str = "cpu") -> int:
-    """Hold anybody's implementation of an op against random cases; return the number of cases.
+    """Run an implementation of an op on random cases; return the number of cases.
 
     Args:
-        op: a name of `electra_fast.ops.Ops`; `function` has that op's signature and is called by keyword.
-        seconds: how long to go on; at least one case is run.
-        seed: of the first case; each next one is one more. None draws a fresh one.
-        device: where the function runs.
+        op: a name in `electra_fast.ops.Ops`.
+        function: has the signature of that op and is called with keywords.
+        seconds: the duration; at least one case is run.
+        seed: the seed of the first case, incremented for each case; None draws a new one.
+        device: the device of the inputs.
 
     Raises:
-        AssertionError: a case is wrong or raises an error that is not documented; its seed is named.
+        AssertionError: a case is wrong or raises an error that is not documented; the message has its seed.
     """
     check_function("fuzz_op", op, function)
     seed = torch.seed() % 2**31 if seed is None else seed

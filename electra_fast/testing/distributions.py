@@ -1,8 +1,8 @@
-"""Statistics of the random ops, for anybody's masker, sampler or dropout.
+"""Statistical checks of the random ops: of a masker, a sampler or dropout.
 
-Each check draws from fixed seeds, so it gives the same answer every time; the thresholds were set once:
-chi-square p above 1e-4 divided by the number of tests, and below 1 - 1e-6, since too good is a bug as well; z
-within 4.
+The seeds are fixed, so each check always gives the same answer. So are the thresholds: the p-value of a
+chi-square test must be above 1e-4 divided by the number of tests, and below 1 - 1e-6, because a fit that is
+too good is also an error; z must be within 4.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from electra_fast.testing.budget import sample_bounds
 
-TESTS = 32  # chi-square tests in this file and its callers, of which none may fail by chance
+TESTS = 32  # number of chi-square tests in this file and its callers; none should fail by chance
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> float:
-    """Return the p-value of Pearson's test; cells that expect fewer than 5 are merged."""
+    """Return the p-value of Pearson's test; cells with an expectation below 5 are merged."""
     counts, expected = counts.double().flatten(), expected.double().flatten()
     order = expected.argsort(descending=True)
     counts, expected = counts[order], expected[order]
@@ -26,13 +26,13 @@ def chi_square(counts: Tensor, expected: Tensor) -> float:
         counts, expected = (torch.cat(pair) for pair in rest)
         if expected[-1] < 5 and large:
             counts, expected = (torch.cat([x[:-2], x[-2:].sum()[None]]) for x in (counts, expected))
-    assert len(expected) > 1, "chi_square: too few draws for two cells that expect 5"
+    assert len(expected) > 1, "chi_square: too few draws for two cells with an expectation of 5"
     statistic = ((counts - expected) ** 2 / expected).sum()
     return torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), statistic / 2).item()
 
 
 def assert_plausible(what: str, p: float) -> None:
-    assert p > 1e-4 / TESTS, f"{what}: p = {p:.2g}, not the promised distribution"
+    assert p > 1e-4 / TESTS, f"{what}: p = {p:.2g}, not the specified distribution"
     assert p < 1 - 1e-6, f"{what}: p = {p}, too good to be random"
 
 
@@ -44,10 +44,10 @@ def assert_z(what: str, observed: float, mean: float, variance: float) -> None:
 def check_masker(
     mask_tokens: Callable, *, device: str = "cpu", B: int = 64, L: int = 64, steps: int = 40
 ) -> None:
-    """Hold a masker with the signature of `ops.mask_tokens` against its promise.
+    """Check a masker with the signature of `ops.mask_tokens`.
 
-    Counts are exact, positions uniform over the candidates and independent of their neighbours and of the
-    step before, the share that keeps its id is `keep_prob`, and nothing but a candidate is touched.
+    Counts must be exact, positions uniform over the candidates and independent of neighbours and of the
+    previous step, the share that keeps its id must be `keep_prob`, and only candidates may change.
     """
     MASK, keep_prob = 103, 0.15
     ids = torch.randint(1000, 2000, (B, L), generator=torch.Generator().manual_seed(0)).to(device)
@@ -59,18 +59,18 @@ def check_masker(
         out = mask_tokens(ids, candidates, rng, mask_id=MASK, mask_prob=0.15, keep_prob=keep_prob)
         used = out.weights.bool()
         assert torch.equal(used.view(B, -1).sum(1).cpu(), torch.full((B,), round(0.15 * L))), (
-            "masker: a wrong count in a row"
+            "masker: wrong number of masked positions in a row"
         )
         chosen = torch.zeros(B * L, dtype=torch.bool, device=device)
         chosen[out.positions[used].long()] = True
-        assert int(chosen.sum()) == int(used.sum()), "masker: a position twice"
-        assert not (chosen.view(B, L) & ~candidates).any(), "masker: a position that is no candidate"
+        assert int(chosen.sum()) == int(used.sum()), "masker: a position occurs twice"
+        assert not (chosen.view(B, L) & ~candidates).any(), "masker: a position is not a candidate"
         assert torch.equal(out.targets[used], ids.flatten()[out.positions[used].long()]), (
-            "masker: a wrong target"
+            "masker: wrong target"
         )
         changed = out.ids != ids
-        assert not (changed.flatten() & ~chosen).any(), "masker: a token changed that was not chosen"
-        assert (out.ids[changed] == MASK).all(), "masker: a changed token that is not [MASK]"
+        assert not (changed.flatten() & ~chosen).any(), "masker: an unmasked token changed"
+        assert (out.ids[changed] == MASK).all(), "masker: a changed token is not [MASK]"
         masked, kept = masked + int(used.sum()), kept + int(used.sum()) - int(changed.sum())
         taken.append(chosen.view(B, L)[:, 1:].cpu())
     taken = torch.stack(taken).double()  # [steps, B, L - 1]
@@ -80,23 +80,23 @@ def check_masker(
     assert len(taken.flatten(1).unique(dim=0)) == steps, "masker: two steps drew the same masks"
     assert len(taken.flatten(0, 1).unique(dim=0)) > 0.99 * steps * B, "masker: rows repeat each other"
 
-    # Without replacement a column's count has variance n q (1 - q), and columns sum to a constant: a factor
-    # (L - 2) / (L - 1) turns Pearson's statistic over the L - 1 candidates into a chi-square.
+    # Without replacement the count of a column has variance n q (1 - q), and the columns sum to a constant.
+    # The factor (L - 2) / (L - 1) makes Pearson's statistic over the L - 1 candidates a chi-square.
     q, n = taken.mean(), steps * B
     statistic = ((taken.sum((0, 1)) - n * q) ** 2 / (n * q * (1 - q))).sum() * (L - 2) / (L - 1)
     p = torch.special.gammaincc(torch.tensor((L - 2) / 2).double(), statistic / 2).item()
-    assert_plausible("masker: places in a row", p)
+    assert_plausible("masker: positions in a row", p)
     both = {
         "neighbours": taken[..., 1:] * taken[..., :-1],
         "steps": taken[1:] * taken[:-1],
         "rows": taken[:, 1:] * taken[:, :-1],
     }
     k = round(0.15 * L)
-    within = k * (k - 1) / ((L - 1) * (L - 2))  # two places of one row
+    within = k * (k - 1) / ((L - 1) * (L - 2))  # two positions of one row
     for name, x in both.items():
         mean = within if name == "neighbours" else q.item() ** 2
         assert_z(
-            f"masker: chosen together, {name}",
+            f"masker: masked together, {name}",
             x.sum().item(),
             mean * x.numel(),
             mean * (1 - mean) * x.numel(),
@@ -106,11 +106,11 @@ def check_masker(
 def check_sampler(
     mlm_head: Callable, *, device: str = "cpu", M: int = 4096, steps: int = 8, V: int = 257
 ) -> None:
-    """Hold the draw of a head with the signature of `ops.mlm_head` against the softmax of its logits.
+    """Compare the samples of a head with the signature of `ops.mlm_head` with the softmax of its logits.
 
-    Flat and peaked rows by chi-square, a token of probability 0 never, the tail behind one token at logit
-    gaps 8 and 12 by its z, and, since the uniforms are specified, every sample in the float64 bracket of its
-    own.
+    Flat and peaked rows are tested by chi-square, the tail behind one token at logit gaps 8 and 12 by z. A
+    token of probability 0 must not occur. As the uniforms are specified, every sample must be inside the
+    float64 bracket of its uniform.
     """
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(V, 16, generator=generator)
@@ -134,14 +134,14 @@ def check_sampler(
             below = torch.where(samples > 0, cdf.gather(1, (samples - 1).clamp(min=0)[:, None])[:, 0], 0.0)
             above = cdf.gather(1, samples[:, None])[:, 0]
             assert ((below - tol <= u) & (u < above + tol)).all(), (
-                f"sampler, {name}: a draw outside its bracket"
+                f"sampler, {name}: a sample outside of its bracket"
             )
         p = cdf[0].diff(prepend=cdf.new_zeros(1))
         assert counts[7] == 0, f"sampler, {name}: a token of probability 0 was drawn"
         if "disallow_correct" in options:
             assert counts[3] == 0, f"sampler, {name}: the target was drawn"
         assert_plausible(f"sampler, {name}", chi_square(counts[p > 0], (p * M * steps)[p > 0]))
-    M = 4 * M  # so that some 200 draws fall behind the larger gap
+    M = 4 * M  # for about 200 draws behind the larger gap
     for gap in (8.0, 12.0):
         bias = torch.zeros(V)
         bias[V // 2] = gap
@@ -161,10 +161,10 @@ def check_sampler(
 def check_dropout(
     dropout: Callable, p: float = 0.1, *, device: str = "cpu", rows: int = 512, columns: int = 96
 ) -> None:
-    """Hold `dropout(x, p, rng, stream) -> like x` against its promise, for x = ones ``[rows, columns]``.
+    """Check `dropout(x, p, rng, stream) -> like x` for x = ones ``[rows, columns]``.
 
-    Kept elements are scaled by 1/(1-p); the kept share, each column and each row follow the binomial;
-    neighbours, steps and streams are independent.
+    Kept elements must be scaled by 1/(1-p); the counts in total, per column and per row must be binomial;
+    neighbours, steps and streams must be independent.
     """
     x = torch.ones(rows, columns, device=device)
     kept = {}
@@ -172,7 +172,7 @@ def check_dropout(
         y = dropout(x, p, torch.tensor(key[:2], device=device), key[2]).cpu()
         kept[key] = (y != 0).double()
         assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - p), dtype=y.dtype)), (
-            "dropout: kept elements have another scale"
+            "dropout: kept elements have a wrong scale"
         )
     first, *others = kept.values()
     q = 1 - round(p * 65536) / 65536
@@ -187,8 +187,7 @@ def check_dropout(
     pairs += [("neighbouring rows", first[1:] * first[:-1])]
     for name, both in pairs:
         m = both.numel()
-        # Products of overlapping pairs are correlated: variance q^2 (1-q^2) + 2 q^3 (1-q), bounded for all
-        # cases.
+        # Products of overlapping pairs are correlated; q^2 (1-q^2) + 2 q^3 (1-q) bounds the variance.
         assert_z(
             f"dropout: {name}", both.sum().item(), m * q * q, m * (q * q * (1 - q * q) + 2 * q**3 * (1 - q))
         )

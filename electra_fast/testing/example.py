@@ -1,4 +1,4 @@
-"""One call of an op with its inputs, and what is made of it: other memory layouts, no token."""
+"""One call of an op with its inputs, and its variants: other memory layouts, empty batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -10,27 +10,27 @@ from torch import Tensor
 from electra_fast.testing.layouts import LAYOUTS, copied
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-RNG = (-7, 3)  # a negative seed: its high half is all ones
-# The elements of the first two differ; equal rows of the last have equal logits, and rounding decides a tie.
+RNG = (-7, 3)  # a negative seed, whose high half is all ones
+# The elements of the first two must differ. Equal rows of the table give ties, which rounding decides.
 NEVER_EXPANDED = ("cu_seqlens", "positions", "table")
-# Axes of an op's first argument behind those of its tokens.
+# The number of axes of an op's first argument after those of its tokens.
 CHANNEL_AXES = {"linear": 1, "add_norm": 1, "bias_gelu": 1, "mlm_head": 1, "attention": 2, "attention_qkv": 3}
 
 
 @dataclass(frozen=True)
 class Example:
-    """Arguments of one call by name, and which of them want a gradient."""
+    """The arguments of one call by name, and which of them need a gradient."""
 
     op: str
     name: str
     args: dict[str, Any]
     gradients: tuple[str, ...] = ()
-    exact: bool = field(default=False, kw_only=True)  # every result is decided by integers
-    layout: str = field(default="", kw_only=True)  # of the upstream gradients, a name of LAYOUTS
-    plain: "Example | None" = field(default=None, kw_only=True)  # the contiguous example that was laid out
+    exact: bool = field(default=False, kw_only=True)  # every result is determined by integers
+    layout: str = field(default="", kw_only=True)  # of the upstream gradients, a key of LAYOUTS
+    plain: "Example | None" = field(default=None, kw_only=True)  # the contiguous example of this variant
 
     def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Example":
-        """Return the example with its floating tensors in `dtype`, on `device`; layouts stay as they are."""
+        """Return the example with its floating tensors in `dtype`, on `device`, in the same memory layout."""
 
         def moved(x):
             if not isinstance(x, Tensor):
@@ -46,7 +46,7 @@ class Example:
         return {n: x for n, x in self.args.items() if isinstance(x, Tensor) and n not in unused}
 
     def laid_out(self, layout: str, *names: str) -> "Example":
-        """Lay out the arguments `names` as one of LAYOUTS; without names: all, upstream gradients too."""
+        """Return the example with some arguments in another layout, by default all and the gradients."""
         legal = [n for n, x in self.tensors().items() if not (layout == "expanded" and n in NEVER_EXPANDED)]
         args = {name: LAYOUTS[layout](self.args[name]) for name in legal if not names or name in names}
         who = " and ".join(names) or "every argument"
@@ -56,7 +56,7 @@ class Example:
 
 
 def _smallest(found: list[Example]) -> list[Example]:
-    """Return small examples, in float32 if possible, that together have every argument of the op."""
+    """Return small examples, float32 if possible, that together have every argument of the op."""
 
     def order(example):
         tensors = example.tensors()
@@ -73,7 +73,7 @@ def _smallest(found: list[Example]) -> list[Example]:
 
 
 def _without_tokens(example: Example) -> Iterator[Example]:
-    """Yield the example with L = 0 and with B = 0; of one axis of tokens or slots, with none of them."""
+    """Yield the example with L = 0 and with B = 0, or without tokens or slots if these are one axis."""
     first = next(iter(example.args.values()))
     axes = first.dim() - CHANNEL_AXES.get(example.op, 0)
     cuts = {"no token": (slice(0),)}
@@ -93,7 +93,7 @@ def _without_tokens(example: Example) -> Iterator[Example]:
 
 
 def variants(found: list[Example]) -> Iterator[Example]:
-    """Yield of an op's examples those without tokens, and those in other memory layouts."""
+    """Yield variants of an op's examples: without tokens, and in other memory layouts."""
     chosen = _smallest(found)
     for example in chosen:
         yield from _without_tokens(example)

@@ -1,8 +1,8 @@
-"""Example inputs of every op: the regimes that break kernels, at sizes that the Triton interpreter can run.
+"""Example inputs of every op: the cases that break kernels, at sizes for the Triton interpreter.
 
-Fresh numbers from a seed, zero-mean at ELECTRA's own scale, with planted outliers, ties, peaked rows, a
-padded row, unused slots that hold NaN, and odd sizes. `extremes.py` adds constant rows and extreme values,
-`variants` batches without a token and other memory layouts.
+Random numbers from a seed, with mean 0 and ELECTRA's scale, and with planted outliers, ties, peaked rows, a
+row of padding, NaN in unused slots, and odd sizes. `extremes.py` adds constant rows and extreme values,
+`variants` adds empty batches and other memory layouts.
 """
 
 import torch
@@ -20,7 +20,7 @@ def _normal(generator, *shape, scale=1.0, dtype=torch.float32):
 
 
 def _ids(generator, shape, V, dtype=torch.int64):
-    """Zipf-like ids, the special ones included."""
+    """Return Zipf-like ids, with special ones."""
     return (V * torch.rand(shape, generator=generator) ** 3).long().clamp(max=V - 1).to(dtype)
 
 
@@ -29,7 +29,7 @@ def _rng(device="cpu"):
 
 
 def _lengths(B, L):
-    """A full row, a short one, one token, padding alone."""
+    """Return the lengths of a full row, a short row, one token, and only padding."""
     return torch.tensor([L, L // 2, 1, 0])[torch.arange(B) % 4]
 
 
@@ -108,31 +108,37 @@ def _rtd_loss(g):
     yield Example("rtd_loss", "weights all 0", nothing, ("logits",))
 
 
+def _embed_arguments(g, E, dropout, dtype):
+    """Return (tables and options, ids)."""
+    tables = [_normal(g, n, E, scale=0.02, dtype=dtype) for n in (40, 16, 2)]
+    norm = [1 + _normal(g, E, scale=0.1), _normal(g, E, scale=0.1)]
+    args = dict(zip(("word", "position", "type", "norm_weight", "norm_bias"), tables + norm, strict=True))
+    return args | {"eps": 1e-12, "dropout": dropout, "rng": _rng(), "stream": 2}, _ids(g, (3, 16), 40)
+
+
 def _embed(g):
     names = ("word", "position", "type", "norm_weight", "norm_bias")
+    none = {"type_ids": None, "position_ids": None}
+    cu_seqlens = torch.tensor([0, 0, 16, 17, 33, 48], dtype=torch.int32)
     for dtype in DTYPES:
         for E, dropout in ((24, 0.0), (100, 0.1)):
-            tables = [_normal(g, n, E, scale=0.02, dtype=dtype) for n in (40, 16, 2)]
-            norm = [1 + _normal(g, E, scale=0.1), _normal(g, E, scale=0.1)]
-            args = dict(zip(names, tables + norm, strict=True))
-            args |= {"eps": 1e-12, "dropout": dropout, "rng": _rng(), "stream": 2}
-            ids = _ids(g, (3, 16), 40)
-            padded = {"ids": ids, "type_ids": None, "position_ids": None}
-            yield Example("embed", f"padded E={E} {dtype}", {**padded, **args}, names)
+            args, ids = _embed_arguments(g, E, dropout, dtype)
+            yield Example("embed", f"padded E={E} {dtype}", {"ids": ids, **none, **args}, names)
             given = {"ids": ids.int(), "type_ids": ids.int() % 2, "position_ids": ids.flip(1) % 16}
             given["padding_idx"] = 0
             yield Example("embed", f"all ids given E={E} {dtype}", {**given, **args}, names)
-            packed = {"ids": ids.flatten(), "type_ids": None, "position_ids": None}
-            packed["cu_seqlens"] = torch.tensor([0, 0, 16, 17, 33, 48], dtype=torch.int32)
+            packed = {"ids": ids.flatten(), **none, "cu_seqlens": cu_seqlens}
             yield Example("embed", f"packed E={E} {dtype}", {**packed, **args}, names)
-        # As in training: every third token is one, and the table's next user gives it a gradient too.
+        # As in training: every third token has the same id, and the table has a gradient from its next use.
+        args, _ = _embed_arguments(g, 100, 0.1, dtype)
         ids = torch.where(torch.rand(25, 16, generator=g) < 0.3, 3, _ids(g, (25, 16), 40))
-        padded |= {"ids": ids, "type_ids": ids.int() % 2, "padding_idx": 3}
-        yield Example("embed", f"a frequent id {dtype}", {**padded, **args, "return_word": True}, names)
+        frequent = {"ids": ids, "type_ids": ids.int() % 2, "position_ids": None, "padding_idx": 3}
+        args |= {"return_word": True}
+        yield Example("embed", f"a frequent id {dtype}", {**frequent, **args}, names)
 
 
-def _attention_sites(g):
-    """(name, shape of the tokens, keyword arguments)"""
+def _attention_options(g):
+    """Yield (name, shape of the tokens, keyword arguments)."""
     holes = torch.rand(4, 21, generator=g) > 0.3
     holes[2] = False  # a query without a visible key
     yield "no mask", (3, 17), {}
@@ -146,7 +152,7 @@ def _attention_sites(g):
         (40,),
         {"cu_seqlens": cu, "max_seqlen": 32, "dropout": 0.3, "rng": _rng(), "stream": 6},
     )
-    # More keys than a kernel's tile holds.
+    # More keys than one tile of a kernel.
     holes = torch.rand(1, 150, generator=g) > 0.3
     yield "long, dropout", (1, 150), {"key_mask": holes, "dropout": 0.1, "rng": _rng(), "stream": 7}
     cu = torch.tensor([0, 3, 143], dtype=torch.int32)
@@ -154,21 +160,19 @@ def _attention_sites(g):
 
 
 def _attention(g):
-    sites = list(_attention_sites(g))
+    every = list(_attention_options(g))
     for dtype in DTYPES:
-        for D, some in ((64, sites), (36, sites[:-2]), (16, sites[:1]), (128, sites[-2:])):
-            for name, tokens, site in some:
-                q, k, v = (_normal(g, *tokens, 2, D, dtype=dtype) for _ in range(3))
-                yield Example(
-                    "attention", f"{name} D={D} {dtype}", {"q": q, "k": k, "v": v, **site}, ("q", "k", "v")
-                )
+        for D, some in ((64, every), (36, every[:-2]), (16, every[:1]), (128, every[-2:])):
+            for name, tokens, options in some:
+                args = {side: _normal(g, *tokens, 2, D, dtype=dtype) for side in "qkv"}
+                yield Example("attention", f"{name} D={D} {dtype}", args | options, ("q", "k", "v"))
 
 
 def _attention_qkv(g):
     for dtype in DTYPES:
-        for name, tokens, site in _attention_sites(g):
+        for name, tokens, options in _attention_options(g):
             qkv = _normal(g, *tokens, 3, 2, 64, dtype=dtype)
-            yield Example("attention_qkv", f"{name} {dtype}", {"qkv": qkv, **site}, ("qkv",))
+            yield Example("attention_qkv", f"{name} {dtype}", {"qkv": qkv, **options}, ("qkv",))
 
 
 def _add_norm(g):
@@ -210,36 +214,32 @@ def _bias_gelu(g):
         yield Example("bias_gelu", f"transposed {dtype}", args, ("x", "bias"))
 
 
+def _mlm_head_arguments(g, M, V, E, dtype, bias_dtype=torch.float32):
+    table, bias = _normal(g, V, E, scale=0.3, dtype=dtype), _normal(g, V, dtype=bias_dtype)
+    x, targets = _normal(g, M, E, dtype=dtype), _ids(g, (M,), V)
+    x[2] = 2 * table[targets[2]]  # a peaked row
+    weights = torch.ones(M)
+    weights[1] = 0.5
+    weights[::5] = 0
+    x[0], targets[0] = torch.nan, -100  # an unused slot may contain anything
+    return {"x": x, "table": table, "bias": bias, "targets": targets, "weights": weights, "rng": _rng()}
+
+
 def _mlm_head(g):
     names = ("x", "table", "bias")
     for dtype in DTYPES:
-        for M, V, E, options in (
-            (37, 257, 24, {}),
-            (9, 50, 64, {"temperature": 0.7, "disallow_correct": True}),
-            (18, 290, 144, {}),
-        ):
-            table, bias = _normal(g, V, E, scale=0.3, dtype=dtype), _normal(g, V)
-            bias = bias.to(dtype) if options else bias
-            x, targets = _normal(g, M, E, dtype=dtype), _ids(g, (M,), V)
-            x[2] = 2 * table[targets[2]]  # a peaked row
-            weights = torch.ones(M)
-            weights[::5] = 0
-            x[0], targets[0] = torch.nan, -100  # an unused slot may hold anything
-            weights[1] = 0.5
-            args = {
-                "x": x,
-                "table": table,
-                "bias": bias,
-                "targets": targets,
-                "weights": weights,
-                "rng": _rng(),
-            }
-            yield Example("mlm_head", f"M={M} V={V} {dtype}", {**args, **options}, names)
-        args["return_table"] = True
-        yield Example("mlm_head", f"the table passed on {dtype}", args, names)
-    few = {"x": x[1:2], "table": table, "bias": bias, "targets": targets[1:2].int(), "rng": _rng()}
-    yield Example("mlm_head", "one slot", {**few, "weights": torch.ones(1)}, names)
-    yield Example("mlm_head", "no weight", {**few, "weights": torch.zeros(1)}, names)
+        args = _mlm_head_arguments(g, 37, 257, 24, dtype)
+        yield Example("mlm_head", f"M=37 V=257 {dtype}", args, names)
+        args = _mlm_head_arguments(g, 9, 50, 64, dtype, bias_dtype=dtype)
+        options = {"temperature": 0.7, "disallow_correct": True}
+        yield Example("mlm_head", f"M=9 V=50 {dtype}", {**args, **options}, names)
+        args = _mlm_head_arguments(g, 18, 290, 144, dtype)
+        yield Example("mlm_head", f"M=18 V=290 {dtype}", args, names)
+        yield Example("mlm_head", f"the table passed on {dtype}", {**args, "return_table": True}, names)
+    args = _mlm_head_arguments(g, 4, 290, 144, torch.float16)
+    one = args | {"x": args["x"][1:2], "targets": args["targets"][1:2].int()}
+    yield Example("mlm_head", "one slot", {**one, "weights": torch.ones(1)}, names)
+    yield Example("mlm_head", "no weight", {**one, "weights": torch.zeros(1)}, names)
 
 
 _MAKERS = (
@@ -249,7 +249,7 @@ _MAKERS = (
 
 
 def examples(op: str, seed: int = 0) -> list[Example]:
-    """Return the examples of one op, the same for the same seed."""
+    """Return the examples of one op; they depend only on the seed."""
     generator = torch.Generator().manual_seed(seed)
     makers = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
     found = list(makers[op](generator))

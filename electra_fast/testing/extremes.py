@@ -1,14 +1,14 @@
-"""Examples of constant rows and extreme values, where the definition is finite in the tensors' own dtype."""
+"""Examples with constant rows and extreme values, for which the definition is finite in the same dtype."""
 
 import torch
 
 from electra_fast.testing.example import RNG, Example
 
-CONSTANTS = torch.tensor([0.3, 3.1, 10.1, 1000.1])  # the sum of a row of them rounds
+CONSTANTS = torch.tensor([0.3, 3.1, 10.1, 1000.1])  # numbers for which the sum of a constant row is rounded
 
 
 def _rows(g, T, W, most=3e38, dtype=torch.float32):
-    """Rows ``[T, W]`` of 3e38, 1e30, 65504, 1e-40 and 0, of both signs, limited to `most`."""
+    """Return rows ``[T, W]`` of 3e38, 1e30, 65504, 1e-40 and 0 with both signs, limited to `most`."""
     values = torch.tensor([3e38, 1e30, 65504, 1e-40, 0])
     signs = torch.tensor([1.0, -1.0])[torch.randint(2, (T, W), generator=g)]
     return (signs * values[torch.arange(T) % 5, None]).clamp(-most, most).to(dtype)
@@ -38,7 +38,7 @@ def _linear(g):
 
 
 def _attention(g):
-    """Scores so far apart that the softmax is one key: the gradient of q and k is rounding alone."""
+    """Yield scores so far apart that the softmax is one key; the gradients of q and k are only rounding."""
     for name, dtype, score, value in (
         ("1e30", torch.float32, 1e10, 1e30),
         ("65504", torch.float16, 2e4, 2e4),
@@ -60,32 +60,32 @@ def _add_norm(g):
             title = f"constant rows, residual W={W} eps={eps}"
             yield Example("add_norm", title, args, ("residual", *wanted))
     norm = {"residual": None, "weight": torch.ones(36), "bias": torch.zeros(36), "eps": 1e-5}
-    for dtype, most in ((torch.float32, 1e18), (torch.float16, 65504)):  # float32 can hold the squares
+    for dtype, most in ((torch.float32, 1e18), (torch.float16, 65504)):  # the squares are finite in float32
         args = {"x": _rows(g, 5, 36, most, dtype), **norm}
         yield Example("add_norm", f"up to {most:g}", args, wanted)
 
 
 def _bias_gelu(g):
-    for dtype, most in ((torch.float32, 1e38), (torch.float16, 65504)):  # PyTorch doubles x
+    for dtype, most in ((torch.float32, 1e38), (torch.float16, 65504)):  # PyTorch computes 2x
         args = {"x": _rows(g, 5, 12, most, dtype), "bias": torch.zeros(12)}
         yield Example("bias_gelu", f"up to {most:g}", args, ("x", "bias"))
 
 
 def _mlm_head(g):
-    """Logits of one height at 16 tokens of 31, the others as far below 0: a loss of log 16."""
+    """Yield equal logits for 16 of 31 tokens and their negative for the others: the loss is log 16."""
     for top in (1e30, 3e38):
         args = {"x": _normal(g, 5, 16), "table": _normal(g, 31, 16)}
         args["bias"] = torch.where(torch.arange(31) % 2 == 0, top, -top)
         args |= {"targets": torch.zeros(5, dtype=torch.long), "weights": torch.ones(5)}
         args["rng"] = torch.tensor(RNG)
         yield Example("mlm_head", f"logits of {top:g}", args, ("x", "table", "bias"))
-    # The reciprocal of their sum is more than float32 holds, their shares are not.
+    # The reciprocal of their sum overflows in float32, the quotients do not.
     args = {**args, "bias": torch.zeros(31), "weights": torch.full((5,), 1e-40)}
     yield Example("mlm_head", "weights of 1e-40", args, ("x", "table", "bias"))
 
 
 def _rtd_loss(g):
-    """The sum of the wrong guesses' losses is more than float32 holds, their mean is not."""
+    """Yield wrong predictions, the sum of whose losses overflows in float32, but not the mean."""
     for dtype, most in ((torch.float32, 3e38), (torch.float16, 65504)):
         x = _rows(g, 5, 12, most, dtype)
         yield Example("rtd_loss", f"right, up to {most:g}", {"logits": x, "replaced": x > 0}, ("logits",))

@@ -1,10 +1,10 @@
 """`python -m electra_fast.testing.fuzz`: random cases for every op and implementation that can run here.
 
-    --seconds 600                      each implementation gets an equal share, each of its ops too
-    --seed 704239                      that one case; a finding prints the whole command
-    --op rtd_loss --implementation my_module:my_function    a kernel of your own
+    --seconds 600                      the time is shared equally by the implementations, and by their ops
+    --seed 704239                      one case; each finding prints the command that repeats it
+    --op rtd_loss --implementation my_module:my_function    another implementation
 
-The cases run in a child process, which a crash or a hang ends without ending the others. Exit status 1: there
+The cases run in a child process, so a crash or a hang does not end the run. The exit status is 1 if there
 were findings.
 """
 
@@ -21,13 +21,15 @@ from pathlib import Path
 import torch
 
 from electra_fast import testing
+from electra_fast.errors import must
+from electra_fast.tables import text_table
 from electra_fast.testing.cases import Outcome, judge_case
 
-ENOUGH = 10  # findings of one implementation of one op, after which it rests
+ENOUGH = 10  # findings, after which an op of an implementation is not run again
 
 
 def host_run() -> None:
-    """Let csrc/cuda run on the CPU, as in the tests. Only a checkout can: it lies in tests/host."""
+    """Make the kernels of csrc/cuda run on the CPU. Only a checkout has the code for it, in tests/host."""
     tests = Path(__file__).parents[2] / "tests"
     if not torch.cuda.is_available() and (tests / "host" / "__init__.py").exists():
         sys.path.insert(0, str(tests))
@@ -35,24 +37,25 @@ def host_run() -> None:
 
 
 def function_of(op: str, implementation: str):
-    """Return an implementation by its name or by "module:function"; ValueError if there is no such one."""
+    """Return an implementation by its name or "module:function"; raise ValueError if it does not exist."""
     if ":" in implementation:
         module, _, name = implementation.partition(":")
         try:
             function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:  # ValueError: of an empty name
-            rule = "--implementation must be module:function that can be imported"
-            raise ValueError(f"{rule}, got {implementation}; {type(error).__name__}: {error}") from None
+        except (ImportError, AttributeError, ValueError) as error:  # an empty name gives a ValueError
+            got = f"{implementation}: {type(error).__name__}: {error}"
+            raise ValueError(must("--implementation", "be an importable module:function", got)) from None
         if not callable(function):
-            kind = type(function).__name__
-            raise ValueError(f"--implementation must name a function, got {implementation}, of type {kind}")
+            got = f"{implementation} of type {type(function).__name__}"
+            raise ValueError(must("--implementation", "name a function", got))
         return function
     return testing.implementations(op)[implementation]
 
 
 def serve(pipe) -> None:
-    """Judge the cases that come through a pipe: the child process."""
-    warnings.simplefilter("ignore")  # overflows, as the cases want them
+    """Judge the cases that arrive through a pipe; this is the child process."""
+    warnings.simplefilter("ignore")  # the cases overflow on purpose
+    testing.interpret()
     host_run()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe.send("ready")
@@ -63,7 +66,7 @@ def serve(pipe) -> None:
 
 
 class Child:
-    """A process that judges one case after the other, started when it is needed."""
+    """A process that judges cases one by one; it is started when needed."""
 
     def __init__(self, limit: float):
         self.limit, self.process = limit, None
@@ -77,7 +80,7 @@ class Child:
         self.pipe.recv()
 
     def stop(self) -> int:
-        """End the process; return its exit code, the negative number of a signal."""
+        """End the process; return its exit code, which is negative for a signal."""
         self.process.join(timeout=1)
         self.process.kill()
         self.process.join()
@@ -94,11 +97,11 @@ class Child:
         except (EOFError, ConnectionError):
             return Outcome(f"the process ended with exit code {self.stop()}")
         self.stop()
-        return Outcome(f"no answer in {self.limit:.0f} seconds")
+        return Outcome(f"no result within {self.limit:.0f} seconds")
 
 
 def pairs_of(op: str | None, implementation: str | None) -> list[tuple[str, str]]:
-    """Return the (implementation, op) pairs that were asked for."""
+    """Return the (implementation, op) pairs for these options."""
     if implementation and ":" in implementation:
         return [(implementation, op)]
     named = [(name, o) for o in testing.OPS for name in testing.implementations(o)]
@@ -106,17 +109,17 @@ def pairs_of(op: str | None, implementation: str | None) -> list[tuple[str, str]
 
 
 def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: float) -> tuple:
-    """Run cases until the time is up, or one seed; return the numbers of cases, refusals and findings."""
+    """Run cases until the time is over, or one seed; return the counts of cases, refusals and findings."""
     from tqdm import tqdm
 
     child, spent = Child(limit), Counter()
-    child.start()  # takes seconds, which are no case's
+    child.start()  # the start takes seconds, which should not count for a case
     cases, refused, findings = Counter(), Counter(), Counter()
     first = random.randrange(2**31) if seed is None else seed
     waiting, began = list(pairs), time.monotonic()
     with tqdm(total=round(seconds), unit=" s", disable=None if seed is None else True) as bar:
         while waiting and (seed is not None or time.monotonic() - began < seconds):
-            # The implementation that had the least time, and its op that had the least.
+            # The implementation with the least time so far, and its op with the least time.
             pair = min(waiting, key=lambda pair: (spent[pair[0]], spent[pair]))
             name, op = pair
             bar.set_postfix_str(f"{name} {op}, {findings.total()} findings", refresh=False)
@@ -144,31 +147,33 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
 def table(cases: Counter, refused: Counter, findings: Counter) -> str:
     """Return the summary: a row per op, and per implementation its cases, refusals and findings."""
     names = list(dict.fromkeys(name for name, _ in cases))
-    rows = [f"{'cases/refused/findings':<22}" + "".join(f"{name:>18}" for name in names)]
+    rows = [["cases/refused/findings", *names]]
     for op in dict.fromkeys(op for _, op in cases):
         pairs = [(name, op) for name in names]
-        cells = [f"{cases[p]}/{refused[p]}/{findings[p]}" if cases[p] else "" for p in pairs]
-        rows.append(f"{op:<22}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(rows)
+        rows.append([op, *(f"{cases[p]}/{refused[p]}/{findings[p]}" if cases[p] else "" for p in pairs)])
+    return text_table(rows, right=range(1, len(rows[0])))
 
 
 def main(arguments: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m electra_fast.testing.fuzz", description=__doc__.split("\n")[0]
     )
-    p.add_argument("--seconds", type=float, default=60, help="all implementations together (default: 60)")
+    p.add_argument("--seconds", type=float, default=60, help="total duration (default: 60)")
     p.add_argument("--seed", type=int, help="run only the case of this seed")
     p.add_argument("--op", choices=testing.OPS)
-    p.add_argument("--implementation", help="reference, cpu, cuda, triton, or module:function, with --op")
-    p.add_argument("--limit", type=float, default=120, help="seconds that one case may take (default: 120)")
+    p.add_argument(
+        "--implementation", help="reference, cpu, cuda, triton; or module:function together with --op"
+    )
+    p.add_argument("--limit", type=float, default=120, help="most seconds for one case (default: 120)")
     options = p.parse_args(arguments)
+    testing.interpret()
     host_run()
     if ":" in (options.implementation or "") and not options.op:
-        p.error(f"--op must be given with the function of one op, got {options.implementation} alone")
+        p.error(must("--op", "be given with module:function", f"{options.implementation} without it"))
     pairs = pairs_of(options.op, options.implementation)
     if not pairs:
         names = ", ".join(dict.fromkeys(name for name, _ in pairs_of(options.op, None)))
-        p.error(f"--implementation must be one that runs here, {names}, got {options.implementation}")
+        p.error(must("--implementation", f"be one that runs here, {names}", options.implementation))
     if ":" in (options.implementation or ""):
         try:
             function_of(options.op, options.implementation)

@@ -1,4 +1,4 @@
-"""Fresh memory that a kernel must not trust, with canaries around it."""
+"""Uninitialized memory with known contents, and with guards around it."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ class _Guard(TorchDispatchMode):
     def __init__(self, poison: float):
         super().__init__()
         self.poison, self.buffers = poison, []
-        self.whole = 77 if math.isnan(poison) else 44  # of integer tensors; odd is True
+        self.integer = 77 if math.isnan(poison) else 44  # for integer tensors; odd means True
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -25,7 +25,7 @@ class _Guard(TorchDispatchMode):
             aten.empty_strided.default,
         ):
             return result
-        value = self.poison if result.dtype.is_floating_point else self.whole
+        value = self.poison if result.dtype.is_floating_point else self.integer
         value = value % 2 == 1 if result.dtype == torch.bool else value
         buffer = torch.full((result.numel() + 2 * MARGIN,), value, dtype=result.dtype, device=result.device)
         self.buffers.append((buffer, value))
@@ -36,16 +36,16 @@ class _Guard(TorchDispatchMode):
             for edge in (buffer[:MARGIN], buffer[-MARGIN:]):
                 intact = edge.isnan().all() if math.isnan(value) else (edge == value).all()
                 assert intact, (
-                    f"a kernel wrote outside a tensor of {buffer.numel() - 2 * MARGIN} {buffer.dtype}"
+                    f"a kernel wrote outside of a tensor of {buffer.numel() - 2 * MARGIN} {buffer.dtype}"
                 )
 
 
 @contextlib.contextmanager
 def guarded_memory(poison: float = math.nan):
-    """Fill what is allocated without a value with `poison`, and refuse a write outside it.
+    """Fill uninitialized tensors with `poison`, and raise AssertionError for a write outside of them.
 
-    A result that differs between NaN and another poison was read before it was written. What compiled code
-    allocates by itself is not seen.
+    A result that differs between NaN and another poison was read before it was written. Memory that compiled
+    code allocates itself is not guarded.
     """
     guard = _Guard(poison)
     with guard:

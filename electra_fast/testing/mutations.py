@@ -1,4 +1,4 @@
-"""Faults planted in a right implementation. A check that accepts one of them checks nothing."""
+"""Faults for correct implementations. A check that accepts one of them is useless."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from electra_fast.testing.examples import examples
 
 
 class _Gradient(torch.autograd.Function):
-    """The identity, with its gradient passed through `fault`."""
+    """The identity, with `fault` applied to its gradient."""
 
     @staticmethod
     def forward(ctx, x, fault):
@@ -47,13 +47,13 @@ def _scaled(x: Tensor) -> Tensor:
 
 
 def _last_dropped(x: Tensor) -> Tensor:
-    """The last of the elements lost, as by a grid one tile too small."""
+    """Set the last elements to 0, as a grid with one tile too few would."""
     keep = torch.arange(x.numel(), device=x.device).view(x.shape) < x.numel() - max(x.numel() // 8, 1)
     return torch.where(keep, x, torch.zeros_like(x))
 
 
 def mutations(op: str) -> dict[str, Callable[[Callable], Callable]]:
-    """Return by name what breaks an implementation of `op`: each takes the function and returns it broken."""
+    """Return by name functions that break an implementation of `op`: each maps it to a broken one."""
     names = {name for example in examples(op) for name, x in example.args.items() if isinstance(x, Tensor)}
     wanted = sorted({name for example in examples(op) for name in example.gradients})
     broken = {"the last results lost": functools.partial(_on_results, _last_dropped, None)}

@@ -1,4 +1,4 @@
-// CUDA's bfloat16 on the host: PyTorch's rounds the same way.
+// CUDA's bfloat16 on the host: PyTorch's type, which rounds the same way.
 #pragma once
 
 #include <c10/util/BFloat16.h>

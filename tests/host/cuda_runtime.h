@@ -1,8 +1,9 @@
-// Enough of CUDA to run csrc/cuda/*.cu on the host, unchanged. This folder stands before the
-// toolkit's on the include path: see tests/host/__init__.py for how it is built and what it is for.
+// The part of CUDA that csrc/cuda/*.cu use, for running them unchanged on the host. This folder
+// comes before the toolkit's in the include path; see tests/host/__init__.py for the build and the
+// purpose.
 //
-// Whole warps only, no dynamic shared memory, no inline PTX: sources that need more keep it out of
-// .cu files (products are cuBLAS's or Triton's).
+// Only whole warps, no dynamic shared memory, no inline PTX. Code that needs more must not be in
+// .cu files; products are those of cuBLAS or Triton.
 #pragma once
 
 #include <algorithm>
@@ -41,23 +42,23 @@ T __shfl_xor_sync(unsigned mask, T value, int difference,
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned distance,
                  cuda_host::Where where = cuda_host::Where::current()) {
-  const auto given = cuda_host::exchange(mask, value, where);
-  return cuda_host::lane() < distance ? value : given(cuda_host::lane() - distance);
+  const auto values = cuda_host::exchange(mask, value, where);
+  return cuda_host::lane() < distance ? value : values(cuda_host::lane() - distance);
 }
 
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned distance,
                    cuda_host::Where where = cuda_host::Where::current()) {
   const unsigned from = cuda_host::lane() + distance;
-  const auto given = cuda_host::exchange(mask, value, where);
-  return from < cuda_host::kWarp ? given(from) : value;
+  const auto values = cuda_host::exchange(mask, value, where);
+  return from < cuda_host::kWarp ? values(from) : value;
 }
 
 inline unsigned __ballot_sync(unsigned mask, int vote,
                               cuda_host::Where where = cuda_host::Where::current()) {
-  const auto given = cuda_host::exchange(mask, vote, where);
+  const auto votes = cuda_host::exchange(mask, vote, where);
   unsigned bits = 0;
-  for (unsigned i = 0; i < cuda_host::kWarp; ++i) bits |= (given(i) != 0 ? 1u : 0u) << i;
+  for (unsigned i = 0; i < cuda_host::kWarp; ++i) bits |= (votes(i) != 0 ? 1u : 0u) << i;
   return bits;
 }
 
@@ -69,7 +70,7 @@ inline int __any_sync(unsigned mask, int vote,
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 inline int __clz(unsigned x) { return x == 0 ? 32 : __builtin_clz(x); }
 
-// The part of the runtime that a launcher uses.
+// The part of the runtime API that launchers use.
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 

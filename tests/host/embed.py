@@ -1,4 +1,4 @@
-"""embed in csrc/cuda: examples of its kernels' own regimes, what else must hold, faults to be found."""
+"""embed in csrc/cuda: examples for each regime of its kernels, further checks, and faults to detect."""
 
 import torch
 
@@ -18,26 +18,25 @@ def example(ids, E, V=40, dtype=torch.float32, dropout=0.1, **options):
     return Example(OP, f"{list(ids.shape)} E={E} V={V} {dtype}", args, TABLES)
 
 
-def some(*shape, of=40):
+def random_ids(*shape, of=40):
     return torch.randint(of, shape, generator=torch.Generator().manual_seed(0))
 
 
 HALF = torch.bfloat16
+CROWDED_IDS = torch.tensor([3, 5, *[3, 5] * 12, *range(14)])[random_ids(17, 100)]
 EXAMPLES = [
-    # Rows of a lane, of part of a warp, of a warp, of a warp with 24 columns a lane, of several warps.
-    *(example(some(2, 3), E) for E in (1, 31, 128, 768, 1024)),
-    *(example(some(2, 3), E, dtype=HALF) for E in (33, 768, 4096)),
-    # Two ids with so many places, 13 in 40 each, that the whole block adds up their pieces.
-    example(
-        torch.tensor([3, 5, *[3, 5] * 12, *range(14)])[some(17, 100)], 6, type_ids=None, return_word=True
-    ),
-    # Groups of tokens that are no places, more than one block's rows of each; keys that need 32 bits.
-    example(some(70, of=2**15), 4, V=2**15, position_ids=some(70, of=72)),
+    # A row in one lane, in part of a warp, in a warp, in a warp with 24 columns per lane, in several warps.
+    *(example(random_ids(2, 3), E) for E in (1, 31, 128, 768, 1024)),
+    *(example(random_ids(2, 3), E, dtype=HALF) for E in (33, 768, 4096)),
+    # Ids 3 and 5 have 14 of 40 tokens each, enough for the whole block to sum their pieces.
+    example(CROWDED_IDS, 6, type_ids=None, return_word=True),
+    # Groups of tokens that are not positions, with more rows than one block computes at once; 32-bit keys.
+    example(random_ids(70, of=2**15), 4, V=2**15, position_ids=random_ids(70, of=72)),
 ]
 
 
 def backward(function, args, dy, **more):
-    """Return y and the tables' gradients for y's. Tensors go in as they lie in memory."""
+    """Return y and the gradients of the tables for dy. Tensors are not made contiguous or aligned."""
     args = {**args, **more}
     leaves = [args[name].detach().requires_grad_() for name in TABLES]
     y = function(**{**args, **dict(zip(TABLES, leaves, strict=True))})
@@ -49,7 +48,7 @@ def assert_same(first, second):
 
 
 def check_a_bad_id_makes_its_row_nan_and_reaches_no_table(function):
-    args = example(some(2, 3), 8, dropout=0.0).args
+    args = example(random_ids(2, 3), 8, dropout=0.0).args
     args |= {"position_ids": torch.arange(3).expand(2, 3).contiguous()}
     dy = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))
     without = dy.clone()
@@ -69,20 +68,20 @@ def check_a_bad_id_makes_its_row_nan_and_reaches_no_table(function):
 
 
 def check_ids_of_either_dtype_are_the_same(function):
-    args = example(some(2, 3), 8, position_ids=some(2, 3, of=5)).args
+    args = example(random_ids(2, 3), 8, position_ids=random_ids(2, 3, of=5)).args
     wanted = backward(function, args, torch.ones(2, 3, 8))
     for name in ("ids", "type_ids", "position_ids"):
         assert_same(backward(function, args, torch.ones(2, 3, 8), **{name: args[name].int()}), wanted)
 
 
 def misaligned(x):
-    """Return x one element beyond where its memory begins."""
+    """Return a copy of x that starts one element after the start of its memory."""
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 
 
 def check_tables_need_not_be_aligned(function):
     for dtype in (torch.float32, HALF):
-        args = example(some(2, 3), 8, dtype=dtype).args
+        args = example(random_ids(2, 3), 8, dtype=dtype).args
         dy = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
         wanted = backward(function, args, dy)
         for name in TABLES:
@@ -91,7 +90,7 @@ def check_tables_need_not_be_aligned(function):
 
 
 def check_y_may_have_another_dtype(function):
-    args = example(some(2, 3), 300).args
+    args = example(random_ids(2, 3), 300).args
     for dtype in (torch.bfloat16, torch.float16):
         dy = torch.randn(2, 3, 300, generator=torch.Generator().manual_seed(2)).to(dtype)
         y, gradients = backward(function, args, dy.float())
@@ -99,8 +98,8 @@ def check_y_may_have_another_dtype(function):
             assert_same(backward(function, args, dy), (y.to(dtype), gradients))
 
 
-def check_a_gradient_from_elsewhere_is_added_and_left_as_it_is(function):
-    args = example(some(2, 3), 8).args
+def check_another_gradient_of_the_word_table_is_added_and_not_changed(function):
+    args = example(random_ids(2, 3), 8).args
     dy = torch.ones(2, 3, 8)
     _, gradients = backward(function, args, dy)
     word = args["word"].requires_grad_()
@@ -112,9 +111,9 @@ def check_a_gradient_from_elsewhere_is_added_and_left_as_it_is(function):
         assert torch.equal(more, before)
 
 
-def check_the_row_of_one_number_is_the_bias(function):
+def check_a_constant_row_becomes_the_bias(function):
     for E in (36, 115, 768, 1000):
-        args = example(some(2, 3), E, dropout=0.0).args
+        args = example(random_ids(2, 3), E, dropout=0.0).args
         for constant in (0.3, 9.9, 1234.567):
             args |= {"word": torch.full((40, E), constant), "position": torch.zeros(5, E)}
             y = function(**args | {"type": torch.zeros(3, E)})
@@ -122,64 +121,80 @@ def check_the_row_of_one_number_is_the_bias(function):
 
 
 CHECKS = [
-    check_the_row_of_one_number_is_the_bias,
+    check_a_constant_row_becomes_the_bias,
     check_a_bad_id_makes_its_row_nan_and_reaches_no_table,
     check_ids_of_either_dtype_are_the_same,
     check_tables_need_not_be_aligned,
     check_y_may_have_another_dtype,
-    check_a_gradient_from_elsewhere_is_added_and_left_as_it_is,
+    check_another_gradient_of_the_word_table_is_added_and_not_changed,
 ]
 
+SOURCES = ("embed.cu", "embed_table_gradient.cu", "embed.cuh")  # each fault is in one of them
 FAULTS = {
-    "a warp reads sums that others have not left": (
-        "  __syncthreads();  // each warp has left its sums\n",
+    "a warp reads sums that other warps have not stored": (
+        "  __syncthreads();  // every warp has stored its sums\n",
         "",
     ),
-    "rows are added up before each has its totals": ("  __syncthreads();  // each row has its totals\n", ""),
-    "totals overwritten before they are read": (
-        "  __syncthreads();  // they have been read, and make room for those of dx\n",
+    "totals are summed before every row has stored its own": (
+        "  __syncthreads();  // all rows have stored their totals\n",
         "",
     ),
-    "a part added before its warp has left it": (
-        "    __syncthreads();  // each warp has left its part\n",
+    "totals are replaced before they are read": (
+        "  __syncthreads();  // the totals have been read, and those of dx may replace them\n",
         "",
     ),
-    "parts overwritten before they are read": (
-        "    __syncthreads();  // they have been read, and make room for the next row's\n",
+    "a part is added before its warp has stored it": (
+        "    __syncthreads();  // every warp has stored its part\n",
         "",
     ),
-    "the variance of columns that are not there": ("columns.has(k) ? x[k] - center : 0", "x[k] - center"),
-    "a mean that keeps what its sum rounds": ("sum[0] + more[0] : NAN", "sum[0] : NAN"),
-    "a mean refined by columns that are not there": (
-        "columns.has(k) ? (x[k] - sum[0]) * share : 0",
-        "(x[k] - sum[0]) * share",
+    "parts are replaced before they are read": (
+        "    __syncthreads();  // the parts have been read, and those of the next row may replace them\n",
+        "",
     ),
-    "the mean over all columns that lanes have": (
-        "share = 1.0f / E",
-        "share = 1.0f / TokenColumns<kItems>::kSpan",
+    "the variance has columns past the end of the row": (
+        "columns.has(k) ? x[k] - center : 0",
+        "x[k] - center",
     ),
-    "the bias dropped": ("x[k] * r * w[k] + b[k]", "x[k] * r * w[k]"),
-    "two words of a call exchanged": (
+    "the mean has no correction": ("average[0] + correction[0] : NAN", "average[0] : NAN"),
+    "the correction of the mean has columns past the end of the row": (
+        "columns.has(k) ? (x[k] - average[0]) * inverse_E : 0",
+        "(x[k] - average[0]) * inverse_E",
+    ),
+    "the mean is over all columns of the lanes": (
+        "inverse_E = 1.0f / E",
+        "inverse_E = 1.0f / TokenColumns<kItems>::kSpan",
+    ),
+    "no bias": ("x[k] * r * w[k] + b[k]", "x[k] * r * w[k]"),
+    "two words of a Philox call are exchanged": (
         "bits[0] = words.w0, bits[1] = words.w1",
         "bits[0] = words.w1, bits[1] = words.w0",
     ),
-    "the same bits for two columns": ("k % 2 == 0 ? bits", "true ? bits"),
-    "the gradient's slope forgotten": (" - h[k] * slope", ""),
-    "a group's last token left out": ("used = i < n &&", "used = i + 1 < n &&"),
-    "rows of a block left out": (
-        "i < rows; ++i) {\n      const auto& those",
-        "i < 1; ++i) {\n      const auto& those",
+    "two columns have the same random bits": ("k % 2 == 0 ? bits", "true ? bits"),
+    "the gradient has no term of h": (" - h[k] * average_gh", ""),
+    "the last token of a group is left out": ("used = i < n &&", "used = i + 1 < n &&"),
+    "the sums have only the first row of a block": (
+        "i < rows; ++i) {\n      const auto& row",
+        "i < 1; ++i) {\n      const auto& row",
     ),
-    "a piece one token short": ("p < first + kPiece; ++p", "p < first + kPiece - 1; ++p"),
-    "the pieces of a crowded row counted twice": ("if ((crowded >> warp) % 2 == 0) add_pieces", "add_pieces"),
-    "the tokens after the last piece dropped": ("  add_tokens(places.tail, places.end, sum);\n", ""),
-    "the gradient from elsewhere forgotten": ("if (base && v < sums.rows) add", "if (false) add"),
-    "a bad id takes row 0": ("inside(id, rows) ? id : rows", "inside(id, rows) ? id : 0"),
-    "an id cut to 32 bits": (
+    "a piece has one token too few": ("i < first + kPiece; ++i", "i < first + kPiece - 1; ++i"),
+    "the pieces of a crowded row are counted twice": (
+        "if ((crowded >> warp) % 2 == 0) add_pieces",
+        "add_pieces",
+    ),
+    "the tokens after the last piece are left out": (
+        "  add_tokens(segment.tail, segment.end, sum);\n",
+        "",
+    ),
+    "the other gradient of the word table is not added": (
+        "if (base && v < sums.rows) add",
+        "if (false) add",
+    ),
+    "a bad id counts as 0": ("is_row(id, rows) ? id : rows", "is_row(id, rows) ? id : 0"),
+    "an id is truncated to 32 bits": (
         "? static_cast<const int64_t*>(ids.data)[t]",
         "? static_cast<int>(static_cast<const int64_t*>(ids.data)[t])",
     ),
-    "pairs where they are not aligned": (
+    "packs that are not aligned": (
         "Any::template fit<T>(E, tables.word, tables.position, tables.type)",
         "true",
     ),

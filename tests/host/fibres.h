@@ -1,13 +1,15 @@
-// A grid of CUDA threads on one thread of the host.
+// Run a grid of CUDA threads on one thread of the host.
 //
-// Blocks run one after the other. The threads of a block are fibres: one runs until it meets a
-// collective (a barrier, an exchange within a warp), then another that can go on is picked, in an
-// order that CUDA_HOST_ORDER chooses: 0 rising, 1 falling, any other number seeds a shuffle. A warp
-// goes as far as it can before the next one, which is what a missing barrier lets through. A kernel
-// whose result depends on the order has a race. Shared memory holds 0xFF (NaN) when a block begins.
+// Blocks run one after another. The threads of a block are fibres. A fibre runs until it reaches a
+// collective (a barrier or an exchange within a warp); then another fibre that can continue runs.
+// The environment variable CUDA_HOST_ORDER sets the order: 0 ascending, 1 descending, any other
+// number is the seed of a shuffle. A warp runs as far as it can before the next one, so without a
+// barrier it reads values that other warps have not written yet. If a result depends on the order,
+// the kernel has a race. At the start of a block every byte of shared memory is 0xFF: floats are
+// NaN.
 //
-// A collective that not all threads reach, or at which they meet from different lines, is an
-// exception that names block, threads and lines.
+// If some threads do not reach a collective, or threads wait at different lines, an exception names
+// the block, the threads and the lines.
 #pragma once
 
 #include <sys/mman.h>
@@ -40,7 +42,7 @@ struct dim3 {
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
-// Shared variables lie in a section of their own, whose bounds the linker knows.
+// Shared variables are in their own section, whose bounds the linker defines.
 #define __shared__ static __attribute__((section("cuda_shared")))
 extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_cuda_shared[],
     __stop_cuda_shared[];
@@ -50,30 +52,30 @@ namespace cuda_host {
 using Where = std::source_location;
 
 constexpr unsigned kWarp = 32, kMaxThreads = 1024;
-// Seven cache lines above a power of two, or all stacks would compete for the same few places.
+// Seven cache lines above a power of two: otherwise all stacks would use the same few cache sets.
 constexpr size_t kStack = (64 << 10) + 7 * 64;
-// A function that holds a switch's landing place must not be merged into another.
+// Functions that switch between fibres must not be inlined into each other.
 #define CUDA_HOST_SWITCH __attribute__((noinline))
 
-// The threads that have to meet: a block or a warp.
+// The threads of one collective: a block or a warp.
 struct Group {
   unsigned size = 0, arrived = 0, generation = 0;
   Where where;
-  alignas(16) unsigned char slot[2][kWarp][16];  // what its lanes exchange
+  alignas(16) unsigned char values[2][kWarp][16];  // that its lanes exchange
 };
 
 struct Fibre {
-  enum State { kReady, kWaits, kDone };
+  enum State { kReady, kWaiting, kDone };
   State state = kDone;
-  bool started = false;  // it then lives on from block to block, as starting one is a system call
+  bool started = false;  // a fibre is kept for later blocks, as starting one is a system call
   uint3 index;           // its threadIdx
   void* context[5];
-  const Group* group = nullptr;  // where it waits, and until when
+  const Group* group = nullptr;  // it waits until the generation of this group has changed
   unsigned generation = 0;
   Where where;
 
-  bool can_go_on() const {
-    return state == kReady || (state == kWaits && group->generation != generation);
+  bool can_continue() const {
+    return state == kReady || (state == kWaiting && group->generation != generation);
   }
 };
 
@@ -83,7 +85,7 @@ struct Machine {
   std::array<Group, kMaxThreads / kWarp> warps;
   Group block;
   unsigned threads = 0, done = 0;
-  unsigned warp = 0, place = 0;       // the lane that runs is lanes[place] of this warp
+  unsigned warp = 0, turn = 0;        // lane lanes[turn] of this warp is running
   std::array<unsigned, kWarp> lanes;  // in the order of their turns
   Fibre* current = nullptr;           // null in the scheduler
   void* scheduler[5];
@@ -97,11 +99,11 @@ inline Machine machine;
 inline unsigned thread() { return static_cast<unsigned>(machine.current - machine.fibres.data()); }
 inline unsigned lane() { return thread() % kWarp; }
 
-// The first lane from machine.place on that can go on, or null.
+// The first lane from machine.turn on that can continue, or null.
 inline Fibre* next_lane() {
-  for (; machine.place < kWarp; ++machine.place) {
-    Fibre& f = machine.fibres[machine.warp * kWarp + machine.lanes[machine.place]];
-    if (f.can_go_on()) return &f;
+  for (; machine.turn < kWarp; ++machine.turn) {
+    Fibre& f = machine.fibres[machine.warp * kWarp + machine.lanes[machine.turn]];
+    if (f.can_continue()) return &f;
   }
   return nullptr;
 }
@@ -112,13 +114,13 @@ inline void make_current(Fibre* fibre) {
   fibre->state = Fibre::kReady;
 }
 
-// Switches are the compiler's own setjmp and longjmp: three words and no system call.
+// Fibres switch by the compiler's own setjmp and longjmp: three words and no system call.
 CUDA_HOST_SWITCH inline void jump(void** to) { __builtin_longjmp(to, 1); }
 
-// Let another run until what this fibre waits for has come; the scheduler, where it knows of none.
+// Run another lane of the warp, or the scheduler if none can continue, until this fibre can.
 CUDA_HOST_SWITCH inline void wait() {
   if (__builtin_setjmp(machine.current->context)) return;
-  ++machine.place;
+  ++machine.turn;
   Fibre* next = next_lane();
   if (!next || !next->started) jump(machine.scheduler);
   make_current(next);
@@ -133,8 +135,8 @@ inline std::string report(const char* what) {
     const Fibre &f = machine.fibres[i], &before = machine.fibres[i == 0 ? 0 : i - 1];
     if (i > 0 && f.state == before.state && f.where.line() == before.where.line()) continue;
     text << "; from thread " << i << " on: ";
-    if (f.state == Fibre::kWaits) {
-      text << "wait at " << f.where.file_name() << ":" << f.where.line();
+    if (f.state == Fibre::kWaiting) {
+      text << "waiting at " << f.where.file_name() << ":" << f.where.line();
     } else {
       text << (f.state == Fibre::kDone ? "have returned" : "run");
     }
@@ -142,24 +144,24 @@ inline std::string report(const char* what) {
   return text.str();
 }
 
-// An exception cannot leave a fibre: its scheduler throws.
+// An exception cannot leave a fibre, so the scheduler throws it.
 inline void fail(const char* what) {
   machine.error = report(what);
   if (machine.current) jump(machine.scheduler);
 }
 
-// What the compiler calls, by -fsanitize=alignment, before an access that is not aligned.
+// With -fsanitize=alignment the compiler calls this before an access that is not aligned.
 extern "C" __attribute__((used)) inline void __ubsan_handle_type_mismatch_v1(void*, void*) {
   fail("an access that is not aligned");
 }
 
-// Return once every thread of the group has come here.
+// Return when every thread of the group has arrived.
 inline void meet(Group& group, Where where) {
   Fibre& self = *machine.current;
   self.where = where;
   if (group.arrived == 0) group.where = where;
   if (group.where.line() != where.line() || group.where.file_name() != where.file_name()) {
-    self.state = Fibre::kWaits;
+    self.state = Fibre::kWaiting;
     fail("threads meet at different collectives");
   }
   if (++group.arrived == group.size) {
@@ -167,37 +169,37 @@ inline void meet(Group& group, Where where) {
     ++group.generation;
     return;
   }
-  self.state = Fibre::kWaits;
+  self.state = Fibre::kWaiting;
   self.group = &group;
   self.generation = group.generation;
   wait();
 }
 
 template <class T>
-struct Given {
-  const unsigned char (*slot)[16];
+struct Exchanged {
+  const unsigned char (*values)[16];
 
   T operator()(unsigned from) const {
     T value;
-    std::memcpy(&value, slot[from % kWarp], sizeof(T));
+    std::memcpy(&value, values[from % kWarp], sizeof(T));
     return value;
   }
 };
 
-// Each lane gives a value and then sees those of all. Two slots alternate: a lane may be at the
-// next exchange while others still read this one, and no further, so that one meeting is enough.
+// Each lane stores a value, and then reads those of all lanes. Two buffers alternate: a lane may be
+// at the next exchange, but no further, while others still read this one. So one meeting is enough.
 template <class T>
-Given<T> exchange(unsigned mask, T value, Where where) {
+Exchanged<T> exchange(unsigned mask, T value, Where where) {
   static_assert(sizeof(T) <= 16);
   if (mask != ~0u) fail("only whole warps exchange values here");
   Group& warp = machine.warps[thread() / kWarp];
-  auto* slot = warp.slot[warp.generation % 2];
-  std::memcpy(slot[lane()], &value, sizeof(T));
+  auto* values = warp.values[warp.generation % 2];
+  std::memcpy(values[lane()], &value, sizeof(T));
   meet(warp, where);
-  return {slot};
+  return {values};
 }
 
-CUDA_HOST_SWITCH inline void live() {
+CUDA_HOST_SWITCH inline void run_threads() {
   for (;;) {
     machine.body(machine.arguments);
     machine.current->state = Fibre::kDone;
@@ -212,7 +214,7 @@ CUDA_HOST_SWITCH inline void start(unsigned char* stack) {
   context.uc_stack.ss_sp = stack;
   context.uc_stack.ss_size = kStack;
   context.uc_link = nullptr;
-  makecontext(&context, live, 0);
+  makecontext(&context, run_threads, 0);
   setcontext(&context);
 }
 
@@ -227,11 +229,11 @@ CUDA_HOST_SWITCH inline void resume(Fibre* fibre) {
 inline void check_error() {
   machine.current = nullptr;
   if (machine.error.empty()) return;
-  for (Fibre& fibre : machine.fibres) fibre.started = false;  // they stand in the midst of a kernel
+  for (Fibre& fibre : machine.fibres) fibre.started = false;  // they have not left the kernel
   throw std::runtime_error(std::exchange(machine.error, {}));
 }
 
-// The order in which warps, and the lanes within each, have their turns.
+// The order of warps, and of the lanes within each warp.
 class Order {
  public:
   explicit Order(unsigned warps) : warps_(warps) {
@@ -271,13 +273,13 @@ inline void begin_block() {
   std::fill(__start_cuda_shared, __stop_cuda_shared, 0xFF);
 }
 
-// Let the warp go as far as it can; return whether it moved.
+// Run the warp as far as it can; return whether any lane ran.
 inline bool run_warp(unsigned warp) {
   machine.warp = warp;
   bool any = false;
   for (bool moved = true; moved; any |= moved) {
     moved = false;
-    machine.place = 0;
+    machine.turn = 0;
     while (Fibre* fibre = next_lane()) {
       resume(fibre);
       check_error();

@@ -1,4 +1,4 @@
-"""mlm_head in csrc/cuda: examples of its kernels' own regimes, what else must hold, faults to be found."""
+"""mlm_head in csrc/cuda: an example for its kernels' regimes, further checks, and faults to detect."""
 
 import torch
 
@@ -16,7 +16,7 @@ def example(M, V, E=8, **options):
     return Example(OP, f"M={M} V={V}", args, ("x", "table", "bias"))
 
 
-# Every warp goes through several groups of tokens, the gradient's rows through several blocks.
+# Every warp reads several groups of tokens, and several blocks compute a row of the gradient.
 EXAMPLES = [example(5, 10007, temperature=0.9, disallow_correct=True)]
 
 
@@ -33,39 +33,43 @@ def check_a_target_outside_the_vocabulary_makes_its_row_nan(function):
 
 CHECKS = [check_a_target_outside_the_vocabulary_makes_its_row_nan]
 
+SOURCES = ("mlm_head.cu", "warp.cuh")  # each fault is in one of them
 FAULTS = {
-    "a warp reads sums that others have not left": (
-        "  __syncthreads();  // each warp has left its sums; from",
-        "  // from",
+    "a warp reads sums that other warps have not stored": (
+        "  __syncthreads();  // every warp has stored its sums; after",
+        "  // after",
     ),
-    "the loss is summed before each warp has left its part": (
-        "  __syncthreads();  // each warp has left its sums\n",
+    "the loss is summed before every warp has stored its part": (
+        "  __syncthreads();  // every warp has stored its sums\n",
         "",
     ),
-    "a barrier that one warp alone reaches": (
+    "only one warp reaches a barrier": (
         "  if (warp != 0) return;\n",
         "  if (warp != 0) return;\n  __syncthreads();\n",
     ),
-    "the tail of the vocabulary dropped": (
+    "the end of the vocabulary is left out": (
         "base < span.end; base += kGroup) {\n    float l",
         "base + kGroup <= span.end; base += kGroup) {\n    float l",
     ),
-    "the bias dropped": ("l[k] = v < end ? logits[v] + bias[v]", "l[k] = v < end ? logits[v]"),
+    "no bias": ("l[k] = v < end ? logits[v] + bias[v]", "l[k] = v < end ? logits[v]"),
     "a new maximum does not rescale the sum": (
-        "sum = sum * expf(beta * (before - top)) + part",
+        "sum = sum * expf(beta * (before - max)) + part",
         "sum = sum + part",
     ),
-    "the target may be drawn": ("draw.disallow_correct ? target : -1", "-1"),
-    "another stream": ("static_cast<uint32_t>(draw.rng[1]), 1}", "static_cast<uint32_t>(draw.rng[1]), 0}"),
-    "a lane too few in the scan": ("if (lane >= d) x += below", "if (lane > d) x += below"),
-    "the second look begins at the span": ("(goal - below) /", "goal /"),
-    "a tie or a smaller logit beats the target": ("l[k] > l_target;", "l[k] != l_target;"),
-    "unused rows are looked at": (
+    "the target may be sampled": ("sampling.disallow_correct ? target : -1", "-1"),
+    "the random numbers of masking": (
+        "static_cast<uint32_t>(sampling.rng[1]), 1}",
+        "static_cast<uint32_t>(sampling.rng[1]), 0}",
+    ),
+    "the scan has one lane too few": ("if (lane >= d) x += below", "if (lane > d) x += below"),
+    "the goal is not relative to the span": ("(goal - below) /", "goal /"),
+    "a smaller logit beats the target": ("l[k] > l_target;", "l[k] != l_target;"),
+    "unused rows are read": (
         "  if (w == 0) {\n    if (threadIdx.x",
         "  if (false) {\n    if (threadIdx.x",
     ),
-    "no gradient through the target's logit": ("(v == target ? 1.0f : 0.0f)", "0.0f"),
-    "a gradient without its weight": (": w * (p - ", ": (p - "),
+    "the gradient has no term of the target": ("(v == target ? 1.0f : 0.0f)", "0.0f"),
+    "the gradient has no weight": (": w * (p - ", ": (p - "),
     "blocks of the gradient overlap": ("blockIdx.y * kItems * kThreads", "blockIdx.y * kThreads"),
-    "the mean over slots, not weights": ("sums[2] += weights[m]", "sums[2] += 1"),
+    "the mean is over slots, not weights": ("sums[2] += weights[m]", "sums[2] += 1"),
 }

@@ -1,7 +1,7 @@
-"""ELECTRA and BERT for transformers' own model tests, which come with its source distribution.
+"""ELECTRA and BERT for transformers' own model tests, which are in its source distribution.
 
-`tests/test_hf_versions.py` runs this file with ELECTRA_FAST_PATCH=1 and without: each model is patched
-as soon as it is built, or none is.
+`tests/test_hf_versions.py` runs this file with ELECTRA_FAST_PATCH=1, which patches each model at the end of
+its `__init__`, and without it.
 """
 
 import os
@@ -18,7 +18,7 @@ B, L = 13, 7
 
 
 class Tester:
-    """What the mixin asks for: a small config and a batch."""
+    """A small config and a batch for the mixin."""
 
     batch_size, seq_length, num_choices, num_hidden_layers, hidden_size = B, L, 4, 2, 32
     is_training, num_attention_heads = True, 4
@@ -56,11 +56,11 @@ HEADS += ("ForSequenceClassification", "ForTokenClassification")
 def _classes(family: str) -> tuple[type, ...]:
     classes = tuple(getattr(transformers, family + head) for head in HEADS)
     for cls in classes if os.environ.get("ELECTRA_FAST_PATCH") else ():
-        _patch_at_birth(cls)
+        _patch_after_init(cls)
     return classes
 
 
-def _patch_at_birth(cls: type) -> None:
+def _patch_after_init(cls: type) -> None:
     import electra_fast.hf
 
     init = cls.__init__

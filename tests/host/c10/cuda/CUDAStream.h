@@ -1,4 +1,4 @@
-// Stands in for PyTorch's header of this name; see tests/host/__init__.py.
+// Replaces PyTorch's header of this name; see tests/host/__init__.py.
 #pragma once
 
 #include <cuda_runtime.h>

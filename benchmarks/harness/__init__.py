@@ -1,0 +1,1 @@
+"""How a case is prepared, checked, timed and compared."""

@@ -1,0 +1,219 @@
+"""LEARNING.md and its learning curves, made from results/learning.json."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.learning.probes import mean_and_error
+from benchmarks.report import picture, svg
+
+PAGE = Path(__file__).parent / "LEARNING.md"
+CURVES = Path(__file__).parents[1] / "results" / "learning.svg"
+PROBES = {"sentiment": "GoEmotions, frozen, linear", "pairs": "BLiMP, zero-shot"}
+ENCODERS = {"fused": "ELECTRA's discriminator", "masked": "masked LM"}
+COLOURS = ("blue", "vermilion", "green")  # by seed
+
+
+def write(results: dict) -> None:
+    CURVES.write_text(curves(results))
+    PAGE.write_text(markdown(results))
+    print(f"{PAGE}\n{CURVES}")
+
+
+def by_name(results: dict) -> dict[str, dict[str, list[dict]]]:
+    """Return the runs by corpus and model."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for run in results["runs"]:
+        found.setdefault(run["corpus"], {}).setdefault(run["model"], []).append(run)
+    return found
+
+
+def final(run: dict, name: str) -> float:
+    value = run["curve"][-1][name]
+    return math.nan if value is None else value
+
+
+def column(runs: Iterable[dict], name: str) -> list[float]:
+    return [final(run, name) for run in runs]
+
+
+def markdown(results: dict) -> str:
+    lines = [
+        "# What the trainer learns",
+        "",
+        f"Written by `python -m benchmarks.learning`. Each run used one thread of {results['machine']} with "
+        f"torch {results['torch']}. Preset tiny without dropout; evaluation on held-out text; mean over the "
+        "seeds ± standard error.",
+        "",
+        "![curves](../results/learning.svg)",
+        "",
+    ]
+    for corpus, models in by_name(results).items():
+        lines += [*_training(corpus, models), ""]
+    if results["probes"]:
+        lines += _comparison(results)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _training(corpus: str, models: dict[str, list[dict]]) -> list[str]:
+    first = models["fused"][0]
+    lines = [
+        f"## {corpus}",
+        "",
+        f"{first['train_tokens']:,} tokens, a vocabulary of {first['vocabulary']:,}; {first['steps']:,} "
+        f"steps of 1,024 positions. The loss of a unigram model is {first['unigram_loss']:.3f} nats.",
+        "",
+        "| ops | seeds | minutes per run | MLM loss | accuracy | RTD loss | replaced | RTD AUC |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in ("fused", "reference"):
+        runs = models[name]
+        cells = [
+            _mean(column(runs, n), 3) for n in ("mlm_loss", "mlm_accuracy", "rtd_loss", "replaced", "auc")
+        ]
+        minutes = mean(run["seconds"] for run in runs) / 60
+        lines.append(f"| {name} | {len(runs)} | {minutes:.1f} | " + " | ".join(cells) + " |")
+    return [*lines, "", *_verdicts(models)]
+
+
+def _verdicts(models: dict[str, list[dict]]) -> list[str]:
+    fused, reference = models["fused"], models["reference"]
+    gain = mean(run["unigram_loss"] - final(run, "mlm_loss") for run in fused)
+    above = [final(run, "auc_low") > 0.5 for run in fused]
+    known, error = mean_and_error(_entropy(final(run, "replaced")) - final(run, "rtd_loss") for run in fused)
+    lines = [
+        f"- The MLM loss is {gain:.2f} nats below that of the unigram model. The goal of 0.3 is reached: "
+        f"{_yes(gain >= 0.3)}.",
+        f"- The 95 % interval of the final AUC is above 0.5 in {sum(above)} of {len(above)} runs. "
+        f"Since the first evaluation {_change(fused, 0)}; since a quarter of the run {_change(fused, 0.25)}. "
+        "Each AUC is measured against the generator of the same step.",
+        f"- The RTD loss is {known:.4f} ± {error:.4f} nats below that of the best constant prediction. This "
+        f"is more than two standard errors: {_yes(known > 2 * error)}.",
+    ]
+    for name, title in (("mlm_loss", "MLM loss"), ("auc", "AUC")):
+        (a, da), (b, db) = mean_and_error(column(fused, name)), mean_and_error(column(reference, name))
+        noise = 2 * math.hypot(da, db)
+        verdict = "within" if abs(a - b) <= noise else "outside"
+        lines.append(
+            f"- {title}, fused minus reference: {a - b:+.4f}, {verdict} two standard errors ({noise:.4f})."
+        )
+    return lines
+
+
+def _change(runs: list[dict], share: float) -> str:
+    """Describe the change of the AUC from the first evaluation after this share of the run to the end."""
+    first = [next(p["auc"] for p in run["curve"] if p["step"] >= share * run["steps"]) for run in runs]
+    change, error = mean_and_error(b - a for a, b in zip(first, column(runs, "auc"), strict=True))
+    word = _sign(change, error, "rises", "falls", "does not change significantly")
+    return f"({mean(first):.3f}) it {word}: {change:+.3f} ± {error:.3f}"
+
+
+def _entropy(p: float) -> float:
+    """Return the loss in nats of the best constant prediction if the share p is replaced."""
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def _comparison(results: dict) -> list[str]:
+    flops = results["flops"]
+    probes = {name: [p for p in results["probes"] if p["model"] == name] for name in ENCODERS}
+    steps = {name: found[0]["steps"] for name, found in probes.items()}
+    lines = [
+        "## Replaced-token detection compared with masked language modelling",
+        "",
+        "A masked language model of the discriminator's size is trained with the same number of FLOPs. Its "
+        f"step needs {flops['masked'] / 1e9:.2f} GFLOP in products, forward and backward, and a step of "
+        f"ELECTRA needs {flops['electra'] / 1e9:.2f}, so it is trained for {steps['masked']:,} steps instead "
+        f"of {steps['fused']:,}. Text ({results['probes'][0]['corpus']}), vocabulary, rates and seeds are "
+        "the same.",
+        "",
+        f"| probe | {' | '.join(ENCODERS.values())} | difference | untrained | bag of words | majority |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    verdicts = []
+    for key, title in PROBES.items():
+        electra, masked = ([p[key][0] for p in probes[name]] for name in ("fused", "masked"))
+        (a, da), (b, db) = mean_and_error(electra), mean_and_error(masked)
+        error, ahead = math.hypot(da, db), "ELECTRA" if a > b else "the masked LM"
+        rest = ["", "", "0.500"]
+        if key == "sentiment":
+            found = list(itertools.chain(*probes.values()))
+            majority = found[0]["sentiment_majority"]
+            rest = [_mean([p[f"sentiment_{name}"][0] for p in found], 3) for name in ("untrained", "words")]
+            rest.append(f"{max(majority, 1 - majority):.3f}")
+        cells = [_mean(electra, 3), _mean(masked, 3), f"{a - b:+.3f} ± {error:.3f}", *rest]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        sure = "more than" if abs(a - b) > 2 * error else "not more than"
+        verdicts.append(f"- {title}: {ahead} is ahead by {abs(a - b):.3f}, {sure} two standard errors.")
+    ranks = (_rank(ENCODERS[name], found) for name, found in probes.items())
+    return [*lines, "", *verdicts, *ranks, "", *_by_seed(probes)]
+
+
+def _rank(title: str, probes: list[dict]) -> str:
+    """Compare an encoder with features that need no pre-training, and with chance."""
+    found = []
+    for key, rival in (("untrained", "its initial weights"), ("words", "a bag of words")):
+        change, error = mean_and_error(p["sentiment"][0] - p[f"sentiment_{key}"][0] for p in probes)
+        word = _sign(change, error, "ahead of", "behind", "not significantly different from")
+        found.append(f"{word} {rival} ({change:+.3f} ± {error:.3f})")
+    above = sum(p["pairs"][1] > 0.5 for p in probes)
+    chance = f"the interval is above chance in {above} of {len(probes)} runs"
+    return f"- {title}: on GoEmotions it is {' and '.join(found)}; on BLiMP {chance}."
+
+
+def _sign(change: float, error: float, up: str, down: str, neither: str) -> str:
+    """Return the word for a change; it is significant if it is more than two standard errors."""
+    return up if change > 2 * error else down if change < -2 * error else neither
+
+
+def _by_seed(probes: dict[str, list[dict]]) -> list[str]:
+    """Return a table with one row per run."""
+    lines = [f"| encoder | seed | {' | '.join(PROBES.values())} |", "| --- | ---: | ---: | ---: |"]
+    for name, title in ENCODERS.items():
+        for p in probes[name]:
+            cells = ("{:.3f} [{:.3f}, {:.3f}]".format(*p[key]) for key in PROBES)
+            lines.append(f"| {title} | {p['seed']} | {' | '.join(cells)} |")
+    note = "95 % intervals: binomial for sentiment, from the spread of the paradigms for grammar."
+    return [*lines, "", note]
+
+
+def _mean(values: list[float], digits: int) -> str:
+    a, error = mean_and_error(values)
+    return f"{a:.{digits}f}" if math.isnan(error) else f"{a:.{digits}f} ± {error:.{digits}f}"
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def curves(results: dict) -> str:
+    """Return the learning curves as SVG: one row per corpus, with the MLM loss and the AUC of each run."""
+    legend = "A colour per seed; solid: fused, dashed: reference. Bars: 95 % intervals of fused."
+    parts = [picture.text(16, 24, f"{legend} Dotted: a unigram model's loss, and chance.")]
+    for row, (corpus, models) in enumerate(by_name(results).items()):
+        runs = [run for name in ("fused", "reference") for run in models[name]]
+        tokens = svg.Axis("million tokens", 0, max(p["tokens"] for p in runs[0]["curve"]) / 1e6, log=False)
+        panels = (
+            ("mlm_loss", f"{corpus}: MLM loss, nats", runs[0]["unigram_loss"]),
+            ("auc", f"{corpus}: RTD AUC", 0.5),
+        )
+        for i, (name, title, level) in enumerate(panels):
+            found = [_curve(run, name) for run in runs]
+            ends = [(p.y, p.low or p.y, p.high or p.y) for curve in found for p in curve.points]
+            axis = svg.close_to(title, [level, *itertools.chain(*ends)])
+            found.append(svg.Curve("grey dotted", [svg.Point(x, level) for x in tokens[1:3]]))
+            left, top = 16 + 410 * i, 60 + 290 * row
+            parts.append(picture.text(left, top, title, "ink"))
+            parts.append(picture.box(left, top + 10, 388, svg.HEIGHT, svg.curves(found, tokens, axis)))
+            parts.append(picture.box(left, top + 10 + svg.HEIGHT, 388, 20, svg.labels(tokens)))
+            parts.append(picture.text(left + 388, top + svg.HEIGHT + 44, tokens.title, anchor="end"))
+    return picture.document(60 + 290 * len(by_name(results)), parts, "light")
+
+
+def _curve(run: dict, name: str) -> svg.Curve:
+    fused = run["model"] == "fused"
+    ends = ("auc_low", "auc_high") if fused and name == "auc" else ()
+    points = [p for p in run["curve"] if p[name] is not None]
+    found = [svg.Point(p["tokens"] / 1e6, p[name], *(p[end] for end in ends)) for p in points]
+    return svg.Curve(f"{COLOURS[run['seed'] % len(COLOURS)]}{'' if fused else ' dashed'}", found)

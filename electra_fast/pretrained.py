@@ -1,0 +1,293 @@
+"""Hugging Face's state dicts and folders for one half of an ELECTRA model.
+
+In the module a parameter has a name of this package, ``encoder.layers.0.attention.qkv.weight``. In
+``state_dict()`` and in files it has the name and shape of transformers, so files can be exchanged unchanged.
+Two hooks translate the names. Query, key and value are one parameter in the module and three in the files.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from electra_fast import local
+from electra_fast.config import ElectraConfig
+from electra_fast.errors import must
+from electra_fast.ops import FUSED, Ops
+from electra_fast.resize import resize
+
+WORD_TABLE = "electra.embeddings.word_embeddings.weight"
+TABLES = (
+    WORD_TABLE,
+    "electra.embeddings.position_embeddings.weight",
+    "electra.embeddings.token_type_embeddings.weight",
+)
+DIFFERENCE = (
+    "encoder.embedding.difference."  # `DifferenceEmbedding`'s parameters, which Hugging Face does not have
+)
+TIED_TABLE = "generator_lm_head.weight"  # a second name of the word table, in the generator
+OLD_BUFFER = "electra.embeddings.position_ids"  # arange(512), in files of transformers before 4.31
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Replacements in a parameter's name, applied in this order; {} becomes query, key and value.
+ENCODER_NAMES = {
+    "encoder.embedding.words": TABLES[0],
+    "encoder.embedding.positions": TABLES[1],
+    "encoder.embedding.types": TABLES[2],
+    "encoder.embedding.norm.": "electra.embeddings.LayerNorm.",
+    "encoder.project.": "electra.embeddings_project.",
+    "encoder.layers.": "electra.encoder.layer.",
+    ".attention.qkv.": ".attention.self.{}.",
+    ".attention.out.": ".attention.output.dense.",
+    ".attention.norm.": ".attention.output.LayerNorm.",
+    ".feed_forward.dense_in.": ".intermediate.dense.",
+    ".feed_forward.dense_out.": ".output.dense.",
+    ".feed_forward.norm.": ".output.LayerNorm.",
+}
+
+CONFIG_FIELDS = {
+    "vocab_size": "vocab_size",
+    "embedding_size": "embedding",
+    "hidden_size": "hidden",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "dropout",
+    "max_position_embeddings": "max_positions",
+    "type_vocab_size": "type_vocab",
+    "initializer_range": "initializer",
+    "layer_norm_eps": "eps",
+    "pad_token_id": "pad_id",
+    "cls_token_id": "cls_id",
+    "sep_token_id": "sep_id",
+    "mask_token_id": "mask_id",
+}
+
+# Entries of config.json for which this package supports one value only.
+CONFIG_FIXED = {
+    "model_type": "electra",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+def config_to_hugging_face(config: ElectraConfig) -> dict[str, Any]:
+    """Return the config.json of the tower with the sizes `layers`, `hidden`, `heads`, `ffn` of the config."""
+    fixed = {name: CONFIG_FIXED[name] for name in ("model_type", "hidden_act")}
+    return fixed | {theirs: getattr(config, ours) for theirs, ours in CONFIG_FIELDS.items()}
+
+
+def config_from_hugging_face(config: dict[str, Any]) -> ElectraConfig:
+    """Return the config of a config.json, which describes one tower; the other tower gets the same sizes.
+
+    Raises:
+        ValueError: it describes a model that this package does not support.
+    """
+    for name, only in CONFIG_FIXED.items():
+        if (value := config.get(name, only)) != only:
+            raise ValueError(must(f"from_pretrained: {name} in config.json", f"be {only!r}", repr(value)))
+    fields: dict[str, Any] = {}
+    for theirs, ours in CONFIG_FIELDS.items():
+        value = config.get(theirs)
+        if value is not None and fields.setdefault(ours, value) != value:
+            rule = f"equal the model's one {ours} ({fields[ours]!r})"
+            remedy = "edit config.json if the difference does not matter"
+            raise ValueError(must(f"from_pretrained: {theirs} in config.json", rule, repr(value), remedy))
+    both = ("layers", "hidden", "heads", "ffn")
+    return ElectraConfig(**fields, **{"generator_" + f: fields[f] for f in both if f in fields})
+
+
+class PretrainedHalf(nn.Module):
+    """A tower and its head, with Hugging Face's state dict and folders."""
+
+    hugging_face_class: ClassVar[str]
+    head_names: ClassVar[dict[str, str]]  # like ENCODER_NAMES, for the parameters of the head
+    config: ElectraConfig  # with the sizes of this half in `layers`, `hidden`, `heads`, `ffn`
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(_names_to_hugging_face)
+        self.register_load_state_dict_pre_hook(_names_from_hugging_face)
+
+    def hugging_face_names(self, name: str) -> list[str]:
+        """Return the name of a parameter in transformers; the three names of a fused QKV."""
+        for ours, theirs in (ENCODER_NAMES | self.head_names).items():
+            name = name.replace(ours, theirs)
+        return [name.format(part) for part in ("query", "key", "value")] if "{}" in name else [name]
+
+    def resize_token_embeddings(
+        self, vocab_size: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Resize the vocabulary in place: the word table and the head's bias.
+
+        Existing tokens keep their rows. New rows are initialized as in a new model, with bias 0.
+
+        Args:
+            vocab_size: the new number of rows; it must include the special ids.
+            optimizer: the optimizer of this model. Its state is resized too, new rows are 0. An optimizer
+                that has taken a step and is not passed here raises an error in its next step.
+
+        Raises:
+            ValueError: vocab_size is too small, or the optimizer's state has other shapes; nothing has
+                changed then.
+        """
+        config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        resize(self, vocab_size, optimizer)
+        self.config = config
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, which transformers and this class can read.
+
+        Raises:
+            OSError: the files cannot be written; existing files are unchanged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"architectures": [self.hugging_face_class]} | config_to_hugging_face(self.config)
+        tensors = self.state_dict()
+        tensors.pop(TIED_TABLE, None)  # loading ties it again, as in transformers
+        # The files have the sums that a `DifferenceEmbedding` looks up, not its differences.
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(DIFFERENCE)}
+        tables = (table.detach() for table in self.encoder.embedding.tables())
+        tensors |= zip(TABLES, tables, strict=True)
+        # The files are renamed when complete, so a full disk or a kill leaves the old ones unchanged.
+        unfinished = {name: folder / f"{name}.part" for name in ("config.json", "model.safetensors")}
+        try:
+            unfinished["config.json"].write_text(json.dumps(config, indent=2) + "\n")
+            save_file(tensors, unfinished["model.safetensors"], metadata={"format": "pt"})
+            for name, file in unfinished.items():
+                file.replace(folder / name)
+        except BaseException as error:
+            for file in unfinished.values():
+                with contextlib.suppress(OSError):
+                    file.unlink()
+            if isinstance(error, OSError | SafetensorError):
+                raise OSError(must(f"save_pretrained: {folder}", "be writable", error)) from error
+            raise
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, ops: Ops = FUSED) -> Self:
+        """Load a Hugging Face folder and return the model in eval mode.
+
+        Its dtype is that of the file; several dtypes are promoted to one by PyTorch's rules.
+
+        Raises:
+            FileNotFoundError: the folder, config.json or model.safetensors does not exist.
+            ValueError: config.json describes a model that this package does not support or that has another
+                number of layers than the file, or the file is damaged or contains NaN, infinity or integers.
+            RuntimeError: tensors are missing, unknown or of another shape; the message lists them.
+        """
+        folder = local.existing("from_pretrained: folder", folder)
+        file, config_file = folder / "model.safetensors", folder / "config.json"
+        if not file.is_file():
+            remedy = "save an older checkpoint again with transformers, or "
+            remedy += "load_state_dict(torch.load(file, weights_only=True))"
+            raise FileNotFoundError(
+                must(f"from_pretrained: {folder}", "contain model.safetensors", "a folder without it", remedy)
+            )
+        described = local.json_object("from_pretrained", config_file)
+        try:
+            config = config_from_hugging_face(described)
+        except ValueError as error:
+            raise ValueError(f"{error}; in {config_file}") from None
+        tensors = _read(file)
+        # Checked first, because building millions of layers for a wrong number would take hours.
+        if (layers := _layers(tensors)) != config.layers:
+            subject = f"from_pretrained: num_hidden_layers in {config_file}"
+            raise ValueError(must(subject, f"be {layers}, the layers in {file.name}", config.layers))
+        try:
+            with torch.device("meta"):  # without random weights, because all of them come from the file
+                model = cls(config, ops)
+            model.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            raise RuntimeError(must(f"from_pretrained: {file}", f"fit {config_file.name}", error)) from None
+        return model.eval()
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file in one floating-point dtype.
+
+    Raises:
+        ValueError: the file is damaged, or a tensor in it is not finite or not of a floating-point dtype.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, LookupError) as error:  # LookupError: a dtype that PyTorch does not have
+        raise ValueError(must(f"from_pretrained: {file}", "be a whole safetensors file", error)) from None
+    tensors.pop(OLD_BUFFER, None)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            got = f"{name} of {tensor.dtype}"
+            raise ValueError(must(f"from_pretrained: {file}", f"have tensors of {DTYPES}", got))
+        if not tensor.isfinite().all():
+            raise ValueError(must(f"from_pretrained: {file}", "have finite weights", f"NaN or inf in {name}"))
+    dtypes = {tensor.dtype for tensor in tensors.values()} or {torch.float32}
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def _layers(names: Iterable[str]) -> int:
+    prefix = ENCODER_NAMES["encoder.layers."]
+    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
+
+
+def _names_to_hugging_face(
+    half: PretrainedHalf, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict
+) -> None:
+    for name, _ in half.named_parameters(remove_duplicate=False):
+        tensor = state_dict.pop(prefix + name)
+        names = half.hugging_face_names(name)
+        parts = (tensor,) if len(names) == 1 else tensor.chunk(len(names))
+        state_dict.update({prefix + n: part for n, part in zip(names, parts, strict=True)})
+    if half.hugging_face_class == "ElectraForMaskedLM":
+        state_dict[prefix + TIED_TABLE] = state_dict[prefix + WORD_TABLE]
+
+
+def _names_from_hugging_face(
+    half: PretrainedHalf,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: dict,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Rename and join the tensors in place. Errors are reported under the names in the file.
+
+    A parameter that cannot be loaded gets its current value: PyTorch would otherwise report it again, under a
+    name that the file does not have.
+    """
+    state_dict.pop(prefix + OLD_BUFFER, None)
+    word = state_dict.get(prefix + WORD_TABLE)
+    tied = state_dict.pop(prefix + TIED_TABLE, word)
+    if tied is not word and not (word is not None and torch.equal(tied, word)):
+        error_msgs.append(f"{prefix + TIED_TABLE} must equal {prefix + WORD_TABLE}, which is tied")
+
+    for name, parameter in half.named_parameters(remove_duplicate=False):
+        names = [prefix + n for n in half.hugging_face_names(name)]
+        shape = (parameter.shape[0] // len(names), *parameter.shape[1:])
+        parts = [state_dict.pop(n, None) for n in names]
+        state_dict[prefix + name] = parameter.detach()
+        if wrong := [n for n, part in zip(names, parts, strict=True) if part is None]:
+            missing_keys.extend(wrong)
+        elif wrong := [n for n, part in zip(names, parts, strict=True) if part.shape != shape]:
+            error_msgs.extend(f"size mismatch for {n}: the model's shape is {shape}" for n in wrong)
+        else:
+            state_dict[prefix + name] = parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,171 @@
+"""Evaluate a model in pre-training on held-out text: losses, and how well it finds replaced tokens.
+
+Masks and samples are functions of a fixed seed and the batch, so two evaluations differ only by the model.
+"""
+
+import contextlib
+import math
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from electra_fast.model import Electra
+
+SEED = 2**62  # of the masks; the seeds of runs are smaller
+
+
+def evaluate(model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: False) -> dict[str, float]:
+    """Return the metrics of `model` on some batches, each the keyword arguments of its forward.
+
+    Over the masked tokens: ``mlm_loss`` in nats, and ``mlm_accuracy``. Over the real tokens: ``rtd_loss``;
+    ``replaced``, the share that the generator changed; ``precision`` and ``recall`` of the prediction
+    "replaced" for positive logits (NaN without such a prediction); ``logit_std``, the standard deviation of
+    the logits; ``auc``, with its 95 % interval from ``auc_low`` to ``auc_high``. The logits are float32 under
+    autocast too. The evaluation ends early if ``stop()`` is true after a batch.
+    """
+    was_training = model.training
+    model.eval()
+    totals, areas, spread = 0, [], 0
+    with torch.no_grad(), recorded(model) as seen, _float32_logits(model):
+        for index, batch in enumerate(batches):
+            rng = torch.tensor([SEED, index], device=batch["ids"].device)
+            out = model(**batch, rng=rng)
+            counts = out.rtd_counts.double()
+            sums = [out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss * counts.sum()]
+            totals = totals + torch.cat([torch.stack(sums).double(), counts])
+            for logits, replaced, weights in seen:
+                areas.append(area_under_curve(logits, replaced, weights))
+                spread = spread + moments(logits, weights)
+            seen.clear()
+            if stop():
+                break
+    model.train(was_training)
+    mlm, correct, masked, rtd, tp, fp, fn, tn = totals.tolist()
+    tokens = tp + fp + fn + tn
+    auc, low, high = interval([a for a in map(float, areas) if not math.isnan(a)])
+    return {
+        "mlm_loss": _ratio(mlm, masked),
+        "mlm_accuracy": _ratio(correct, masked),
+        "rtd_loss": _ratio(rtd, tokens),
+        "replaced": _ratio(tp + fn, tokens),
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+        "logit_std": standard_deviation(spread).item() if areas else math.nan,
+        "auc": auc,
+        "auc_low": low,
+        "auc_high": high,
+    }
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """Return the metrics of `evaluate` in one line."""
+    words = "MLM loss {mlm_loss:.3f}, accuracy {mlm_accuracy:.3f}; RTD loss {rtd_loss:.4f}, AUC {auc:.3f}"
+    if not math.isnan(metrics["auc_low"]):  # fewer than six batches have no interval
+        words += " [{auc_low:.3f}, {auc_high:.3f}]"
+    return words.format(**metrics)
+
+
+def moments(logits: Tensor, weights: Tensor | None) -> Tensor:
+    """Return float64 ``[3]``: number, sum and sum of squares of the logits, without padding.
+
+    It is computed on the device and can be added over batches, so the host does not synchronize.
+    """
+    x = logits.detach().double()
+    if weights is None:
+        return torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()])
+    real = weights > 0
+    x = torch.where(real, x, 0.0)  # padding may contain anything
+    return torch.stack([real.sum(dtype=torch.float64), x.sum(), x.square().sum()])
+
+
+def standard_deviation(moments: Tensor) -> Tensor:
+    """Return the standard deviation, a float64 scalar, from `moments`."""
+    n, total, squares = moments.unbind()
+    return (squares / n - (total / n).square()).clamp(min=0).sqrt()
+
+
+def area_under_curve(logits: Tensor, replaced: Tensor, weights: Tensor | None) -> Tensor:
+    """Return P(logit of a replaced token > of an original one) + P(equal) / 2, float64, without padding.
+
+    By ranks (Mann and Whitney 1947): with n replaced and m original tokens it is (R - n (n + 1) / 2) / (n m),
+    where R is the sum of the ranks of the replaced tokens; equal logits share their mean rank.
+    """
+    real = slice(None) if weights is None else weights > 0
+    x, y = logits[real].float().flatten(), replaced[real].flatten().double()
+    _, level, size = x.unique(return_inverse=True, return_counts=True)
+    rank = (size.cumsum(0) - (size - 1) / 2).double()[level]
+    n, m = y.sum(), (1 - y).sum()
+    return ((rank * y).sum() - n * (n + 1) / 2) / (n * m)
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean of values and its 95 % interval; each value is one batch.
+
+    The tokens of one text are correlated, so the batch is the sampling unit. The interval needs six values:
+    from there on the expansion of Student's t in 1/f is exact to 1 % (Abramowitz and Stegun, 26.7.5).
+    """
+    n = len(values)
+    mean = sum(values) / n if n else math.nan
+    if n < 6:
+        return mean, math.nan, math.nan
+    z, f = 1.96, n - 1
+    t = z + (z**3 + z) / (4 * f) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * f**2)
+    half = t * statistics.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def unigram_loss(train: Tensor, held_out: Tensor, vocab_size: int) -> float:
+    """Return the nats per token of `held_out` under the frequencies of `train`, with 1 added to each count.
+
+    It is the loss of a generator that uses no context, and so a baseline for the generator's loss.
+    """
+    counts = torch.bincount(train.long(), minlength=vocab_size).double() + 1
+    return -(counts / counts.sum()).log()[held_out.long()].mean().item()
+
+
+@contextlib.contextmanager
+def recorded(model: Electra) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
+    """Record the arguments of each call of `rtd_loss`: forward does not return the logits."""
+    ops, seen = model.ops, []
+
+    def rtd_loss(logits, replaced, weights=None):
+        seen.append((logits, replaced, weights))
+        return ops.rtd_loss(logits, replaced, weights)
+
+    model.ops = ops._replace(rtd_loss=rtd_loss)
+    try:
+        yield seen
+    finally:
+        model.ops = ops
+
+
+@contextlib.contextmanager
+def _float32_logits(model: Electra) -> Iterator[None]:
+    """Compute the last product of the discriminator in float32 under autocast too.
+
+    In bfloat16 more than 90 % of the logits are equal to others, and an AUC depends on their order.
+    """
+
+    def exact(score: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        if logits.dtype not in (torch.bfloat16, torch.float16):
+            return logits
+        with torch.autocast(logits.device.type, enabled=False):
+            return linear(inputs[0].float(), score.weight.float(), score.bias.float())
+
+    discriminator = getattr(model, "discriminator", None)  # a masked language model has none
+    if discriminator is None:
+        yield
+        return
+    hook = discriminator.head.score.register_forward_hook(exact)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan

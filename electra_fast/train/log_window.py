@@ -1,0 +1,78 @@
+"""The lines of the log: each is about a window of steps, whose metrics arrive later."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from electra_fast.train.divergence import Collapse
+from electra_fast.train.logger import Logger
+from electra_fast.train.metrics import MetricBuffer, StepMetrics, means, total
+from electra_fast.train.optimizer import Skipped
+
+
+class LogWindow:
+    """Counts the steps since the last line of the log, and writes lines when their metrics have arrived.
+
+    Args:
+        metrics: the buffer to which the steps write.
+        step: the number of steps before the window.
+        skipped: the counter of skipped steps, which is updated with each line.
+        accumulate: micro-batches per step.
+        warmup: see `Collapse`.
+    """
+
+    def __init__(self, metrics: MetricBuffer, step: int, skipped: Skipped, accumulate: int, warmup: int):
+        self.metrics, self.skipped, self.accumulate = metrics, skipped, accumulate
+        self.collapse = Collapse(warmup)
+        self.first, self.steps, self.tokens, self.rate = step, 0, 0, 0.0
+        self.since = time.monotonic()
+        self._closed = collections.deque()
+
+    def add(self, tokens: int, rate: float) -> None:
+        """Count a step; its row of the buffer is the value of `steps` before the call."""
+        self.steps, self.tokens, self.rate = self.steps + 1, self.tokens + tokens, rate
+
+    def close(self, logit_std: Tensor) -> None:
+        """End the window: start an asynchronous copy of its metrics to the host, and begin the next one."""
+        numbers = self.metrics.read(self.steps, logit_std)
+        self._closed.append((self.first, self.tokens, self.rate, numbers))
+        self.first, self.steps, self.tokens = self.first + self.steps, 0, 0
+
+    def write(self, logger: Logger, wait: bool) -> None:
+        """Write the lines whose metrics have arrived; with `wait`, wait and write all lines."""
+        while self._closed and (arrived := self._closed[0][-1](wait)) is not None:
+            rows, (logit_std,) = arrived
+            self._line(logger, *self._closed.popleft()[:-1], rows, logit_std)
+
+    def _line(
+        self, logger: Logger, first: int, tokens: int, rate: float, rows: list[StepMetrics], logit_std: float
+    ) -> None:
+        for step, row in enumerate(rows, first):
+            self.skipped.add(step, row.skipped > 0)
+        sums, now, last = total(rows), time.monotonic(), first + len(rows)
+        facts = {
+            "logit_std": logit_std,
+            "learning_rate": rate,
+            "skipped": self.skipped.steps,
+            "tokens": tokens,
+            "tokens_per_second": tokens / (now - self.since),
+        }
+        logger.write("train", last, means(sums, len(rows), len(rows) * self.accumulate) | facts)
+        self.since = now
+        for warning in (self.collapse.generator(sums), self.collapse.discriminator(last, logit_std)):
+            logger.warn(last, warning)
+
+    def skipped_steps(self) -> int:
+        """Return the number of skipped steps; wait for the metrics of steps that are not yet in the log."""
+        reads = [*(closed[-1] for closed in self._closed), self.metrics.read(self.steps)]
+        return self.skipped.steps + sum(row.skipped > 0 for read in reads for row in read(True)[0])
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Exclude the enclosed work from tokens/second."""
+        began = time.monotonic()
+        yield
+        self.since += time.monotonic() - began

@@ -1,0 +1,99 @@
+"""The metrics of each step: one row per step on the device, copied to the host asynchronously."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class StepMetrics(NamedTuple):
+    """The metrics of a step, summed over its micro-batches."""
+
+    loss: float
+    mlm_loss: float  # summed over all masked tokens
+    mlm_correct: float
+    masked: float
+    rtd_loss: float
+    true_positives: float
+    false_positives: float
+    false_negatives: float
+    true_negatives: float
+    gradient_norm: float
+    skipped: float  # 1 if the gradient was not finite, so that the step changed nothing
+
+    @property
+    def replaced(self) -> float:
+        return self.true_positives + self.false_negatives
+
+    @property
+    def original(self) -> float:
+        return self.false_positives + self.true_negatives
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the generator replaces no token or predicts all, so the discriminator learns nothing."""
+        return self.masked > 0 and (self.mlm_correct == self.masked or 0 == self.replaced < self.original)
+
+
+Read = tuple[list[StepMetrics], list[float]]  # the rows, and the scalars that were read with them
+
+
+class MetricBuffer:
+    """The metrics of the last steps, on the device."""
+
+    def __init__(self, rows: int, device: torch.device):
+        self.rows = torch.zeros(rows, len(StepMetrics._fields), dtype=torch.float32, device=device)
+
+    def write(self, row: Tensor, values: list[Tensor]) -> None:
+        """Set row number `row`, int64 ``[1]``."""
+        self.rows.index_copy_(0, row, torch.cat([x.reshape(-1).float() for x in values])[None])
+
+    def read(self, count: int, *scalars: Tensor) -> Callable[[bool], Read | None]:
+        """Start an asynchronous copy of the first `count` rows, and of some scalars, to the host.
+
+        The result is a function: called with False it returns both, or None until they have arrived; called
+        with True it waits for them.
+        """
+        width = len(StepMetrics._fields)
+        values = torch.cat([self.rows[:count].flatten(), *(x.reshape(1).float() for x in scalars)])
+
+        def parse(copy: Tensor) -> Read:
+            numbers = copy.tolist()
+            rows = [StepMetrics(*numbers[i : i + width]) for i in range(0, count * width, width)]
+            return rows, numbers[count * width :]
+
+        if values.device.type == "cpu":
+            return lambda wait: parse(values)
+        copy = torch.empty(values.shape, device="cpu", pin_memory=True)
+        copy.copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def result(wait: bool) -> Read | None:
+            if wait:
+                arrived.synchronize()
+            return parse(copy) if arrived.query() else None
+
+        return result
+
+
+def total(rows: list[StepMetrics]) -> StepMetrics:
+    """Return the sums over several steps."""
+    return StepMetrics(*map(sum, zip(*rows, strict=True)))
+
+
+def means(sums: StepMetrics, steps: int, micro_batches: int) -> dict[str, float]:
+    """Return the metrics of a line of the log, from the sums over its steps."""
+    tp, predicted = sums.true_positives, sums.true_positives + sums.false_positives
+    return {
+        "loss": sums.loss / micro_batches,
+        "mlm_loss": sums.mlm_loss / max(sums.masked, 1.0),
+        "mlm_accuracy": sums.mlm_correct / max(sums.masked, 1.0),
+        "rtd_loss": sums.rtd_loss / micro_batches,
+        "replaced": sums.replaced / max(sums.replaced + sums.original, 1.0),
+        "precision": tp / predicted if predicted else math.nan,
+        "recall": tp / sums.replaced if sums.replaced else math.nan,
+        "gradient_norm": sums.gradient_norm / steps,
+    }

@@ -93,7 +93,8 @@ def _new_folder(out: str) -> Path:
     except OSError as error:
         rule = "be a folder or a new name"
         raise OSError(must("pretrain: --out", rule, f"{out}: {error.strerror}")) from None
-    if found - {".lock", "recipe.part"}:  # a run that ended before its first checkpoint leaves these
+    found -= {".lock", "recipe.part", "config.part"}  # left by a run that ended before its first checkpoint
+    if found:
         remedy = "--resume continues its run" if find_recipe(folder) else "name another folder"
         got = f"{out}, which contains {sorted(found)[0]}"
         raise ValueError(must("pretrain: --out", "be a new folder", got, remedy))

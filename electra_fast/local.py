@@ -77,9 +77,9 @@ def json_object(call: str, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{call}: {path} must hold JSON, got: {error}") from None
+        raise ValueError(must(f"{call}: {path}", "contain JSON", error)) from None
     if not isinstance(found, dict):
-        raise ValueError(must(f"{call}: {path}", "hold a JSON object", type(found).__name__))
+        raise ValueError(must(f"{call}: {path}", "contain a JSON object", type(found).__name__))
     return found
 
 

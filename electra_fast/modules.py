@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
+from electra_fast.errors import must
 from electra_fast.linear import Linear
 from electra_fast.ops import FUSED, Ops
 from electra_fast.reference import Embedded, MLMHead
@@ -33,6 +34,12 @@ class Layout(NamedTuple):
 
 
 UNPADDED = Layout()  # [B, L], every token is real
+
+
+def _check_layout(module: nn.Module, layout: Layout) -> None:
+    if not isinstance(layout, Layout):
+        subject, remedy = f"{type(module).__name__}: layout", "pass Layout(key_mask=…)"
+        raise TypeError(must(subject, "be a Layout", type(layout).__name__, remedy))
 
 
 def draw_rng(like: Tensor) -> Tensor:
@@ -202,6 +209,7 @@ class SelfAttention(nn.Module):
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
     ) -> Tensor:
+        _check_layout(self, layout)
         dropout, rng = _dropout_now(self, x, rng)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [.., 3, H, D]
         context = self.ops.attention_qkv(qkv, **layout._asdict(), dropout=dropout, rng=rng, stream=stream)
@@ -268,6 +276,7 @@ class Encoder(nn.Module):
         words: Tensor | None = None,
         return_words: bool = False,
     ) -> Tensor | Embedded:  # [.., W]; with `return_words` also the word table
+        _check_layout(self, layout)
         _, rng = _dropout_now(self, ids, rng)
         x, words = self.embedding(  # [.., E]
             ids,

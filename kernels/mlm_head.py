@@ -39,7 +39,7 @@ CHUNK_BYTES = 512 << 20  # of kept exponentials
 PROGRAMS = 396  # per sweep: three for each multiprocessor of an H100 or H200
 BLOCK = 1024  # slots, or blocks of tokens, that one program reads at a time
 
-# (BLOCK_M, BLOCK_V, BLOCK_E, warps, stages), none of which spills: DESIGN.md has the registers.
+# (BLOCK_M, BLOCK_V, BLOCK_E, warps, stages). None spills; docs/kernels/mlm_head.md has the registers.
 SWEEP = (128, 64, 128, 8, 3)
 DX = (128, 64, 128, 8, 2)
 DTABLE = (64, 64, 128, 4, 2)

@@ -145,6 +145,14 @@ def test_cuda_without_a_gpu_is_refused(new, tmp_path, capsys):
     assert "got 'cuda': " in refused(capsys, *new, "--out", tmp_path / "run", "--device", "cuda")
 
 
+@pytest.mark.parametrize("name", [".lock", "recipe.part", "config.part"])
+def test_out_may_contain_what_a_run_without_a_checkpoint_leaves(new, tmp_path, capsys, name):
+    (tmp_path / name).touch()
+    main([*new, "--out", str(tmp_path), "--steps", "1"])
+    said = refused(capsys, *new, "--out", tmp_path)
+    assert "which contains checkpoints; --resume continues its run" in said
+
+
 def test_the_folder_of_a_run_is_checked(new, finished, corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"name-\xff")
@@ -241,10 +249,13 @@ HALVES = {
     "empty file": (text("model.safetensors", ""), "model.safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "with model.safetensors"),
     "pipe for weights": (pipe("model.safetensors"), "with model.safetensors"),
-    "list as config": (text("config.json", "[]"), "config.json must hold a JSON object, got list"),
-    "null as config": (text("config.json", "null"), "config.json must hold a JSON object, got NoneType"),
-    "cut config": (text("config.json", "{"), "config.json must hold JSON, got: Expecting property name"),
-    "deep config": (text("config.json", "[" * 100_000), "config.json must hold JSON, got: maximum recursion"),
+    "list as config": (text("config.json", "[]"), "config.json must contain a JSON object, got list"),
+    "null as config": (text("config.json", "null"), "config.json must contain a JSON object, got NoneType"),
+    "cut config": (text("config.json", "{"), "config.json must contain JSON, got Expecting property name"),
+    "deep config": (
+        text("config.json", "[" * 100_000),
+        "config.json must contain JSON, got maximum recursion",
+    ),
     "pipe for config": (pipe("config.json"), "config.json must be a regular file"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json must be a regular file"),
     "many layers": (
@@ -289,8 +300,8 @@ def test_init_refuses_a_second_discriminator(new, run, tmp_path, capsys):
 
 
 RUNS = {
-    "cut": (text("recipe.json", '{"steps": '), "recipe.json must hold JSON"),
-    "null": (text("recipe.json", "null"), "recipe.json must hold a JSON object"),
+    "cut": (text("recipe.json", '{"steps": '), "recipe.json must contain JSON"),
+    "null": (text("recipe.json", "null"), "recipe.json must contain a JSON object"),
     "pipe": (pipe("recipe.json"), "recipe.json must be a regular file"),
     "unknown field": (recipe(colour=1), "recipe.json must have the fields of a recipe, got colour"),
     "text for a number": (recipe(steps="2"), "steps in .*recipe.json must be of type .*int.*, got '2'"),

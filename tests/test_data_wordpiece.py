@@ -168,8 +168,8 @@ def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokeniz
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "must hold JSON, got: "),
-        ("[]", "must hold a JSON object, got list"),
+        ("{", "must contain JSON, got "),
+        ("[]", "must contain a JSON object, got list"),
         ("{}", "must contain a WordPiece model, got None"),
         ('{"model": {"type": "BPE", "vocab": {}}}', "must contain a WordPiece model, got BPE"),
         ('{"model": {"type": "WordPiece", "vocab": {"[PAD]": 0}}}', r", \[UNK\], .* missing"),
@@ -260,7 +260,7 @@ def test_errors_about_deep_json_and_wrong_settings_name_the_file(tmp_path):
     for depth in (500, 100_000):
         text = faulty(lambda state: state.update(normalizer="HERE"))
         (tmp_path / "tokenizer.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
-        with pytest.raises(ValueError, match=r"tokenizer\.json (must hold JSON|is not a tokenizer)"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json (must contain JSON|is not a tokenizer)"):
             load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(vocab_lines()))

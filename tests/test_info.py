@@ -1,10 +1,12 @@
 """The report about this installation, and the warning about a slow path."""
 
+import os
 import subprocess
 import sys
 import warnings
 
 import pytest
+import torch
 
 import electra_fast
 from electra_fast import doctor, ops
@@ -42,8 +44,6 @@ def test_info_repeats_why_the_build_left_something_out(monkeypatch, tmp_path):
 
 
 def test_info_agrees_with_the_dispatcher():
-    import torch
-
     for op, implementations in _operators.OPERATORS.items():
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         name = f"electra_fast::{op}"
@@ -74,3 +74,13 @@ def test_every_public_name_can_be_imported():
         assert getattr(electra_fast, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         electra_fast.nothing  # noqa: B018
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no interpreter")
+def test_interpret_is_refused_after_triton_was_imported():
+    code = "import triton; from electra_fast import testing; testing.interpret()"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "testing.interpret must be called before Triton is imported" in ended.stderr
+    code = "import os; from electra_fast import testing; assert 'TRITON_INTERPRET' not in os.environ"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -1,4 +1,4 @@
-"""Imports run one way: the diagram of DESIGN.md, read from the sources."""
+"""Imports run one way, in the order that DESIGN.md draws."""
 
 import ast
 import sys

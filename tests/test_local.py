@@ -29,13 +29,13 @@ def test_an_error_about_another_path_contains_no_download_command(tmp_path, monk
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("[]", "must hold a JSON object, got list"),
-        ("null", "must hold a JSON object, got NoneType"),
-        ("{", "must hold JSON, got: Expecting"),
-        ("", "must hold JSON"),
-        ("[" * 100_000, "must hold JSON, got: maximum recursion"),
-        ('{"a": ' + "9" * 5000 + "}", "must hold JSON, got: Exceeds the limit"),
-        ("\ufffe", "must hold JSON"),
+        ("[]", "must contain a JSON object, got list"),
+        ("null", "must contain a JSON object, got NoneType"),
+        ("{", "must contain JSON, got Expecting"),
+        ("", "must contain JSON"),
+        ("[" * 100_000, "must contain JSON, got maximum recursion"),
+        ('{"a": ' + "9" * 5000 + "}", "must contain JSON, got Exceeds the limit"),
+        ("\ufffe", "must contain JSON"),
     ],
 )
 def test_an_error_about_invalid_json_names_the_file(tmp_path, text, message):

@@ -56,6 +56,11 @@ def test_layer_computes_what_pytorchs_transformer_layer_does():
     torch.testing.assert_close(ours(x, Layout(key_mask))[key_mask], expected[key_mask], atol=1e-5, rtol=1e-5)
 
 
+def test_a_mask_instead_of_a_layout_is_refused():
+    with pytest.raises(TypeError, match=r"SelfAttention: layout must be a Layout, got Tensor; pass Layout\("):
+        EncoderLayer(CONFIG)(torch.zeros(1, 4, 32), torch.ones(1, 4, dtype=torch.bool))
+
+
 def test_packed_sequences_give_what_padded_ones_give():
     encoder = Encoder(CONFIG).eval()
     lengths = torch.tensor([12, 1, 7])

@@ -67,6 +67,16 @@ def test_a_run_of_an_earlier_version_is_resumed(undisturbed, tmp_path, capsys):
     assert trainings.state(old, recipe.steps) == trainings.state(out, recipe.steps)
 
 
+def test_a_folder_that_is_not_of_a_run_is_refused_in_python_too(undisturbed, corpus, tmp_path):
+    _, out, _ = undisturbed
+    with pytest.raises(ValueError, match=r"out must be .* got .*, which contains model\.safetensors"):
+        trainings.small(corpus, out / "discriminator")
+    lost = shutil.copytree(out, tmp_path / "lost")
+    (lost / "recipe.json").unlink()
+    with pytest.raises(ValueError, match="which contains checkpoints without a recipe; name another"):
+        trainings.small(corpus, lost, seed=7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_killed_fifty_times_it_resumes_to_the_same_bits(undisturbed, tmp_path, part):

@@ -12,7 +12,7 @@ import trainings
 from electra_fast import data
 from electra_fast.model import Discriminator, Electra
 from electra_fast.train import loader
-from electra_fast.train.pretrain import PATIENCE, NotFinite
+from electra_fast.train.pretrain import MAX_SKIPPED, NotFinite
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
@@ -31,7 +31,7 @@ def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monke
         return make(index) if index < last else released.wait(60)
 
     monkeypatch.setattr(getattr(training, where), "_make", hangs)
-    monkeypatch.setattr(loader, "PATIENCE", 3.0)
+    monkeypatch.setattr(loader, "BATCH_TIMEOUT", 3.0)
     monkeypatch.setattr(loader, "POLL", 0.05)
     step = {"loader": 3, "held_out_loader": 4}[where]
     with pytest.raises(
@@ -178,10 +178,10 @@ def test_steps_that_are_never_finite_end_the_run(corpus, tmp_path, monkeypatch):
         corpus, tmp_path, steps=50, save_every=4, log_every=1, seed=3, make_model=Faulty
     )
     with pytest.raises(
-        NotFinite, match=rf"{PATIENCE} times in a row, first at step 4; .* of step 8.*rng \(3, 4\)"
+        NotFinite, match=rf"{MAX_SKIPPED} times in a row, first at step 4; .* of step 8.*rng \(3, 4\)"
     ):
         training.run()
-    assert training.step == 4 + PATIENCE
+    assert training.step == 4 + MAX_SKIPPED
     record = json.loads((tmp_path / "not_finite.json").read_text())
     assert (record["step"], record["seed"], record["micro_batches"]) == (4, 3, [4, 4])
     assert all(p.isfinite().all() for p in training.model.parameters())

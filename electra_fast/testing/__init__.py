@@ -15,6 +15,7 @@ import sys
 import torch
 
 from electra_fast import ops
+from electra_fast.errors import must
 from electra_fast.ops import TORCH, Ops, _public
 from electra_fast.testing.budget import (
     Judgement,
@@ -39,9 +40,17 @@ def interpret() -> None:
     """Run Triton kernels in Triton's interpreter if there is no GPU. Call it before Triton is imported.
 
     It sets the environment variable TRITON_INTERPRET, which Triton reads once, unless that is set already.
+
+    Raises:
+        RuntimeError: Triton was imported before.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+    if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
+        return
+    if "triton.language.standard" in sys.modules:
+        rule, got = "be called before Triton is imported", "a call after it (transformers imports Triton)"
+        remedy = "call it at the start of the program, or set TRITON_INTERPRET=1"
+        raise RuntimeError(must("testing.interpret", rule, got, remedy))
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def interpreted() -> bool:

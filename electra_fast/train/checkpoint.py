@@ -121,7 +121,7 @@ def read(path: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | Non
             raise Damaged(f"{file} has format {manifest['format']}, this version reads {FORMAT}")
         digest = manifest.pop("sha256", None)  # manifests of older versions have none
         if digest is not None and digest != _digest(manifest):
-            raise Damaged(f"{file} is not what was written: its SHA-256 differs")
+            raise Damaged(f"{file} is damaged: its SHA-256 differs")
         if manifest.keys() != {"format", "step", "facts", "files"}:  # a flipped bit can rename "sha256"
             raise Damaged(must(str(file), "have four fields", ", ".join(manifest)))
         step, found_facts = manifest["step"], manifest["facts"]
@@ -137,7 +137,7 @@ def read(path: Path, groups: Iterable[str] = (), facts: Mapping[str, type] | Non
                 raise Damaged(f"{file} names a file {name!r}")
             if (found := _measure(path / name)) != wanted:
                 sizes = f"{found['bytes']} bytes, the manifest has {wanted['bytes']}"
-                raise Damaged(f"{path / name} is not what was written: its size or SHA-256 differs, {sizes}")
+                raise Damaged(f"{path / name} is damaged: its size or SHA-256 differs, {sizes}")
             tensors[Path(name).stem] = load_file(path / name)
         if missing := set(groups) - tensors.keys():
             raise Damaged(

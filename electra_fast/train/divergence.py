@@ -8,7 +8,7 @@ from pathlib import Path
 from electra_fast.train import checkpoint
 from electra_fast.train.metrics import StepMetrics
 
-PATIENCE = 5  # consecutive steps with a non-finite gradient, after which a run ends
+MAX_SKIPPED = 5  # consecutive steps with a non-finite gradient, after which a run ends
 # A discriminator whose logits have a smaller standard deviation gives the same answer for every token. The
 # rounding of equal logits near -2 to bfloat16 gives 0.002 to 0.004; runs that learn have 0.5 and more.
 LEAST_STD = 0.01
@@ -73,7 +73,7 @@ def no_finite_gradient(out: Path, step: int, seed: int, accumulate: int) -> NotF
     with contextlib.suppress(OSError):  # a full disk must not hide the error
         (out / "not_finite.json").write_text(json.dumps(record, indent=1) + "\n")
     return NotFinite(
-        f"pretrain: the gradient was not finite {PATIENCE} times in a row, first at step {step}; "
+        f"pretrain: the gradient was not finite {MAX_SKIPPED} times in a row, first at step {step}; "
         f"the weights are those before it, {state}. To reproduce it: --resume {out}, or loader[{first}] "
         f"with rng ({seed}, {first}); not_finite.json has the numbers"
     )

@@ -14,7 +14,9 @@ from electra_fast.data import Batches
 from electra_fast.errors import must
 
 Batch = dict[str, Any]  # keyword arguments of Electra.forward
-PATIENCE = 600.0  # seconds to wait for one batch, which takes milliseconds unless the disk of the text hangs
+BATCH_TIMEOUT = (
+    600.0  # seconds to wait for one batch, which takes milliseconds unless the disk of the text hangs
+)
 POLL = 0.5  # seconds between two checks whether the run was asked to stop
 
 
@@ -44,7 +46,7 @@ class Loader:
         It is a daemon, so if it hangs the process can still end. Closing the generator ends it.
 
         Raises:
-            NoBatch: a batch was not ready after `PATIENCE` seconds, or ``stop()`` was true while waiting.
+            NoBatch: a batch was not ready after `BATCH_TIMEOUT` seconds, or ``stop()`` was true meanwhile.
         """
         jobs: queue.SimpleQueue[tuple[int, futures.Future[Batch]] | None] = queue.SimpleQueue()
 
@@ -95,11 +97,11 @@ class Loader:
 
 
 def _wait(future: futures.Future[Batch], index: int, stop: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + BATCH_TIMEOUT
     while not futures.wait([future], timeout=POLL).done:
         if stop():
             raise NoBatch(f"pretrain: the run was asked to stop while it waited for batch {index}")
         if time.monotonic() > end:
-            rule = f"be ready within {PATIENCE:g} seconds"
+            rule = f"be ready within {BATCH_TIMEOUT:g} seconds"
             remedy = "check the disk with the token cache (XDG_CACHE_HOME, else ~/.cache)"
             raise NoBatch(must(f"pretrain: batch {index}", rule, "none", remedy))

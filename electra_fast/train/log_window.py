@@ -71,8 +71,8 @@ class LogWindow:
         return self.skipped.steps + sum(row.skipped > 0 for read in reads for row in read(True)[0])
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Exclude the enclosed work from tokens/second."""
+    def paused(self) -> Iterator[None]:
+        """Exclude the enclosed work from `tokens_per_second`."""
         began = time.monotonic()
         yield
         self.since += time.monotonic() - began

@@ -30,14 +30,14 @@ from electra_fast.errors import must
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
 from electra_fast.train import checkpoint, corpus, interruption, optimizer, warm_start
-from electra_fast.train.divergence import PATIENCE, NotFinite, no_finite_gradient, not_finite
+from electra_fast.train.divergence import MAX_SKIPPED, NotFinite, no_finite_gradient, not_finite
 from electra_fast.train.evaluation import evaluate, summary, unigram_loss
 from electra_fast.train.loader import Batch, NoBatch
 from electra_fast.train.log_window import LogWindow
 from electra_fast.train.logger import Logger
 from electra_fast.train.metrics import MetricBuffer
 from electra_fast.train.recipe import Recipe
-from electra_fast.train.run_folder import RunFolder, find_recipe
+from electra_fast.train.run_folder import RunFolder, find_recipe, require_new
 from electra_fast.train.step import Step, capturable_stream, cuda_graph
 
 FAILED_SAVES = 3  # consecutive checkpoints that could not be written, after which a run ends
@@ -126,6 +126,8 @@ class Pretraining:
     def _recipe(self, recipe: Recipe) -> Recipe:
         """Return the complete recipe: that of the run in `out` with the given changes, or a new one."""
         file = find_recipe(self.out)
+        if file is None:
+            require_new(self.out)
         recipe = Recipe.load(file).changed(**recipe.given()) if file else recipe.resolved()
         if file and recipe.precision is None:
             text = f"pretrain: {file} does not say the precision, so the run continues in"
@@ -252,7 +254,7 @@ class Pretraining:
             logger.say(f"step {self.step}: not a CUDA graph, {self.take_step.why_eager}")
             self._eager_reported = True
         self.window.write(logger, wait)
-        if self.skipped.longest_run >= PATIENCE:
+        if self.skipped.longest_run >= MAX_SKIPPED:
             raise no_finite_gradient(self.out, self.skipped.first, self.recipe.seed, self.recipe.accumulate)
 
     def evaluate(self) -> dict[str, float]:
@@ -266,7 +268,7 @@ class Pretraining:
 
     def _evaluate_and_log(self, logger: Logger) -> dict[str, float]:
         self._report(logger, wait=True)
-        with self.window.aside():
+        with self.window.paused():
             metrics = self.evaluate()
         if not self.stopping:
             logger.write("held_out", self.step, metrics)
@@ -300,7 +302,7 @@ class Pretraining:
     def _save(self, logger: Logger) -> None:
         """Write a checkpoint. A failure causes a warning, several failures in a row end the run."""
         try:
-            with self.window.aside():
+            with self.window.paused():
                 self._write()
             self._failed_saves = 0
         except OSError as error:

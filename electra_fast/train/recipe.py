@@ -49,7 +49,7 @@ class Recipe:
     data: tuple[str, ...] = _option(
         (),
         "files and folders: text (a blank line ends a document), JSON, CSV, TSV, Parquet, Arrow, folders of "
-        "datasets' save_to_disk; also packed (gz, xz, bz2, zst, tar); default: the manual of Python",
+        "datasets' save_to_disk; also compressed (gz, xz, bz2, zst, tar); default: the manual of Python",
     )
     text_column: str | None = _option(
         None, "name of the text in JSON and tables; default: text, or the only column of strings"
@@ -101,8 +101,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("data", "held_out", "init"):  # absolute: a run may be resumed in another folder
             if (given := getattr(self, name)) is not None:
-                # Path("") would be the current folder.
-                self._require(name, "" not in given, "name files or folders")
+                self._require(name, not isinstance(given, str), "be a tuple of files or folders")
+                self._require(
+                    name, "" not in given, "name files or folders"
+                )  # Path("") is the current folder
                 object.__setattr__(self, name, tuple(str(Path(path).resolve()) for path in given))
 
         self._require("vocab", self.vocab != "", "be a file, a folder or a size")

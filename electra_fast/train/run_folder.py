@@ -26,6 +26,19 @@ def find_recipe(folder: Path) -> Path | None:
     return folder / OLD_RECIPE if (folder / OLD_RECIPE).exists() and not is_model else None
 
 
+def require_new(folder: Path) -> None:
+    """Check that a folder without a recipe is not that of a model, nor of a run whose recipe was lost.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    found = [name for name in sorted(MODEL_FILES) if (folder / name).exists()]
+    found += ["checkpoints without a recipe"] * any((folder / "checkpoints").glob("step-*"))
+    if found:
+        rule, got = "be a new folder or the folder of a run", f"{folder}, which contains {found[0]}"
+        raise ValueError(must("pretrain: out", rule, got, "name another folder"))
+
+
 class RunFolder:
     """Creates and locks the folder of a run.
 

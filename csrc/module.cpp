@@ -1,6 +1,7 @@
 // The Python module electra_fast._C: lists the kernels of csrc/ and registers them on request.
 
-#include <pybind11/pybind11.h>
+#include "module.h"
+
 #include <pybind11/stl.h>
 
 #include "registry.h"
@@ -11,4 +12,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              "Return the (op, device) pairs that have a kernel in this library.");
   module.def("serve", &electra_fast::serve,
              "Register the kernel of (op, device) under a name, for tensors of a dispatch key.");
+  for (const electra_fast::Part add : electra_fast::parts()) add(module);
 }

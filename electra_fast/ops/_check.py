@@ -69,7 +69,7 @@ def dropout(op: str, p: float, x: Tensor | None, stream: int, like: Tensor) -> N
         raise ValueError(must(f"{op}: dropout", "be in [0, 1)", p))
     if not 0 <= stream < 2**32:  # it is one 32-bit word of the counter, and must not wrap
         raise ValueError(must(f"{op}: stream", "be in [0, 2^32)", stream))
-    if p > 0:
+    if p > 0 or x is not None:  # the dispatcher looks at the device of an unused tensor too
         rng(op, x, like)
 
 

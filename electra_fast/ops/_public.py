@@ -1,4 +1,9 @@
-"""The public function of an op: the same checks and autograd over any implementation of its operators."""
+"""The public function of an op: the same checks and autograd over any implementation of its operators.
+
+A call has two paths with the same result. csrc/calls has the common calls of the ops that a layer is made of, in
+C++; it returns NotImplemented for all other calls, wrong ones included. The Python path accepts every call and
+raises the errors.
+"""
 
 import functools
 import inspect
@@ -7,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from electra_fast.ops._operators import OPERATORS, Implementations
-from electra_fast.ops._transforms import refuse_transforms
+from electra_fast.ops._operators import _C, OPERATORS, Implementations
+from electra_fast.ops._transforms import SECOND_DERIVATIVE, refusal, refuse_transforms
 
 
 class Kernels(NamedTuple):
@@ -22,14 +27,16 @@ def public(fwd: torch._ops.OpOverload, bwd: torch._ops.OpOverload | None = None)
     """Turn `function(kernels, …)` into the public op over these two operators.
 
     The result has the signature without `kernels`. Its `over(kernels)` is the same function, with checks and
-    autograd, over another implementation, so that a test or a benchmark can choose one kernel.
+    autograd, over another implementation, so that a test or a benchmark can choose one kernel. Its two paths
+    are `in_cpp(args, kwargs)`, None if there is no such path, and `in_python`.
     """
+    default = Kernels(fwd, bwd)
 
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function)
         signature = signature.replace(parameters=list(signature.parameters.values())[1:])
 
-        def over(kernels: Kernels) -> Callable:
+        def in_python_over(kernels: Kernels) -> Callable:
             @functools.wraps(function)
             def op(*args, **kwargs):
                 refuse_transforms(function.__name__, args, kwargs)
@@ -38,11 +45,32 @@ def public(fwd: torch._ops.OpOverload, bwd: torch._ops.OpOverload | None = None)
             op.__signature__ = signature
             return op
 
-        result = over(Kernels(fwd, bwd))
-        result.over = over
-        return result
+        in_python = in_python_over(default)
+        in_cpp = _in_cpp(function.__name__, signature)
+
+        @functools.wraps(in_python)
+        def op(*args, **kwargs):
+            if in_cpp is not None and not torch.compiler.is_compiling():
+                result = in_cpp(args, kwargs)
+                if result is not NotImplemented:
+                    return result
+            return in_python(*args, **kwargs)
+
+        op.in_cpp, op.in_python = in_cpp, in_python
+        op.over = lambda kernels: op if kernels == default else in_python_over(kernels)
+        return op
 
     return decorate
+
+
+def _in_cpp(name: str, signature: inspect.Signature) -> Callable | None:
+    if _C is None or name not in _C.calls():
+        return None
+    parameters = signature.parameters.values()
+    positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    sentence = str(refusal(name, SECOND_DERIVATIVE))
+    return _C.bind(name, tuple(signature.parameters), positional, defaults, sentence)
 
 
 def implementations(name: str, function: Callable) -> dict[str, Callable]:

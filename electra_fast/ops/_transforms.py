@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def _refusal(op: str, what: str) -> NotImplementedError:
+SECOND_DERIVATIVE = "the second derivative (`create_graph=True`)"
+
+
+def refusal(op: str, what: str) -> NotImplementedError:
     return NotImplementedError(
         f"{op}: {what} is not implemented; plain PyTorch supports it: electra_fast.reference.{op}, a model "
         "built with `ops=REFERENCE`, or a patched model after `undo()`"
@@ -47,7 +50,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise _refusal(ctx.op, "the second derivative (`create_graph=True`)")
+        raise refusal(ctx.op, SECOND_DERIVATIVE)
 
 
 def refuse_transforms(op: str, args: tuple, kwargs: dict) -> None:
@@ -58,13 +61,13 @@ def refuse_transforms(op: str, args: tuple, kwargs: dict) -> None:
             a dual tensor of forward-mode differentiation.
     """
     if torch._C._are_functorch_transforms_active():
-        raise _refusal(op, "torch.func (vmap, grad, vjp, jvp, …)")
+        raise refusal(op, "torch.func (vmap, grad, vjp, jvp, …)")
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None
         for x in (*args, *kwargs.values())
         if isinstance(x, Tensor)
     ):
-        raise _refusal(op, "forward-mode differentiation")
+        raise refusal(op, "forward-mode differentiation")
 
 
 def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ import host  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from electra_fast import ops  # noqa: E402
 from electra_fast.ops._operators import OPERATORS  # noqa: E402
 
 if not torch.cuda.is_available():
@@ -48,6 +49,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("op", testing.OPS)
     elif "differentiable" in metafunc.fixturenames:
         metafunc.parametrize("differentiable", [op for op in testing.OPS if f"{op}_bwd" in OPERATORS])
+
+
+def both_paths(op):
+    """Run a test with `path` = the op, whose calls begin in C++ if it was built, and its path in Python."""
+    function = getattr(ops, op)
+    return pytest.mark.parametrize("path", [function, function.in_python], ids=["C++", "Python"])
 
 
 @pytest.fixture

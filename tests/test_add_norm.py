@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import both_paths
 
 from electra_fast import ops, testing
 from electra_fast.philox import keep_mask
@@ -141,6 +142,7 @@ def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
 X = torch.zeros(2, 8)
 
 
+@both_paths(OP)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -151,11 +153,12 @@ X = torch.zeros(2, 8)
         ({"dropout": -0.1}, ValueError, "add_norm: dropout must be in [0, 1), got -0.1"),
         ({"dropout": 0.1}, ValueError, "add_norm: rng must be given if random numbers are drawn, got None"),
         ({"dropout": 0.1, "rng": RNG.int()}, TypeError, "add_norm: rng must be int64, got int32"),
+        ({"rng": RNG.to("meta")}, ValueError, "add_norm: rng must be on cpu as the others are, got meta"),
     ],
 )
-def test_refuses(change, error, message):
+def test_refuses(change, error, message, path):
     with pytest.raises(error) as caught:
-        ops.add_norm(
+        path(
             **{
                 "x": X,
                 "residual": None,

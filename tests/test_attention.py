@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import both_paths
 
 from electra_fast import ops, testing
 from electra_fast.ops._operators import OPERATORS
@@ -229,6 +230,7 @@ def test_masked_keys_may_be_nan_and_threads_change_no_bit(D, implementation, dev
 Q = torch.zeros(2, 3, 4, 8)
 
 
+@both_paths(OP)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -249,9 +251,9 @@ Q = torch.zeros(2, 3, 4, 8)
         ),
     ],
 )
-def test_refuses(change, error, message):
+def test_refuses(change, error, message, path):
     with pytest.raises(error) as caught:
-        ops.attention(**{"q": Q, "k": Q, "v": Q, **change})
+        path(**{"q": Q, "k": Q, "v": Q, **change})
     assert message in str(caught.value)
 
 

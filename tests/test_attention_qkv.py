@@ -1,7 +1,8 @@
 import pytest
 import torch
+from conftest import both_paths
 
-from electra_fast import ops, testing
+from electra_fast import testing
 
 OP = "attention_qkv"
 
@@ -19,10 +20,11 @@ def test_is_attention_of_its_slices(implementation, device):
     assert torch.allclose(dqkv, torch.stack(wanted, 2), atol=1e-6)
 
 
+@both_paths(OP)
 @pytest.mark.parametrize("shape", [(2, 3, 2, 4, 8), (3, 4, 8)])
-def test_refuses(shape):
+def test_refuses(shape, path):
     with pytest.raises(ValueError, match=r"attention_qkv: qkv must have shape \[\*, 3, H, D\], got"):
-        ops.attention_qkv(torch.zeros(shape))
+        path(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("tokens", [(2, 0), (0, 5), (0,), (2, 3)], ids=str)

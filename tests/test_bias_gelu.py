@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import both_paths
 
 from electra_fast import ops, testing
 from electra_fast.testing.examples import Example
@@ -96,6 +97,7 @@ def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
     check_thread_counts(ops.bias_gelu, batch(3001, 100))
 
 
+@both_paths(OP)
 @pytest.mark.parametrize(
     ("bias", "error", "message"),
     [
@@ -103,9 +105,9 @@ def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
         (torch.zeros(8).bfloat16(), TypeError, "bias_gelu: bias must be float32, got bfloat16"),
     ],
 )
-def test_refuses(bias, error, message):
+def test_refuses(bias, error, message, path):
     with pytest.raises(error) as caught:
-        ops.bias_gelu(torch.zeros(2, 8), bias)
+        path(torch.zeros(2, 8), bias)
     assert message in str(caught.value)
 
 

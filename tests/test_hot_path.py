@@ -127,11 +127,11 @@ class Subclass(Tensor):
 
 
 @each_op
-@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_any_changed_argument_gives_the_same_result_or_the_same_error(hot, number, device):
     """The rules of C++ are those of Python: for each value of each argument both accept, or both refuse."""
-    example = small(hot, device, count=2)[number]
+    example = small(hot, device, count=1)[number]
     refused = 0
     defaults = getattr(ops, hot).in_python.__signature__.parameters
     args = {name: example.args.get(name, p.default) for name, p in defaults.items()}
@@ -189,7 +189,9 @@ def test_saved_tensors_pass_through_the_hooks_of_pytorch(hot, device):
     example = small(hot, device, count=1)[0]
     args = {n: x.clone().requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
     packed, leaves = [], [args[name] for name in example.gradients]
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or len(packed) - 1, packed.__getitem__):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: packed.append(x) or len(packed) - 1, packed.__getitem__
+    ):
         y = getattr(ops, hot).in_cpp((), args)
         gradients = torch.autograd.grad(y.sum(), leaves)
     assert len(packed) >= 2

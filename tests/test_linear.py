@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import both_paths
 
 from electra_fast import ops, testing
 
@@ -80,6 +81,7 @@ def test_casts_to_the_autocast_dtype(device):
 X, W = torch.zeros(2, 8), torch.zeros(3, 8)
 
 
+@both_paths(OP)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -94,7 +96,7 @@ X, W = torch.zeros(2, 8), torch.zeros(3, 8)
         ),
     ],
 )
-def test_refuses(arguments, error, message):
+def test_refuses(arguments, error, message, path):
     with pytest.raises(error) as caught:
-        ops.linear(**{"x": X, "weight": W} | arguments)
+        path(**{"x": X, "weight": W} | arguments)
     assert message in str(caught.value)

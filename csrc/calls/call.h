@@ -80,8 +80,8 @@ inline bool is_parameter_of(const Tensor& parameter, const Tensor& x) {
 }
 
 inline bool is_dropout(double p, const MaybeTensor& rng, int64_t stream, const Tensor& like) {
-  return 0 <= p && p < 1 && 0 <= stream && stream >> 32 == 0 &&
-         (p == 0 || rng) && has(rng, at::kLong, {2}, like);
+  return 0 <= p && p < 1 && 0 <= stream && stream >> 32 == 0 && (p == 0 || rng) &&
+         has(rng, at::kLong, {2}, like);
 }
 
 inline MaybeTensor contiguous(const MaybeTensor& x) { return x ? MaybeTensor(x->contiguous()) : x; }

@@ -1,8 +1,8 @@
 """The public function of an op: the same checks and autograd over any implementation of its operators.
 
-A call has two paths with the same result. csrc/calls has the common calls of the ops that a layer is made of, in
-C++; it returns NotImplemented for all other calls, wrong ones included. The Python path accepts every call and
-raises the errors.
+A call has two paths with the same result. csrc/calls serves the common calls of the ops that a layer is made
+of; for all other calls, wrong ones included, it returns NotImplemented. The path in Python accepts every call
+and raises the errors.
 """
 
 import functools

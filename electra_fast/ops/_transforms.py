@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-
 SECOND_DERIVATIVE = "the second derivative (`create_graph=True`)"
 
 

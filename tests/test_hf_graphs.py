@@ -292,15 +292,22 @@ def test_autocast_has_a_graph_of_its_own(dtype, stand_in):
     assert len(stand_in.captures) == 4
 
 
-def test_the_least_recently_used_shape_is_dropped(stand_in, monkeypatch):
+def test_the_least_recently_used_shape_is_dropped_but_none_that_is_in_use(stand_in, monkeypatch):
     monkeypatch.setattr(graphs, "SHAPES", 2)
+    monkeypatch.setattr(graphs, "IDLE", 10)
     graphed, _ = (m.eval() for m in pair("ElectraModel", max_position_embeddings=128))
-    with torch.no_grad():
-        for L in (32, 64, 96):
-            for step in range(3):
-                graphed(**inputs(step, L, labels=False))
-    kept = graphs._graphs[graphed.encoder].graphs
-    assert [key.shape for key in kept] == [(B, 64), (B, 96)]
+
+    def run(*lengths):
+        with torch.no_grad():
+            for step in range(4):
+                for L in lengths:
+                    graphed(**inputs(step, L, labels=False))
+        return [key.shape for key in graphs._graphs[graphed.encoder].graphs]
+
+    assert run(32, 64, 96) == [(B, 32), (B, 64)]
+    assert len(stand_in.captures) == 2, "three shapes in turn must not replace each other"
+    assert run(64, 96) == [(B, 32), (B, 64)]
+    assert run(64, 96) == [(B, 64), (B, 96)]
 
 
 def test_a_rare_shape_is_not_captured(stand_in):

@@ -22,12 +22,11 @@ from electra_fast.hf.blocks import Attention
 from electra_fast.hf.fused import has_hooks
 
 LENGTHS = 32  # a length is rounded up to a multiple of this
-SHAPES = 8  # graphs per encoder; the one that was not used for the longest time is dropped
-KNOWN = (
-    "torch.",
-    "transformers.",
-)  # modules of other packages, such as adapters, may depend on more than weights
 WARM_UP = 2  # calls of a shape before its capture, so that a shape that occurs once costs no capture
+SHAPES = 8  # graphs per encoder
+IDLE = 64  # calls after which an unused graph may be replaced; if all are in use, other shapes have none
+# A module of another package, such as an adapter, may depend on more than its weights.
+KNOWN = ("torch.", "transformers.")
 
 
 class GraphedEncoder(Attention):
@@ -103,8 +102,9 @@ class Graphs:
 
     def __init__(self, encoder: nn.Module):
         self.encoder = weakref.ref(encoder)
-        self.graphs: collections.OrderedDict[Key, Graph] = collections.OrderedDict()
-        self.calls: collections.Counter[Key] = collections.Counter()
+        self.graphs: dict[Key, Graph] = {}
+        self.calls: collections.Counter[Key] = collections.Counter()  # of shapes without a graph
+        self.now = 0  # calls until now
         self.state: list = []
         self.failure: str | None = None
         self._modules: list[nn.Module] = []
@@ -139,22 +139,32 @@ class Graphs:
         if state != self.state:  # a graph would read weights that are no longer there
             self.state = state
             self.graphs.clear(), self.calls.clear()
+        self.now += 1
         key = _key(encoder, hidden, mask)
         if graph := self.graphs.get(key):
-            self.graphs.move_to_end(key)
+            graph.used_at = self.now
             return None if graph.waits() else graph
         self.calls[key] += 1
-        if self.calls[key] <= WARM_UP:
-            return None
+        return self.captured(encoder, key, hidden) if self.calls[key] > WARM_UP and self.has_room() else None
+
+    def has_room(self) -> bool:
+        """Return whether another graph is allowed; if necessary, drop the least recently used one."""
+        if len(self.graphs) < SHAPES:
+            return True
+        oldest = min(self.graphs, key=lambda key: self.graphs[key].used_at)
+        idle = self.now - self.graphs[oldest].used_at > IDLE
+        if idle:
+            del self.graphs[oldest]
+        return idle
+
+    def captured(self, encoder: nn.Module, key: Key, hidden: Tensor) -> "Graph | None":
         try:
-            graph = Graph(encoder, key, hidden)
+            self.graphs[key] = graph = Graph(encoder, key, hidden)
         except RuntimeError as error:
             self.failure = f"the layers cannot be captured as a CUDA graph: {capture.cause(error)}"
             return None
         del self.calls[key]
-        self.graphs[key] = graph
-        if len(self.graphs) > SHAPES:
-            self.graphs.popitem(last=False)
+        graph.used_at = self.now
         return graph
 
 
@@ -174,6 +184,7 @@ class Graph:
         self.hidden_gradient: Tensor | None = None
         self.parameter_gradients: dict[torch.dtype, Tensor] = {}
         self.number = 0  # of the last forward pass
+        self.used_at = 0  # the call of `Graphs` that used it last
         self.waiting: weakref.ref | None = None  # the call whose backward pass needs the last forward pass
         with recording(hidden.device) as record:
             self._forward()  # once before, because libraries allocate their workspace

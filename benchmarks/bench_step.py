@@ -20,12 +20,13 @@ from benchmarks.harness.huggingface import HuggingFace
 from benchmarks.harness.inputs import CUDA, REHEARSAL, STEPS, Make, batches
 from benchmarks.harness.machine import bound
 from benchmarks.harness.providers import COMPILED, OURS
+from electra_fast.capture import cuda_graph
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, REFERENCE, TORCH
 from electra_fast.train import optimizer
 from electra_fast.train.metrics import MetricBuffer
 from electra_fast.train.recipe import PAPER
-from electra_fast.train.step import WARM_UP, Step, cuda_graph
+from electra_fast.train.step import WARM_UP, Step
 
 PROVIDERS = ("fused", *(["eager"] if CUDA else []), "huggingface", "torch", "packed", "compile")
 PROVIDERS += ("compile_max", "huggingface_compile") if CUDA else ()

@@ -81,7 +81,7 @@ def test_a_changed_forward_pass_is_kept_and_named(name, monkeypatch):
 def test_every_class_of_the_installed_transformers_is_known():
     names = ("ElectraForPreTraining", "ElectraForMaskedLM", "BertForMaskedLM")
     modules = [module for name in names for module in build(name).modules() if type(module) in BLOCKS]
-    assert {type(module) for module in modules} == set(BLOCKS) and len(BLOCKS) == 18
+    assert {type(module) for module in modules} == set(BLOCKS) and len(BLOCKS) == 20
     assert all(BLOCKS[type(module)].mismatch(module) is None for module in modules)
 
 

@@ -24,10 +24,11 @@ def main() -> int:
     import torch
 
     from benchmarks.harness.inputs import STEPS, batches
+    from electra_fast.capture import cuda_graph
     from electra_fast.model import Electra
     from electra_fast.train import optimizer
     from electra_fast.train.metrics import MetricBuffer
-    from electra_fast.train.step import Step, cuda_graph
+    from electra_fast.train.step import Step
 
     size = STEPS["small 128x128"][0]
     cuda = torch.cuda.is_available()

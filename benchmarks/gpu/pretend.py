@@ -65,12 +65,12 @@ class Generator(torch.Generator):
 def install() -> None:
     """Replace the parts of `torch.cuda` that the harness and the step use."""
     from benchmarks.harness import clock
-    from electra_fast.train import step
+    from electra_fast import capture
 
     def stand_in(body):
         return body
 
-    step.cuda_graph = clock.cuda_graph = stand_in
+    capture.cuda_graph = clock.cuda_graph = stand_in
     torch.Generator = Generator
     profile = torch.profiler.profile
     torch.profiler.profile = lambda **_: profile(activities=[torch.profiler.ProfilerActivity.CPU])

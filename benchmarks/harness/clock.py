@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.autograd.profiler import profile  # torch.profiler's loads the compiler, 4 s
 
-from electra_fast.train.step import cause, cuda_graph
+from electra_fast.capture import cause, cuda_graph
 
 SHORTEST = 2e-3  # seconds; a round on the CPU repeats a call until it lasts this long
 

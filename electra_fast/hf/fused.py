@@ -78,7 +78,7 @@ def why_not_plain(part: nn.Module, cls: type[nn.Module]) -> str | None:
     """Return why an op cannot use `part` as the parameters of a `cls`, None if it can."""
     if type(part) is not cls:
         return f" is {type(part).__module__}.{type(part).__name__}"
-    if _has_hooks(part):
+    if has_hooks(part):
         return " has hooks"
     for name, p in part._parameters.items():
         if p is None:
@@ -88,14 +88,14 @@ def why_not_plain(part: nn.Module, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_pre_hooks,
-        module._forward_hooks,
-        module._backward_pre_hooks,
-        module._backward_hooks,
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in module.__dict__  # accelerate sets a forward pass on the module
     )
-    return any(hooks) or "forward" in module.__dict__  # accelerate sets a forward pass on the module
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from transformers.models.electra import modeling_electra as electra
 from electra_fast.errors import must
 from electra_fast.hf import blocks, heads
 from electra_fast.hf.fused import Fused, fuse, unfuse
+from electra_fast.hf.graphs import GraphedEncoder
 from electra_fast.ops import _operators
 from electra_fast.tables import text_table
 
@@ -20,6 +21,7 @@ CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
     electra: {
         "ElectraEmbeddings": blocks.Embeddings,
         "ElectraModel": blocks.Encoder,
+        "ElectraEncoder": GraphedEncoder,
         "ElectraSelfAttention": blocks.SelfAttention,
         "ElectraSelfOutput": blocks.AddNorm,
         "ElectraOutput": blocks.AddNorm,
@@ -32,6 +34,7 @@ CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
     bert: {
         "BertEmbeddings": blocks.Embeddings,
         "BertModel": blocks.Encoder,
+        "BertEncoder": GraphedEncoder,
         "BertSelfAttention": blocks.SelfAttention,
         "BertSelfOutput": blocks.AddNorm,
         "BertOutput": blocks.AddNorm,
@@ -47,7 +50,8 @@ BLOCKS: dict[type[nn.Module], type[Fused]] = {
     if hasattr(module, name)
 }
 
-OPTIONS = ("attention", "norm", "feed_forward", "embeddings", "mlm_head", "rtd_loss")
+OPTIONS = ("attention", "norm", "feed_forward", "embeddings", "mlm_head", "rtd_loss", "graphs")
+REQUESTED = ("graphs",)  # options that are off by default; the table has only those that were requested
 
 
 def patch(
@@ -59,6 +63,7 @@ def patch(
     embeddings: bool = True,
     mlm_head: bool = True,
     rtd_loss: bool = True,
+    graphs: bool = False,
 ) -> "Patched":
     """Make the blocks of ELECTRA and BERT in `model` run fused; other models do not change.
 
@@ -81,6 +86,10 @@ def patch(
         embeddings: the three tables, LayerNorm and dropout.
         mlm_head: the loss of a masked language model, computed from labelled positions only.
         rtd_loss: the loss of `ElectraForPreTraining`, without selecting tokens by a mask.
+        graphs: on a GPU, the layers are captured as CUDA graphs, one for each of up to 8 shapes, forward and
+            backward. Fewer launches make small batches faster; each graph keeps its activations in memory.
+            Lengths are padded to a multiple of 32. A call runs without a graph if an earlier call of its
+            shape still waits for its backward pass. Training with gradient checkpointing raises ValueError.
 
     Returns:
         Patched: printed, it shows what runs fused; `undo()` reverts the patch. It is a context manager.
@@ -89,7 +98,7 @@ def patch(
         TypeError: `model` has no known block. ValueError: it is compiled, is a decoder, or is patched with
             other options. After an error nothing has changed.
     """
-    given = (attention, norm, feed_forward, embeddings, mlm_head, rtd_loss)
+    given = (attention, norm, feed_forward, embeddings, mlm_head, rtd_loss, graphs)
     wanted = {option for option, value in zip(OPTIONS, given, strict=True) if value}
     found = _found(model)
     for name, module in model.named_modules():
@@ -191,9 +200,11 @@ class Patched:
         """Return the blocks by option and class, with the number of those that run fused now."""
         classes = collections.defaultdict(list)
         for module, mixin in _found(self.model):
+            if mixin.option in REQUESTED and not isinstance(module, Fused):
+                continue
             classes[mixin.option, type(module).__name__, mixin.uses].append(module)
         rows = [_row(*key, modules) for key, modules in classes.items()]
-        missing = set(OPTIONS) - {row.option for row in rows}
+        missing = set(OPTIONS) - set(REQUESTED) - {row.option for row in rows}
         rows += [PatchedBlock(option, "", 0, 0, "", _why_none(option)) for option in missing]
         return sorted(rows, key=lambda row: (row.of == 0, OPTIONS.index(row.option)))
 
@@ -201,7 +212,7 @@ class Patched:
         device = next(self.model.parameters()).device.type.upper()
         rows = self.rows()
         table = text_table([("option", "class", "fused", "by", "why not"), *(row.cells() for row in rows)])
-        ops = dict.fromkeys(op for row in rows if row.fused for op in row.by.split(", "))
+        ops = dict.fromkeys(op for row in rows if row.fused and row.by for op in row.by.split(", "))
         lines = [f"{op} on {device}: {_operators.served_by(op, device)}" for op in ops]
         return "\n".join([table, "", *lines, f"unchanged: {', '.join(self.others()) or 'nothing'}"])
 
@@ -218,7 +229,7 @@ class Patched:
 
 
 # Blocks that contain other blocks.
-WHOLE = (blocks.Encoder, heads.ElectraMaskedLM, heads.BertMaskedLM, heads.RTDLoss)
+WHOLE = (blocks.Encoder, GraphedEncoder, heads.ElectraMaskedLM, heads.BertMaskedLM, heads.RTDLoss)
 
 
 def _row(option: str, block: str, uses: str, modules: list[nn.Module]) -> PatchedBlock:

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from electra_fast import data, local
+from electra_fast.capture import capturable_stream, cuda_graph
 from electra_fast.errors import must
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
@@ -38,7 +39,7 @@ from electra_fast.train.logger import Logger
 from electra_fast.train.metrics import MetricBuffer
 from electra_fast.train.recipe import Recipe
 from electra_fast.train.run_folder import RunFolder, find_recipe, require_new
-from electra_fast.train.step import Step, capturable_stream, cuda_graph
+from electra_fast.train.step import Step
 
 FAILED_SAVES = 3  # consecutive checkpoints that could not be written, after which a run ends
 FACTS = {"text": str, "skipped": int}  # facts about its run that a checkpoint must have, with their types

@@ -27,6 +27,11 @@ else:  # An extension that does not load is an error: the reference must not rep
             f"delete electra_fast/_C*.so to run without it. The loader says: {error}"
         ) from error
 
+    if not hasattr(_C, "bind"):
+        raise ImportError(
+            "electra_fast._C was built from older sources: build it again, "
+            "`pip install --no-build-isolation -e .`"
+        )
     COMPILED = frozenset(_C.implemented())
 
 

@@ -206,7 +206,8 @@ class AttentionHead {
     draw_dropout(query);
     Vec maxima(-std::numeric_limits<W>::infinity());
     for (int64_t c = 0; c < columns; c += Vec::size())
-      maxima = at::vec::maximum(maxima, score(s, c));
+      maxima =
+          at::vec::clamp_min(score(s, c), maxima);  // a NaN reaches the sum without the maximum
     const W maximum = lane_max(maxima);
     const Vec shift(std::max(maximum, std::numeric_limits<W>::lowest()));
     Vec sum(0);

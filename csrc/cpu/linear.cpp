@@ -34,14 +34,15 @@ Tensor linear_fwd(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const Tensor b = bias ? bias->contiguous() : Tensor();
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(0);
-  return matmul(rows, transposed(weight.contiguous()), bias ? b.const_data_ptr<float>() : nullptr)
+  return matmul(rows, Panels::of_transpose(weight.contiguous()),
+                bias ? b.const_data_ptr<float>() : nullptr)
       .view(shape);
 }
 
 // dy^T x. For another dtype than that of x, cuBLAS returns its float32 sums; ATen's CPU products
-// round them to the dtype of x first. With tiles, the narrower factor is the one to transpose.
+// round them to the dtype of x first.
 Tensor weight_gradient(const Tensor& dy, const Tensor& x, bool tiles, at::ScalarType dtype) {
-  if (tiles) return x.size(1) < dy.size(1) ? transposed(matmul_tn(x, dy)) : matmul_tn(dy, x);
+  if (tiles) return matmul_tn(dy, x);
   if (dtype == x.scalar_type()) return at::mm(dy.t(), x);
   return x.is_cuda() && dtype == at::kFloat ? at::mm(dy.t(), x, dtype)
                                             : at::mm(dy.t(), x).to(dtype);
@@ -53,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_bwd(const Tensor& dy, const Tensor& x,
   const Tensor rows = flat(dy), empty = at::empty({0}, x.options());
   const bool tiles = tiles_are_faster(rows, weight) && dtype == at::kFloat;
   const auto dx = [&] {
-    return tiles ? matmul(rows, weight.contiguous(), nullptr) : at::mm(rows, weight);
+    return tiles ? matmul(rows, Panels::of(weight.contiguous()), nullptr) : at::mm(rows, weight);
   };
   return {want_dx ? dx().view(x.sizes()) : empty,
           want_dweight ? weight_gradient(rows, flat(x), tiles, dtype) : empty,

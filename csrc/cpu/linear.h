@@ -1,6 +1,6 @@
-// The products of a linear layer on the CPU in float32, from tiles of FMA instructions, which are
-// faster than MKL's sgemm (docs/kernels/linear.md has the numbers). One thread computes a tile and
-// sums over the depth in order: the bits do not depend on the number of threads.
+// The products of a linear layer on the CPU from tiles: in float32 of FMA instructions, and the
+// gradient of the weight in bfloat16 (docs/kernels/linear.md has the numbers). One thread computes
+// a tile and sums over the depth in order: the bits do not depend on the number of threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -70,46 +70,90 @@ inline at::Tensor matmul(const at::Tensor& a, const Panels& b, const float* bias
     for (int64_t task = begin; task < end; ++task) {
       const int64_t t = task / across * kTileRows, first = task % across * kTileColumns;
       const int64_t rows = std::min(kTileRows, T - t), last = std::min(first + kTileColumns, N);
-      for (int64_t r = 0; bias && r < rows; ++r)
-        std::copy(bias + first, bias + last, cs + (t + r) * N + first);
       for (int64_t n = first; n < last; n += kPanel) {
         const int64_t columns = std::min(kPanel, last - n);
-        fma_product(rows, columns, K, {as + t * K, K, 1}, bs + n * K, columns, cs + t * N + n, N,
-                    /*add=*/bias != nullptr);
+        const Start<float> start{bias ? bias + n : nullptr, 0};
+        fma_product(rows, columns, K, {as + t * K, K, 1}, bs + n * K, columns, start,
+                    cs + t * N + n, N);
       }
     }
   });
   return c;
 }
 
-// a^T b for a [T, M] and b [T, N]. A task computes a square of the result, which stays in the
-// cache.
+// Call f(m, rows, n, columns) for each square of a result [M, N], which stays in the cache.
+template <class F>
+void for_squares(int64_t M, int64_t N, F f) {
+  constexpr int64_t kSide = 256;
+  const int64_t across = ceil_div(N, kSide), tasks = ceil_div(M, kSide) * across;
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t m = task / across * kSide, n = task % across * kSide;
+      f(m, std::min(kSide, M - m), n, std::min(kSide, N - n));
+    }
+  });
+}
+
+// a^T b for a [T, M] and b [T, N].
 inline at::Tensor matmul_tn(const at::Tensor& a, const at::Tensor& b) {
-  constexpr int64_t kSide = kTileColumns;
   const int64_t T = a.size(0), M = a.size(1), N = b.size(1);
   const at::Tensor c = at::empty({M, N}, a.options());
   const float *as = a.const_data_ptr<float>(), *bs = b.const_data_ptr<float>();
   float* cs = c.mutable_data_ptr<float>();
-  const int64_t across = ceil_div(N, kSide), tasks = ceil_div(M, kSide) * across;
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<float> left(kSide * kTileDepth), panels(kSide * kTileDepth);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t m = task / across * kSide, n0 = task % across * kSide;
-      const int64_t rows = std::min(kSide, M - m), across_square = std::min(kSide, N - n0);
-      for (int64_t t = 0; t < T; t += kTileDepth) {
-        const int64_t depth = std::min(kTileDepth, T - t);
-        for (int64_t l = 0; l < depth; ++l)
-          std::copy_n(as + (t + l) * M + m, rows, left.data() + l * rows);
-        pack(bs + t * N + n0, depth, across_square, N, panels.data());
-        for (int64_t n = 0; n < across_square; n += kPanel) {
-          const int64_t columns = std::min(kPanel, across_square - n);
-          fma_product(rows, columns, depth, {left.data(), 1, rows}, panels.data() + n * depth,
-                      columns, cs + m * N + n0 + n, N, /*add=*/t > 0);
-        }
+  for_squares(M, N, [&](int64_t m, int64_t rows, int64_t n0, int64_t across) {
+    const Scratch<float> left(rows * kTileDepth), panels(across * kTileDepth);
+    for (int64_t t = 0; t < T; t += kTileDepth) {
+      const int64_t depth = std::min(kTileDepth, T - t);
+      for (int64_t l = 0; l < depth; ++l)
+        std::copy_n(as + (t + l) * M + m, rows, left.data() + l * rows);
+      pack(bs + t * N + n0, depth, across, N, panels.data());
+      for (int64_t n = 0; n < across; n += kPanel) {
+        const int64_t columns = std::min(kPanel, across - n);
+        fma_product(rows, columns, depth, {left.data(), 1, rows}, panels.data() + n * depth,
+                    columns, cs + m * N + n0 + n, N, /*add=*/t > 0);
       }
     }
   });
   return c;
 }
+
+#ifdef CPU_CAPABILITY_AVX512
+// The same in float32 for bfloat16 a and b, which ATen would round to bfloat16. A product reads a
+// transposed tile of a, and pairs of rows of b.
+inline at::Tensor matmul_tn_bfloat16(const at::Tensor& a, const at::Tensor& b) {
+  using T16 = c10::BFloat16;
+  constexpr int64_t kDepth = 512, kRows = 64, kSide = 32;
+  const int64_t T = a.size(0), M = a.size(1), N = b.size(1);
+  const at::Tensor c = at::empty({M, N}, a.options().dtype(at::kFloat));
+  const T16 *as = a.const_data_ptr<T16>(), *bs = b.const_data_ptr<T16>();
+  float* cs = c.mutable_data_ptr<float>();
+  for_squares(M, N, [&](int64_t m0, int64_t rows, int64_t n0, int64_t columns) {
+    const Scratch<T16> left(rows * kDepth), right(columns * kDepth);
+    for (int64_t t = 0; t < T; t += kDepth) {
+      const int64_t tokens = std::min(kDepth, T - t),
+                    depth = round_up(tokens, kRows);  // few shapes
+      std::fill_n(left.data(), tokens < depth ? rows * depth : 0, T16(0));
+      for (int64_t m = 0; m < rows; m += kSide)
+        for (int64_t l = 0; l < tokens; l += kSide)
+          at::vec::transpose_mxn<T16>(as + (t + l) * M + m0 + m, M, left.data() + m * depth + l,
+                                      depth, std::min(kSide, tokens - l),
+                                      std::min(kSide, rows - m));
+      for (int64_t l = 0; l < depth; l += 2) {
+        T16* pairs = right.data() + l * columns;
+        for (int64_t half = 0; half < 2; ++half) {
+          const T16* row = bs + (t + l + half) * N + n0;
+          for (int64_t n = 0; n < columns; ++n)
+            pairs[2 * n + half] = l + half < tokens ? row[n] : T16(0);
+        }
+      }
+      for (int64_t m = 0; m < rows; m += kRows)
+        product(std::min(kRows, rows - m), columns, depth, left.data() + m * depth, depth,
+                right.data(), columns, cs + (m0 + m) * N + n0, N, /*add=*/t > 0);
+    }
+    at::native::cpublas::brgemm_release();
+  });
+  return c;
+}
+#endif
 
 }  // namespace electra_fast

@@ -57,9 +57,9 @@ Tensor weight_gradient(const Tensor& dy, const Tensor& x, bool tiles, at::Scalar
                                             : at::mm(dy.t(), x).to(dtype);
 }
 
-// The sums over the rows.
+// The sums over the rows. ATen adds 16-bit rows in a fifth of this speed.
 Tensor bias_gradient(const Tensor& rows, at::ScalarType dtype) {
-  if (!rows.is_cpu()) return rows.sum(0, /*keepdim=*/false, dtype);
+  if (!rows.is_cpu() || rows.scalar_type() == dtype) return rows.sum(0, /*keepdim=*/false, dtype);
   const int64_t T = rows.size(0), N = rows.size(1);
   return AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, rows.scalar_type(), "linear", [&] {

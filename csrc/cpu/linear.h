@@ -8,6 +8,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <vector>
 
 #include "../host_device.h"
 #include "fma_product.h"
@@ -128,7 +130,9 @@ inline at::Tensor matmul_tn_bfloat16(const at::Tensor& a, const at::Tensor& b) {
   const T16 *as = a.const_data_ptr<T16>(), *bs = b.const_data_ptr<T16>();
   float* cs = c.mutable_data_ptr<float>();
   for_squares(M, N, [&](int64_t m0, int64_t rows, int64_t n0, int64_t columns) {
-    const Scratch<T16> left(rows * kDepth), right(columns * kDepth);
+    const Scratch<T16> left(rows * kDepth);
+    const Scratch<uint32_t> right(columns * kDepth / 2);
+    const std::vector<T16> zeros(columns);
     for (int64_t t = 0; t < T; t += kDepth) {
       const int64_t tokens = std::min(kDepth, T - t),
                     depth = round_up(tokens, kRows);  // few shapes
@@ -138,17 +142,16 @@ inline at::Tensor matmul_tn_bfloat16(const at::Tensor& a, const at::Tensor& b) {
           at::vec::transpose_mxn<T16>(as + (t + l) * M + m0 + m, M, left.data() + m * depth + l,
                                       depth, std::min(kSide, tokens - l),
                                       std::min(kSide, rows - m));
+      const auto row = [&](int64_t l) { return l < tokens ? bs + (t + l) * N + n0 : zeros.data(); };
       for (int64_t l = 0; l < depth; l += 2) {
-        T16* pairs = right.data() + l * columns;
-        for (int64_t half = 0; half < 2; ++half) {
-          const T16* row = bs + (t + l + half) * N + n0;
-          for (int64_t n = 0; n < columns; ++n)
-            pairs[2 * n + half] = l + half < tokens ? row[n] : T16(0);
-        }
+        const T16 *even = row(l), *odd = row(l + 1);
+        uint32_t* pairs = right.data() + l / 2 * columns;
+        for (int64_t n = 0; n < columns; ++n) pairs[n] = even[n].x | uint32_t{odd[n].x} << 16;
       }
       for (int64_t m = 0; m < rows; m += kRows)
         product(std::min(kRows, rows - m), columns, depth, left.data() + m * depth, depth,
-                right.data(), columns, cs + (m0 + m) * N + n0, N, /*add=*/t > 0);
+                reinterpret_cast<const T16*>(right.data()), columns, cs + (m0 + m) * N + n0, N,
+                /*add=*/t > 0);
     }
     at::native::cpublas::brgemm_release();
   });

@@ -52,22 +52,45 @@ def test_only_inputs_that_require_a_gradient_get_one(implementation, device):
     assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], weight.sum(0).expand_as(x), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("T", "K", "N"), [(256, 16, 16), (300, 40, 300), (521, 300, 70), (257, 17, 513), (600, 256, 256)]
-)
-def test_whole_and_partial_tiles(T, K, N, implementation, device, seed):
-    """From 256 tokens on, the CPU kernel works in tiles. Most of these sizes are not multiples of a tile."""
-    generator = torch.Generator().manual_seed(seed)
+def _arguments(T, K, N, low, generator=None):
+    """Return arguments in float32 or, if `low`, x in bfloat16 with bfloat16 copies of weight and bias."""
     shapes = {"x": (1, T, K), "weight": (N, K), "bias": (N,)}
     args = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    if not low:
+        return args
+    args = {name: x.bfloat16() for name, x in args.items()}
+    copies = {f"low_{name}": args[name] for name in ("weight", "bias")}
+    return {"x": args["x"], "weight": args["weight"].float(), "bias": args["bias"].float()} | copies
+
+
+SIZES = [(255, 32, 48), (256, 16, 16), (300, 48, 304), (521, 304, 80), (257, 17, 513), (600, 256, 256)]
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("T", "K", "N"), SIZES)
+def test_whole_and_partial_tiles(T, K, N, low, implementation, device, seed):
+    """From 256 tokens on, the CPU kernel works in tiles. Most of these sizes are not multiples of a tile."""
+    args = _arguments(T, K, N, low, torch.Generator().manual_seed(seed))
     example = testing.Example(OP, f"{T} {K} {N}", args, ("x", "weight", "bias"))
     testing.check_example(testing.implementations(OP)[implementation[1]], example.to(device=device))
 
 
 @pytest.mark.skipif("cpu" not in testing.implementations(OP), reason="built without electra_fast._C")
-def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
-    args = {"x": torch.randn(700, 300), "weight": torch.randn(530, 300), "bias": torch.randn(530)}
-    check_thread_counts(testing.implementations(OP)["cpu"], testing.Example(OP, "threads", args, tuple(args)))
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_any_number_of_threads_gives_the_same_bits(low, check_thread_counts):
+    example = testing.Example(OP, "threads", _arguments(700, 304, 528, low), ("x", "weight", "bias"))
+    check_thread_counts(testing.implementations(OP)["cpu"], example)
+
+
+@pytest.mark.skipif("cpu" not in testing.implementations(OP), reason="built without electra_fast._C")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="no tiles of bfloat16")
+def test_the_gradient_of_a_float32_weight_is_not_rounded_to_bfloat16():
+    args = _arguments(512, 64, 32, low=True)
+    wanted = torch.randn(512, 32).bfloat16()
+    leaf = args["weight"].requires_grad_()
+    testing.implementations(OP)["cpu"](**args).backward(wanted[None])
+    exact = wanted.double().t() @ args["x"][0].double()
+    assert (leaf.grad - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_casts_to_the_autocast_dtype(device):

@@ -71,10 +71,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& r
                                            const Dropout& dropout) {
   using W = at::opmath_type<T>;
   const int64_t E = x.size(-1);
-  const auto wide = x.options().dtype(c10::CppTypeToScalarType<W>::value);
-  const Tensor y = huge_empty_like(x), mean = at::empty(x.sizes().slice(0, x.dim() - 1), wide);
-  const Tensor rstd = at::empty_like(mean);
-  const Tensor w = weight.to(wide.dtype()), b = bias.to(wide.dtype());
+  constexpr at::ScalarType kWide = c10::CppTypeToScalarType<W>::value;
+  const Tensor y = huge_empty_like(x),
+               mean = at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(kWide));
+  const Tensor rstd = at::empty(mean.sizes(), mean.options());
+  const Tensor w = as(weight, kWide), b = as(bias, kWide);
   const W *ws = w.const_data_ptr<W>(), *bs = b.const_data_ptr<W>();
   W *means = mean.mutable_data_ptr<W>(), *rstds = rstd.mutable_data_ptr<W>();
   T* results = y.mutable_data_ptr<T>();
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
   const bool two = residual && dropout.active();  // without dropout dx is dresidual too
   const Tensor dx = huge_empty_like(x),
                dresidual = two ? huge_empty_like(x) : at::empty({0}, x.options());
-  const Tensor w = weight.to(mean.dtype());
+  const Tensor w = as(weight, mean.scalar_type());
   const Sums dweight(rows, E, mean.options()), dbias(rows, E, mean.options());
   const W *ws = w.const_data_ptr<W>(), *means = mean.const_data_ptr<W>();
   const W* rstds = rstd.const_data_ptr<W>();

@@ -74,13 +74,20 @@ struct Params {
     const int64_t cost = std::max<int64_t>(1, L * L * D);
     at::parallel_for(
         0, B * H, std::max<int64_t>(1, kGrain / cost), [&](int64_t begin, int64_t end) {
-          AttentionHead<T> head(D, L, scale, causal);
+          const auto dropout = [&](int64_t columns) {
+            return Dropout(p, rng, dropout_stream, columns);
+          };
+          AttentionHead<T> head(D, L, scale, causal, p > 0 ? dropout(L).padded_columns() : 0);
           for (int64_t i = begin; i < end; ++i) {
             const Sequence s = sequence(i / H);
             if (s.length == 0) continue;
             const int64_t h = i % H, first = bounds.defined() ? s.first : s.index * L;
-            const bool* real = mask.defined() ? mask.const_data_ptr<bool>() + s.index * L : nullptr;
-            head.select(s, h, real, Dropout(p, rng, dropout_stream, s.length), first * H + h, H);
+            if (i == begin || h == 0) {
+              const bool* visible =
+                  mask.defined() ? mask.const_data_ptr<bool>() + i / H * L : nullptr;
+              head.select(s, visible, dropout(s.length));
+            }
+            head.select(h, first * H + h, H);
             task(head);
           }
         });

@@ -6,24 +6,30 @@
 //
 // A row has the scores of all keys, so nothing is rescaled later. The backward pass computes P
 // again and divides it by its own sum: if one key has nearly all the probability, dP - rowsum(P dP)
-// cancels, and the rounding of lse, or of O in rowsum(dO O), would dominate the result. dK and dV
-// are accumulated transposed, since a product reads both its operands by rows.
+// cancels, and the rounding of lse, or of O in rowsum(dO O), would dominate the result. Keys after
+// the last visible one are left out; the others are padded to whole vectors.
 #pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <vector>
+#include <type_traits>
+#include <utility>
 
 #include "../host_device.h"
 #include "dropout.h"
+#include "fma_product.h"
+#include "scratch.h"
 #include "tile.h"
 #include "vector_math.h"
 
 namespace electra_fast {
 
-constexpr int64_t kQueries = 64;  // rows of a product's tile; its columns are padded to a multiple
+constexpr int64_t kQueries = 64;  // their scores with all keys stay in a cache
 
 struct Sequence {
   int64_t index, first, length;  // first: its first token in a packed batch, 0 in a padded one
@@ -46,51 +52,59 @@ class AttentionHead {
   using W = at::opmath_type<T>;
   using Vec = at::vec::Vectorized<W>;
 
-  AttentionHead(int64_t D, int64_t longest, double scale, bool causal)
-      : D(D), scale(scale), causal(causal) {
-    const int64_t max_columns = round_up(longest, kQueries);
-    for (auto* x : {&keys, &values, &keys_t, &values_t, &dkeys, &dvalues})
-      x->resize(max_columns * D);
-    for (auto* x : {&queries, &upstream, &rows_t, &rows}) x->resize(kQueries * D);
-    for (auto* x : {&scores, &weights}) x->resize(kQueries * max_columns);
-    mask.resize(max_columns);
+  AttentionHead(int64_t D, int64_t longest, double scale, bool causal, int64_t dropout_columns)
+      : D(D),
+        width(round_up(D, Vec::size())),
+        scale(scale),
+        causal(causal),
+        most_columns(round_up(longest, Vec::size())),
+        memory(most_columns * (1 + 6 * width + 2 * kQueries) + 3 * kQueries * width +
+               std::max(most_columns, dropout_columns)) {
+    W* next = memory.data();
+    const auto take = [&](int64_t n) { return std::exchange(next, next + n); };
+    mask = take(most_columns);
+    for (W** x : {&keys, &values, &keys_t, &values_t, &dkeys, &dvalues})
+      *x = take(most_columns * width);
+    for (W** x : {&scores, &weights}) *x = take(most_columns * kQueries);
+    for (W** x : {&queries, &upstream, &rows}) *x = take(kQueries * width);
+    factors = next;
+    std::fill_n(factors, most_columns, W(1));
   }
 
-  // Select a sequence and a head. `key_mask` is that of the sequence, or null if every key is real.
-  // Query l uses row `row` + l * `row_step` of the dropout.
-  void select(const Sequence& s, int64_t h, const bool* key_mask, const Dropout& dropout,
-              int64_t row, int64_t row_step) {
+  // Select a sequence. `key_mask` is that of the sequence, or null if every key is visible.
+  void select(const Sequence& s, const bool* key_mask, const Dropout& dropout) {
     sequence = s;
-    head = h;
     this->dropout = dropout;
-    first_row = row;
-    this->row_step = row_step;
-    columns = round_up(s.length, kQueries);
-    factors.assign(std::max(columns, dropout.padded_columns()), W(1));
-    std::fill(mask.begin(), mask.end(), -std::numeric_limits<W>::infinity());
-    for (int64_t c = 0; c < s.length; ++c)
-      if (!key_mask || key_mask[c]) mask[c] = 0;
+    keys_used = s.length;
+    while (key_mask && keys_used > 0 && !key_mask[keys_used - 1]) --keys_used;
+    columns = round_up(keys_used, Vec::size());
+    std::fill(mask, mask + keys_used, W(0));
+    std::fill(mask + keys_used, mask + columns, -std::numeric_limits<W>::infinity());
+    for (int64_t c = 0; key_mask && c < keys_used; ++c)
+      if (!key_mask[c]) mask[c] = -std::numeric_limits<W>::infinity();
   }
+
+  // Select a head of the sequence. Query l uses row `row` + l * `row_step` of the dropout.
+  void select(int64_t h, int64_t row, int64_t step) { head = h, first_row = row, row_step = step; }
 
   void forward(const HeadRows<const T>& q, const HeadRows<const T>& k, const HeadRows<const T>& v,
                const HeadRows<T>& o, const HeadRows<W>& lse) {
-    load(k, 0, columns, keys, /*real_only=*/true);
-    load(v, 0, columns, values, /*real_only=*/true);
-    transpose_rows(keys, columns, D, keys_t);
+    load_keys(k, keys);
+    load_keys(v, values);
+    transpose_keys(keys, keys_t);
     for (int64_t l = 0; l < sequence.length; l += kQueries) {
       const int64_t count = std::min(kQueries, sequence.length - l);
-      load(q, l, kQueries, queries);
-      product(kQueries, columns, D, queries.data(), D, keys_t.data(), columns, scores.data(),
-              columns, false);
+      load(q, l, count, queries);
+      fma_product(count, columns, D, {queries, width, 1}, keys_t, columns, scores, columns, false);
       W inverse[kQueries];
       for (int64_t r = 0; r < count; ++r)
-        *lse.at(sequence, l + r, head) = softmax(l + r, scores.data() + r * columns, &inverse[r]);
-      product(kQueries, D, columns, scores.data(), columns, values.data(), D, rows.data(), D,
-              false);
+        *lse.at(sequence, l + r, head) = softmax(l + r, scores + r * columns, &inverse[r]);
+      fma_product(count, width, keys_used, {scores, columns, 1}, values, width, rows, width, false);
       for (int64_t r = 0; r < count; ++r) {
-        T* to = o.at(sequence, l + r, head);
-        for (int64_t d = 0; d < D; ++d) to[d] = static_cast<T>(rows[r * D + d] * inverse[r]);
+        W* row = rows + r * width;
+        for (int64_t d = 0; d < width; ++d) row[d] *= inverse[r];
       }
+      store(rows, l, count, o);
     }
   }
 
@@ -98,75 +112,91 @@ class AttentionHead {
                 const HeadRows<const T>& k, const HeadRows<const T>& v,
                 const HeadRows<const W>& lse, const HeadRows<T>& dq, const HeadRows<T>& dk,
                 const HeadRows<T>& dv) {
-    load(k, 0, columns, keys, /*real_only=*/true);
-    load(v, 0, columns, values, /*real_only=*/true);
-    transpose_rows(keys, columns, D, keys_t);
-    transpose_rows(values, columns, D, values_t);
+    load_keys(k, keys);
+    load_keys(v, values);
+    transpose_keys(keys, keys_t);
+    transpose_keys(values, values_t);
     for (int64_t l = 0; l < sequence.length; l += kQueries) {
       const int64_t count = std::min(kQueries, sequence.length - l);
-      load(q, l, kQueries, queries);
-      load(upstreams, l, kQueries, upstream);  // rows past the end are 0, and so are their terms
-      product(kQueries, columns, D, queries.data(), D, keys_t.data(), columns, scores.data(),
-              columns, false);
-      product(kQueries, columns, D, upstream.data(), D, values_t.data(), columns, weights.data(),
-              columns, false);
+      load(q, l, count, queries);
+      load(upstreams, l, count, upstream);
+      fma_product(count, columns, D, {queries, width, 1}, keys_t, columns, scores, columns, false);
+      fma_product(count, columns, D, {upstream, width, 1}, values_t, columns, weights, columns,
+                  false);
       for (int64_t r = 0; r < count; ++r)
-        gradient(l + r, *lse.at(sequence, l + r, head), scores.data() + r * columns,
-                 weights.data() + r * columns);
-      transpose_rows(queries, kQueries, D, rows_t);
-      product(D, columns, kQueries, rows_t.data(), kQueries, scores.data(), columns, dkeys.data(),
-              columns, l > 0);
-      transpose_rows(upstream, kQueries, D, rows_t);
-      product(D, columns, kQueries, rows_t.data(), kQueries, weights.data(), columns,
-              dvalues.data(), columns, l > 0);
-      product(kQueries, D, columns, scores.data(), columns, keys.data(), D, rows.data(), D, false);
+        gradient(l + r, *lse.at(sequence, l + r, head), scores + r * columns,
+                 weights + r * columns);
+      fma_product(keys_used, width, count, {scores, 1, columns}, queries, width, dkeys, width,
+                  l > 0);
+      fma_product(keys_used, width, count, {weights, 1, columns}, upstream, width, dvalues, width,
+                  l > 0);
+      fma_product(count, width, keys_used, {scores, columns, 1}, keys, width, rows, width, false);
       store(rows, l, count, dq);
     }
-    transpose_rows(dkeys, D, columns, keys);
-    store(keys, 0, sequence.length, dk);
-    transpose_rows(dvalues, D, columns, values);
-    store(values, 0, sequence.length, dv);
+    store_keys(dkeys, dk);
+    store_keys(dvalues, dv);
   }
 
  private:
-  using Buffer = std::vector<W>;
+  // Convert a row, and pad it with zeros to whole vectors.
+  void load_row_of(const T* from, W* to) const {
+    if constexpr (std::is_same_v<T, W>) {
+      std::copy(from, from + D, to);
+    } else {
+      at::vec::convert(from, to, D);
+    }
+    std::fill(to + D, to + width, W(0));
+  }
 
-  // Load rows l, ..., l + n - 1, with zeros past the end and, if `real_only`, for masked keys: they
-  // may be NaN, and 0 * NaN is NaN.
-  void load(const HeadRows<const T>& from, int64_t l, int64_t n, Buffer& to,
-            bool real_only = false) {
-    for (int64_t r = 0; r < n; ++r) {
-      W* row = to.data() + r * D;
-      if (l + r >= sequence.length || (real_only && mask[l + r] != 0)) {
-        std::fill(row, row + D, W(0));
+  void load(const HeadRows<const T>& from, int64_t l, int64_t n, W* to) const {
+    for (int64_t r = 0; r < n; ++r) load_row_of(from.at(sequence, l + r, head), to + r * width);
+  }
+
+  // Masked keys become 0: they may be NaN, and 0 * NaN is NaN.
+  void load_keys(const HeadRows<const T>& from, W* to) const {
+    for (int64_t c = 0; c < keys_used; ++c, to += width) {
+      if (mask[c] == 0)
+        load_row_of(from.at(sequence, c, head), to);
+      else
+        std::fill(to, to + width, W(0));
+    }
+  }
+
+  void store(const W* from, int64_t l, int64_t n, const HeadRows<T>& to) const {
+    for (int64_t r = 0; r < n; ++r, from += width) {
+      T* row = to.at(sequence, l + r, head);
+      if constexpr (std::is_same_v<T, W>) {
+        std::copy(from, from + D, row);
       } else {
-        const T* x = from.at(sequence, l + r, head);
-        for (int64_t d = 0; d < D; ++d) row[d] = static_cast<W>(x[d]);
+        at::vec::convert(from, row, D);
       }
     }
   }
 
-  void store(const Buffer& from, int64_t l, int64_t n, const HeadRows<T>& to) {
-    for (int64_t r = 0; r < n; ++r) {
-      T* row = to.at(sequence, l + r, head);
-      for (int64_t d = 0; d < D; ++d) row[d] = static_cast<T>(from[r * D + d]);
-    }
+  void store_keys(const W* from, const HeadRows<T>& to) const {
+    store(from, 0, keys_used, to);
+    for (int64_t c = keys_used; c < sequence.length; ++c)
+      std::fill_n(to.at(sequence, c, head), D, T(0));
   }
 
-  static void transpose_rows(const Buffer& from, int64_t n, int64_t m, Buffer& to) {
-    transpose(from.data(), n, m, m, to.data(), n);
+  // `to` [D, columns] becomes the transpose of `from`, with zeros after the last key.
+  void transpose_keys(const W* from, W* to) const {
+    for (int64_t d = 0; d < D && keys_used < columns; ++d)
+      Vec(0).store(to + (d + 1) * columns - Vec::size());
+    transpose(from, keys_used, D, width, to, columns);
   }
 
   // A row of products becomes scores by these two: -inf for keys that the query must not see.
   void mask_future(int64_t query, W* s) const {
-    if (causal) std::fill(s + query + 1, s + columns, -std::numeric_limits<W>::infinity());
+    if (causal && query + 1 < columns)
+      std::fill(s + query + 1, s + columns, -std::numeric_limits<W>::infinity());
   }
   Vec score(const W* s, int64_t c) const {
-    return at::vec::fmadd(Vec::loadu(s + c), Vec(scale), Vec::loadu(mask.data() + c));
+    return at::vec::fmadd(Vec::loadu(s + c), Vec(scale), Vec::loadu(mask + c));
   }
 
   void draw_dropout(int64_t query) {
-    if (dropout->active()) dropout->factors(first_row + query * row_step, factors.data());
+    if (dropout->active()) dropout->factors(first_row + query * row_step, factors);
   }
 
   // Replace s by drop(exp(s - max)), set *inverse to 1 / sum, by which its product with the values
@@ -176,14 +206,15 @@ class AttentionHead {
     draw_dropout(query);
     Vec maxima(-std::numeric_limits<W>::infinity());
     for (int64_t c = 0; c < columns; c += Vec::size())
-      maxima = at::vec::maximum(maxima, score(s, c));
+      maxima =
+          at::vec::clamp_min(score(s, c), maxima);  // a NaN reaches the sum without the maximum
     const W maximum = lane_max(maxima);
     const Vec shift(std::max(maximum, std::numeric_limits<W>::lowest()));
     Vec sum(0);
     for (int64_t c = 0; c < columns; c += Vec::size()) {
       const Vec e = exponential(score(s, c) - shift);
       sum = sum + e;
-      (e * Vec::loadu(factors.data() + c)).store(s + c);
+      (e * Vec::loadu(factors + c)).store(s + c);
     }
     const W total = lane_sum(sum);
     *inverse = total == 0 ? 0 : 1 / total;
@@ -201,7 +232,7 @@ class AttentionHead {
     Vec sum(0), sum_dp(0);
     for (int64_t c = 0; c < columns; c += Vec::size()) {
       const Vec p = exponential(score(s, c) - Vec(lse));
-      const Vec d = Vec::loadu(dp + c) * Vec::loadu(factors.data() + c);
+      const Vec d = Vec::loadu(dp + c) * Vec::loadu(factors + c);
       sum = sum + p;
       sum_dp = at::vec::fmadd(p, d, sum_dp);
       p.store(s + c), d.store(dp + c);
@@ -211,22 +242,25 @@ class AttentionHead {
     for (int64_t c = 0; c < columns; c += Vec::size()) {
       const Vec p = Vec::loadu(s + c);
       (p * scaled * (Vec::loadu(dp + c) - center)).store(s + c);
-      (p * inverse * Vec::loadu(factors.data() + c)).store(dp + c);
+      (p * inverse * Vec::loadu(factors + c)).store(dp + c);
     }
   }
 
-  const int64_t D;
+  const int64_t D, width;  // width: D padded to whole vectors
   const W scale;
   const bool causal;
+  const int64_t most_columns;
   Sequence sequence{};
-  int64_t head = 0, columns = 0, first_row = 0, row_step = 0;
   std::optional<Dropout> dropout;
-  Buffer mask, factors;  // [columns] 0 or -inf, added to scores; 0, 1 or 1 / (1 - p)
-  Buffer keys, values;   // [columns, D]
-  Buffer keys_t, values_t, dkeys, dvalues;  // [D, columns]
-  Buffer queries, upstream, rows;           // [kQueries, D]
-  Buffer rows_t;                            // [D, kQueries]
-  Buffer scores, weights;                   // [kQueries, columns]
+  int64_t keys_used = 0, columns = 0;  // keys up to the last visible one, padded to whole vectors
+  int64_t head = 0, first_row = 0, row_step = 0;
+  Scratch<W> memory;             // of all that follow
+  W *mask, *factors;             // [columns] 0 or -inf, added to scores; 0, 1 or 1 / (1 - p)
+  W *keys, *values;              // [keys_used, width]
+  W *keys_t, *values_t;          // [D, columns]
+  W *dkeys, *dvalues;            // [keys_used, width]
+  W *queries, *upstream, *rows;  // [kQueries, width]
+  W *scores, *weights;           // [kQueries, columns]
 };
 
 }  // namespace electra_fast

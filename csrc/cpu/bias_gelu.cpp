@@ -17,11 +17,11 @@
 #include <initializer_list>
 #include <tuple>
 #include <type_traits>
-#include <vector>
 
 #include "../registry.h"
 #include "huge_pages.h"
 #include "rows.h"
+#include "scratch.h"
 
 namespace electra_fast {
 namespace {
@@ -89,12 +89,12 @@ Tensor forward(const Tensor& x, const Tensor& bias) {
   using W = at::opmath_type<T>;
   const int64_t F = x.size(-1);
   const Tensor y = huge_empty_like(x);
-  const Tensor wide = bias.to(c10::CppTypeToScalarType<W>::value);
+  const Tensor wide = as(bias, c10::CppTypeToScalarType<W>::value);
   const T* from = x.const_data_ptr<T>();
   const W* b = wide.const_data_ptr<W>();
   T* to = y.mutable_data_ptr<T>();
   for_rows(rows_of(x), F, [&](int64_t begin, int64_t end) {
-    std::vector<W> copy(F);
+    const Scratch<W> copy(F);
     for (int64_t offset = begin * F; offset < end * F; offset += F) {
       const W* row = load_row(from + offset, F, copy.data());
       W* result = result_row(to + offset, copy.data());
@@ -110,13 +110,13 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Ten
   using W = at::opmath_type<T>;
   const int64_t F = x.size(-1), rows = rows_of(x);
   const Tensor dx = huge_empty_like(x);
-  const Tensor wide = bias.to(c10::CppTypeToScalarType<W>::value);
+  const Tensor wide = as(bias, c10::CppTypeToScalarType<W>::value);
   const Sums dbias(rows, F, wide.options());
   const T *from = x.const_data_ptr<T>(), *upstream = dy.const_data_ptr<T>();
   const W* b = wide.const_data_ptr<W>();
   T* to = dx.mutable_data_ptr<T>();
   for_blocks(rows, F, [&](int64_t block, int64_t begin, int64_t end) {
-    std::vector<W> x_copy(F), dy_copy(F);
+    const Scratch<W> x_copy(F), dy_copy(F);
     for (int64_t offset = begin * F; offset < end * F; offset += F) {
       const W* row = load_row(from + offset, F, x_copy.data());
       const W* up = load_row(upstream + offset, F, dy_copy.data());

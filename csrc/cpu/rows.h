@@ -25,6 +25,11 @@ inline int64_t rows_of(const at::Tensor& x) {
   return E == 0 ? 0 : x.numel() / E;
 }
 
+// x in this dtype, without a dispatch if it has it.
+inline at::Tensor as(const at::Tensor& x, at::ScalarType dtype) {
+  return x.scalar_type() == dtype ? x : x.to(dtype);
+}
+
 // Return the row in the dtype of the arithmetic: itself if that is its dtype, else a copy.
 template <class T, class W>
 const W* load_row(const T* row, int64_t E, W* copy) {
@@ -93,7 +98,7 @@ class Sums {
       }
       std::copy(sum.begin(), sum.end(), sums + begin);
     });
-    return result.to(dtype);
+    return as(result, dtype);
   }
 
  private:

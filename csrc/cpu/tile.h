@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "fma_product.h"
+
 namespace electra_fast {
 
 // For a storage type T, `wide` is the type of the arithmetic and `operand` the type that a product
@@ -45,10 +47,13 @@ inline bool handle_empty(int64_t m, int64_t n, int64_t k, float* c, int64_t ldc,
 
 // c [m, n] = a [m, k] b [k, n], or += if `add`, on the calling thread. In bfloat16 two rows of b
 // are interleaved, b[k / 2][n][2], as its instructions need them. oneDNN compiles a kernel for each
-// new shape, so callers pad their operands to a few shapes.
+// new shape, so callers pad their operands to a few shapes. Its kernels in float32 serve only where
+// n is not a multiple of a vector.
 inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                     int64_t ldb, float* c, int64_t ldc, bool add) {
   if (handle_empty(m, n, k, c, ldc, add)) return;
+  if (n % at::vec::Vectorized<float>::size() == 0)
+    return fma_product(m, n, k, Left<float>{a, lda, 1}, b, ldb, c, ldc, add);
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
 }
 

@@ -9,21 +9,24 @@
 
 namespace electra_fast {
 
-// Accurate to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2. Sleef's exp is a function
-// call; this one is inlined and makes the sweep of mlm_head 7 % faster.
+// Accurate to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2. `sum` is so large that it
+// is rounded to an integer, whose last bits are n + 127. A shift moves them to the bits of a
+// float's exponent; below -87.7 that is 0, which gives the float 0. This takes a third of the time
+// of a rounding instruction and a comparison, and Sleef's exp is a function call.
 template <class Vec>
 Vec exponential(Vec x) {
   if constexpr (std::is_same_v<typename Vec::value_type, double>) {
     return x.exp();
   } else {
-    const Vec n = (at::vec::maximum(x, Vec(-88.0f)) * Vec(1.44269504f)).round();
-    const Vec r = at::vec::fmadd(n, Vec(2.12194440e-4f), at::vec::fmadd(n, Vec(-0.693359375f), x));
+    const Vec least = at::vec::maximum(x, Vec(-88.0f)), large(127 + 0x1.8p23f);
+    const Vec sum = at::vec::fmadd(least, Vec(1.44269504f), large), n = sum - large;
+    const Vec high = at::vec::fmadd(n, Vec(-0.693359375f), least);
+    const Vec r = at::vec::fmadd(n, Vec(2.12194440e-4f), high);
     Vec p = at::vec::fmadd(r, Vec(1.38888889e-3f), Vec(8.33333333e-3f));
     for (const float c : {4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f})
       p = at::vec::fmadd(p, r, Vec(c));
-    using Int = at::vec::Vectorized<int32_t>;
-    const Int exponent = (at::vec::convert_to_int_of_same_size(n) + Int(127)) << Int(23);
-    return Vec::blendv(p * at::vec::cast<float>(exponent), Vec(0.0f), x < Vec(-87.0f));
+    const auto bits = at::vec::cast<int32_t>(sum) << at::vec::Vectorized<int32_t>(23);
+    return p * at::vec::cast<float>(bits);
   }
 }
 

@@ -143,6 +143,8 @@ def _attention_options(g):
     holes[2] = False  # a query without a visible key
     yield "no mask", (3, 17), {}
     yield "holes and a row of padding", (4, 21), {"key_mask": holes}
+    real = torch.arange(33) < torch.tensor([33, 16, 1])[:, None]
+    yield "right padding", (3, 33), {"key_mask": real}
     yield "causal, own scale", (2, 9), {"causal": True, "scale": 0.05}
     yield "dropout", (4, 21), {"key_mask": holes, "dropout": 0.1, "rng": _rng(), "stream": 5}
     cu = torch.tensor([0, 0, 17, 18, 18, 40], dtype=torch.int32)

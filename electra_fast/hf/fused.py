@@ -134,4 +134,5 @@ def fuse(module: nn.Module, mixin: type[Fused]) -> None:
 
 def unfuse(module: nn.Module) -> None:
     module.__class__ = module.unfused
-    module.__dict__.pop("last_unsupported", None)
+    for name in ("last_unsupported", "int8"):
+        module.__dict__.pop(name, None)

@@ -146,6 +146,7 @@ Tensor encoder_layer_cpu(const Tensor& x, at::TensorList weights, const MaybeTen
                          double scale, double eps) {
   TORCH_CHECK_VALUE(weights.size() == kWeights, "encoder_layer: weights must be ", int{kWeights},
                     " tensors, got ", weights.size());
+  if (x.numel() == 0) return at::empty_like(x);
   const Params p{x, weights, key_mask, cu_seqlens, max_seqlen, heads, scale, eps};
   if (x.scalar_type() == at::kBFloat16) return with_weights<c10::BFloat16, c10::BFloat16>(p);
   return with_weights<float, float>(p);

@@ -135,7 +135,7 @@ class SelfAttention(Attention):
 
 
 class Layer(Fused):
-    """A whole layer in inference on a CPU, in float32, bfloat16 or int8. Else its blocks run."""
+    """A whole layer in inference on a CPU, in float32, bfloat16 or int8. In all other calls its blocks run."""
 
     option, uses = "layer", "encoder_layer"
     forwards = tuple(
@@ -145,55 +145,35 @@ class Layer(Fused):
     attributes = ("attention.self", "attention.output", "intermediate", "output")
     int8 = False
 
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """Return the modules between the layer and its parameters."""
-        parts = self._modules
-        attention = parts["attention"]
-        inner = attention._modules
-        return attention, inner["self"], inner["output"], parts["intermediate"], parts["output"]
-
-    def weights(self) -> tuple[tuple[nn.Module, ...], ...]:
-        _, own, out, up, down = (block._modules for block in self.blocks())
-        return (
-            (own["query"], own["key"], own["value"]),
-            (out["dense"],),
-            (out["LayerNorm"],),
-            (up["dense"],),
-            (down["dense"],),
-            (down["LayerNorm"],),
+    def layer_parts(self) -> inference.Parts:
+        layer = self._modules
+        attention, up, down = layer["attention"], layer["intermediate"], layer["output"]
+        own, out = attention._modules["self"], attention._modules["output"]
+        q, k, v = (own._modules[name] for name in ("query", "key", "value"))
+        return inference.Parts(
+            (attention, own, out, up, down, up._modules["intermediate_act_fn"]),
+            ((q, k, v), *((block._modules["dense"],) for block in (out, up, down))),
+            (out._modules["LayerNorm"], down._modules["LayerNorm"]),
         )
 
     def obstacle(self):
-        blocks = self.blocks()
-        _, attention, out, up, down = blocks
-        kinds = ((attention, SelfAttention), (out, AddNorm), (up, BiasGELU), (down, AddNorm))
-        for block, mixin in kinds:
+        parts = self.layer_parts()
+        _, own, out, up, down, activation = parts.inner
+        for block, mixin in ((own, SelfAttention), (out, AddNorm), (up, BiasGELU), (down, AddNorm)):
             if not isinstance(block, mixin):
                 return f"{mixin.option} is not fused"
-        if why := attention.obstacle():
-            return why
-        activation = up._modules["intermediate_act_fn"]
         if type(activation) is not GELUActivation:
             return f"its activation is {type(activation).__name__}"
-        groups = self.weights()
-        for module in (*blocks, activation, *(m for group in groups for m in group)):
-            if inference.has_hooks(module) and not _only_records(module):
-                return f"{type(module).__name__} has hooks"
-        for group in groups:
-            cls = type(group[0])
-            for module in group:
-                if cls not in (nn.Linear, nn.LayerNorm) or type(module) is not cls:
-                    return f"a part is {type(module).__module__}.{type(module).__name__}"
-                for name, parameter in module._parameters.items():
-                    if type(parameter) not in (Tensor, nn.Parameter):
-                        return f"{name} is {type(parameter).__name__}"
-        return None if out.LayerNorm.eps == down.LayerNorm.eps else "its LayerNorms differ in eps"
+        return own.obstacle() or parts.why_not()
 
-    def unsupported(
-        self, hidden_states, attention_mask=None, encoder=None, mask=None, cache=None, *_, **options
-    ):
-        why = inference.why_not(self, hidden_states, self.int8)
-        return why or self.blocks()[1].unsupported(hidden_states, attention_mask, cache, **options)
+    def runs_unfused(self, why):
+        inference.check_int8(self, self.int8, why)
+
+    def unsupported(self, hidden_states, attention_mask=None, *rest, **options):
+        if why := inference.why_not(self, hidden_states):
+            return why
+        own = self._modules["attention"]._modules["self"]
+        return own.unsupported(hidden_states, attention_mask, *rest[2:3], **options)  # rest[2]: a cache
 
     def fused(
         self,
@@ -204,27 +184,16 @@ class Layer(Fused):
         max_length_q: int | None = None,
         **__,
     ) -> Tensor:
-        attention, (B, L) = self.blocks()[1], hidden_states.shape[:2]
-        settings = {
-            "heads": attention.num_attention_heads,
-            "scale": attention.scaling,
-            "eps": self.output.LayerNorm.eps,
-            "int8": self.int8,
-        }
+        parts, (B, L, _) = self.layer_parts(), hidden_states.shape
+        own = parts.inner[1].__dict__
+        settings = (own["num_attention_heads"], own["scaling"], self.int8)
         if cu_seq_lens_q is None:
             mask = None if attention_mask is None else key_mask_of(attention_mask, B, L).contiguous()
-            return inference.run(self, self.weights(), hidden_states, mask, None, L, **settings)
+            return inference.run(self, parts, hidden_states, mask, None, L, *settings)
         longest = B * L if max_length_q is None else min(int(max_length_q), B * L)
         packed = hidden_states.flatten(0, 1)
-        y = inference.run(self, self.weights(), packed, None, cu_seq_lens_q, longest, **settings)
+        y = inference.run(self, parts, packed, None, cu_seq_lens_q, longest, *settings)
         return y.unflatten(0, (B, L))
-
-
-def _only_records(module: nn.Module) -> bool:
-    """Return whether all hooks only record outputs for transformers, and only in calls that ask for them."""
-    hooks = module._forward_hooks.values()
-    recorders = all(hook.__module__ == "transformers.utils.output_capturing" for hook in hooks)
-    return recorders and not module._forward_pre_hooks and "forward" not in module.__dict__
 
 
 class Encoder(Attention):

@@ -4,9 +4,9 @@ The packed weights of a layer are kept in a table beside the module, so state di
 contain them. They belong to a fingerprint of the weights (`ops.encoder_layer.fingerprint`), which is computed
 in each call: weights that changed are packed again. A layer in training frees its packed weights.
 
-A call may use them if it would run the forward passes of the layer's modules and nothing else: `Parts.why_not`
-looks for other modules and hooks, `why_not` at the state of PyTorch. Both run in each call of each layer, so
-they read dictionaries instead of attributes, which is several times as fast.
+A call may use them if it would run the forward passes of the layer's modules and nothing else.
+`Parts.why_not` looks for other modules and hooks, `why_not` at the state of PyTorch. Both run in each call of
+each layer, so they read dictionaries instead of attributes, which is several times as fast.
 """
 
 import warnings
@@ -21,6 +21,9 @@ from torch.nn.modules import module as global_hooks
 from electra_fast.ops.encoder_layer import encoder_layer, fingerprint, pack
 
 PARAMETERS = {Tensor, nn.Parameter}
+# Hooks of this module remain after the first call that asked for hidden states. On the modules that the
+# operator replaces they only record attention weights, which no fused attention has.
+RECORDERS = "transformers.utils.output_capturing"
 
 
 class Int8Warning(UserWarning):
@@ -44,7 +47,10 @@ class Parts(NamedTuple):
         leaves = self.leaves()
         for module in (*self.inner, *leaves):
             state = module.__dict__
-            if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
+            hooks = state["_forward_hooks"]
+            if hooks and any(hook.__module__ != RECORDERS for hook in hooks.values()):
+                return f"{type(module).__name__} has hooks"
+            if state["_forward_pre_hooks"] or "forward" in state:
                 return f"{type(module).__name__} has hooks"
         for module in leaves:
             if type(module) is not linear and type(module) is not norm:

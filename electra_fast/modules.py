@@ -255,9 +255,10 @@ class EncoderLayer(nn.Module):
         stream: int = FIRST_STREAM,
         int8: bool = False,  # see `Encoder`
     ) -> Tensor:
-        if (why := inference.why_not(self, x) or self._parts().why_not(Linear, AddNorm)) is None:
+        why = inference.why_not(self, x) or self._parts().why_not(Linear, AddNorm)
+        if not why and self.attention.ops == FUSED:
             return self._infer(x, layout, int8)
-        inference.check_int8(self, int8, why)
+        inference.check_int8(self, int8, why or "its ops are not FUSED")
         _, rng = _dropout_now(self, x, rng)
         x = self.attention(x, layout, rng=rng, stream=stream)
         return self.feed_forward(x, rng, stream + 2)

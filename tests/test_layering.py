@@ -7,7 +7,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each layer imports only those before it. The package itself imports a module when a name is first used.
 ORDER = ["__init__", "_C", "errors", "tables", "dtypes", "ids", "packing", "philox", "reference", "baseline"]
-ORDER += ["ops", "local", "versions", "config", "linear", "resize", "modules", "pretrained", "model"]
+ORDER += [
+    "ops",
+    "local",
+    "versions",
+    "config",
+    "linear",
+    "resize",
+    "inference",
+    "modules",
+    "pretrained",
+    "model",
+]
 ORDER += ["data", "train", "hf", "accuracy", "testing", "doctor", "__main__"]
 # The same within train/.
 TRAIN = ["__init__", "checkpoint", "recipe", "run_folder", "warm_start", "loader", "corpus", "interruption"]

@@ -15,6 +15,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -96,34 +97,37 @@ Tensor forward(const Params& p) {
   for_chunks(T, [&](int64_t first, int64_t n) {
     const int64_t padded = round_up(n, kRowStep);
     Activations<W, quantised> a;
-    std::vector<float> z(padded * width), h(padded * width), f(padded * F);
+    const auto rows = [&](int64_t columns) {
+      return std::make_unique_for_overwrite<float[]>(padded * columns);
+    };
+    const auto z = rows(width), h = rows(width), f = rows(F);
     const auto norm = [&](int64_t r, int i, float* to) {
       float mean, rstd;
-      layer_norm(z.data() + r * width, width, floats(i), floats(i + 1), p.eps, mean, rstd, to);
+      layer_norm(z.get() + r * width, width, floats(i), floats(i + 1), p.eps, mean, rstd, to);
     };
 
     a.load(contexts + first * width, n, width, out_w.K);
     a.multiply(out_w, [&](int64_t r, int64_t c, int64_t count, const float* values) {
       const X* x = xs + (first + r) * width + c;
-      float* to = z.data() + r * width + c;
+      float* to = z.get() + r * width + c;
       for (int64_t i = 0; i < count; ++i) to[i] = values[i] + static_cast<float>(x[i]);
     });
-    for (int64_t r = 0; r < n; ++r) norm(r, kNorm1, h.data() + r * width);
+    for (int64_t r = 0; r < n; ++r) norm(r, kNorm1, h.get() + r * width);
 
-    a.load(h.data(), n, width, up_w.K, /*whole=*/true);
+    a.load(h.get(), n, width, up_w.K, /*whole=*/true);
     a.multiply(up_w, [&](int64_t r, int64_t c, int64_t count, const float* values) {
-      at::vec::map([](Vec<float> v) { return gelu(v); }, f.data() + r * F + c, values, count);
+      at::vec::map([](Vec<float> v) { return gelu(v); }, f.get() + r * F + c, values, count);
     });
 
-    a.load(f.data(), n, F, down_w.K, /*whole=*/true);
+    a.load(f.get(), n, F, down_w.K, /*whole=*/true);
     a.multiply(down_w, [&](int64_t r, int64_t c, int64_t count, const float* values) {
-      const float* residual = h.data() + r * width + c;
-      float* to = z.data() + r * width + c;
+      const float* residual = h.get() + r * width + c;
+      float* to = z.get() + r * width + c;
       for (int64_t i = 0; i < count; ++i) to[i] = values[i] + residual[i];
     });
     for (int64_t r = 0; r < n; ++r) {
       X* row = ys + (first + r) * width;
-      float* to = result_row(row, h.data() + r * width);
+      float* to = result_row(row, h.get() + r * width);
       norm(r, kNorm2, to);
       store_row(to, width, row);
     }

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -94,15 +95,15 @@ class Activations {
   void multiply(const PackedLinear<T, quantised>& w, const Use& use) const {
     const int64_t cost = std::max<int64_t>(1, padded_ * w.K * w.C);
     at::parallel_for(0, w.P, ceil_div(kProductGrain, cost), [&](int64_t begin, int64_t end) {
-      std::vector<Sum> sums(padded_ * w.C);
-      std::vector<float> y(w.C);
+      const auto sums = std::make_unique_for_overwrite<Sum[]>(padded_ * w.C);
+      const auto y = std::make_unique_for_overwrite<float[]>(w.C);
       for (int64_t panel = begin; panel < end; ++panel) {
         const int64_t first = panel * w.C, count = std::min(w.C, w.N - first);
         at::native::cpublas::brgemm(padded_, w.C, w.K, depth_, w.C, w.C, /*add_C=*/false, operand_,
-                                    w.panels + first * w.K, sums.data(), kVnni);
+                                    w.panels + first * w.K, sums.get(), kVnni);
         for (int64_t r = 0; r < rows_; ++r) {
-          finish(w, r, first, count, sums.data() + r * w.C, y.data());
-          use(r, first, count, y.data());
+          finish(w, r, first, count, sums.get() + r * w.C, y.get());
+          use(r, first, count, y.get());
         }
       }
       if (kVnni) at::native::cpublas::brgemm_release();

@@ -135,7 +135,7 @@ class SelfAttention(Attention):
 
 
 class Layer(Fused):
-    """A whole layer in inference on a CPU, in float32, bfloat16 or int8. In all other calls its blocks run."""
+    """A whole layer in inference on a CPU, in float32, bfloat16 or int8. In other calls its blocks run."""
 
     option, uses = "layer", "encoder_layer"
     forwards = tuple(

@@ -82,10 +82,10 @@ def patch(
         attention: scores, softmax, dropout and product; the mask is not expanded to ``[B, 1, L, L]``.
         norm: dropout, residual and LayerNorm at the end of each half layer.
         feed_forward: bias and GELU.
-        layer: whole layers as one operator in inference on a CPU: in eval mode without gradients, if the three
-            options above are on. Their weights are stored a second time.
-        int8: multiply in int8 there, dynamically quantised. Where gradients are enabled or the model is in
-            training mode, the float weights are used; in eval mode this warns.
+        layer: a whole layer as one operator in inference on a CPU (eval mode, no gradients), if the three
+            options above are on. Its weights are stored a second time, packed.
+        int8: in these calls, multiply in int8. Weights have one scale per column, activations are quantised
+            per token. All other calls use the float weights, and warn if the model is in eval mode.
         embeddings: the three tables, LayerNorm and dropout.
         mlm_head: the loss of a masked language model, computed from labelled positions only.
         rtd_loss: the loss of `ElectraForPreTraining`, without selecting tokens by a mask.

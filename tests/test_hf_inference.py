@@ -1,10 +1,9 @@
-"""A patched model of transformers in inference on a CPU: one operator per layer, in float32, bfloat16, int8."""
+"""A patched model of transformers in inference on a CPU: one operator per layer, also in int8."""
 
 import copy
 import pickle
 import warnings
 
-import peft
 import pytest
 import torch
 import transformers
@@ -179,6 +178,7 @@ def test_copies_pickles_and_files_do_not_contain_packed_weights(tmp_path):
 
 
 def lora(model):
+    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["query", "value", "dense"], r=4, init_lora_weights=False)
     return peft.get_peft_model(model, config)
 
@@ -188,6 +188,7 @@ def is_fresh(model, inputs):
     return torch.equal(output(model, inputs), output(copy.deepcopy(model), inputs))
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_merged_lora_is_used(int8, calls):
     _, ours, inputs = ready(int8=int8)
@@ -241,4 +242,4 @@ def test_changed_weights_are_used(change, int8, calls):
     before = output(ours, inputs)
     change(ours, inputs)
     assert not torch.equal(output(ours, inputs), before) and is_fresh(ours, inputs)
-    assert len(calls) == 6
+    assert len(calls) == 2 * 4  # `is_fresh` runs the model and a copy

@@ -113,6 +113,8 @@ def why_not(layer: nn.Module, x: Tensor) -> str | None:
         return f"its dtype is {str(x.dtype).removeprefix('torch.')}"
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return "autocast is not in bfloat16"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a mode watches the operators, such as a counter of FLOPs"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "a transformation of torch.func or forward-mode differentiation is active"
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:

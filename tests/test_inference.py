@@ -219,6 +219,16 @@ def test_wrong_layouts_are_refused_with_the_same_sentences():
         assert messages[0] == messages[1]
 
 
+def test_flops_are_counted(calls):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer, x = random_layer(), torch.randn(2, 7, CONFIG.hidden)
+    W, F = CONFIG.hidden, CONFIG.ffn
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 14 * (4 * W * W + 2 * W * F) + 4 * 2 * 7 * 7 * W and not calls
+
+
 # --- weights that change ---
 
 

@@ -1,5 +1,5 @@
-// A number that changes when weights change, for caches of packed weights. For what it sees, and
-// what it does not see, see electra_fast/ops/encoder_layer.py.
+// A number that changes when weights change. For the changes that it sees and does not see, see
+// electra_fast/ops/encoder_layer.py.
 
 #include <ATen/core/Tensor.h>
 

@@ -1,7 +1,7 @@
 """Inference on a CPU: one operator per encoder layer, with weights that are packed once.
 
-The packed weights of a layer are kept in a table beside the module, so state dicts, copies and pickles do not
-contain them. They belong to a fingerprint of the weights (`ops.encoder_layer.fingerprint`), which is computed
+The packed weights of a layer are kept in a table and not in the module, so state dicts, copies and pickles do
+not contain them. They belong to a fingerprint of the weights (`ops.encoder_layer.fingerprint`), which is computed
 in each call: weights that changed are packed again. A layer in training frees its packed weights.
 
 A call may use them if it would run the forward passes of the layer's modules and nothing else.

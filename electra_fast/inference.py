@@ -1,8 +1,8 @@
 """Inference on a CPU: one operator per encoder layer, with weights that are packed once.
 
 The packed weights of a layer are kept in a table and not in the module, so state dicts, copies and pickles do
-not contain them. They belong to a fingerprint of the weights (`ops.encoder_layer.fingerprint`), which is computed
-in each call: weights that changed are packed again. A layer in training frees its packed weights.
+not contain them. They belong to a fingerprint of the weights (`ops.encoder_layer.fingerprint`), computed in
+each call: weights that changed are packed again. A layer in training frees its packed weights.
 
 A call may use them if it would run the forward passes of the layer's modules and nothing else.
 `Parts.why_not` looks for other modules and hooks, `why_not` at the state of PyTorch. Both run in each call of

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from electra_fast import inference
 from electra_fast.config import ElectraConfig
 from electra_fast.errors import must
 from electra_fast.linear import Linear
 from electra_fast.ops import FUSED, Ops
+from electra_fast.ops import _check as check
+from electra_fast.ops.attention import check_options
 from electra_fast.reference import Embedded, MLMHead
 from electra_fast.resize import TokenRows
 
@@ -232,7 +235,10 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-LayerNorm transformer layer: self-attention, then feed-forward; it uses three streams."""
+    """One post-LayerNorm transformer layer: self-attention, then feed-forward; it uses three streams.
+
+    In eval mode, without gradients and on a CPU, it is one operator with packed weights.
+    """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
@@ -247,14 +253,39 @@ class EncoderLayer(nn.Module):
         *,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
+        int8: bool = False,  # see `Encoder`
     ) -> Tensor:
+        why = inference.why_not(self, x) or self._parts().why_not(Linear, AddNorm)
+        if not why and self.attention.ops == FUSED:
+            return self._infer(x, layout, int8)
+        inference.check_int8(self, int8, why or "its ops are not FUSED")
         _, rng = _dropout_now(self, x, rng)
         x = self.attention(x, layout, rng=rng, stream=stream)
         return self.feed_forward(x, rng, stream + 2)
 
+    def _parts(self) -> inference.Parts:
+        attention, feed_forward = self.attention, self.feed_forward
+        linears = (attention.qkv, attention.out, feed_forward.dense_in, feed_forward.dense_out)
+        norms = (attention.norm, feed_forward.norm)
+        return inference.Parts((attention, feed_forward), tuple((linear,) for linear in linears), norms)
+
+    def _infer(self, x: Tensor, layout: Layout, int8: bool) -> Tensor:
+        _check_layout(self, layout)
+        max_seqlen = check_options("attention_qkv", x, 1, *layout, None, 0.0, None, 0)
+        key_mask, cu_seqlens = check.contiguous(*layout[:2])
+        heads = self.attention.heads
+        scale = (x.shape[-1] // heads) ** -0.5
+        return inference.run(self, self._parts(), x, key_mask, cu_seqlens, max_seqlen, heads, scale, int8)
+
 
 class Encoder(nn.Module):
-    """The embedding, a projection to the tower's width if that differs, and the layers."""
+    """The embedding, a projection to the tower's width if that differs, and the layers.
+
+    With ``encoder.int8 = True`` its layers multiply in int8 in inference on a CPU (eval mode, no gradients).
+    The parameters stay in float and are used in all other calls.
+    """
+
+    int8 = False
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
@@ -290,7 +321,7 @@ class Encoder(nn.Module):
         if self.project is not None:
             x = self.project(x)
         for i, layer in enumerate(self.layers):
-            x = layer(x, layout, rng=rng, stream=stream + 1 + 3 * i)
+            x = layer(x, layout, rng=rng, stream=stream + 1 + 3 * i, int8=self.int8)
         return Embedded(x, words) if return_words else x
 
     @staticmethod

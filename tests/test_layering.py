@@ -15,6 +15,7 @@ ORDER += [
     "config",
     "linear",
     "resize",
+    "inference",
     "modules",
     "pretrained",
     "model",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from electra_fast import ops
+from electra_fast import inference, ops
 from electra_fast.hf.attention import attention, key_mask_of
 from electra_fast.hf.fused import Fused
 from electra_fast.modules import draw_rng
@@ -132,6 +132,68 @@ class SelfAttention(Attention):
         p = self.dropout.p if self.training else 0.0
         context, _ = attention(self, q, k, v, attention_mask, self.scaling, p, **kwargs)
         return context.flatten(-2), None
+
+
+class Layer(Fused):
+    """A whole layer in inference on a CPU, in float32, bfloat16 or int8. In other calls its blocks run."""
+
+    option, uses = "layer", "encoder_layer"
+    forwards = tuple(
+        f"hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, {rest}, **kwargs"
+        for rest in ("past_key_values, cache_position", "past_key_values", "cache")
+    )
+    attributes = ("attention.self", "attention.output", "intermediate", "output")
+    int8 = False
+
+    def layer_parts(self) -> inference.Parts:
+        layer = self._modules
+        attention, up, down = layer["attention"], layer["intermediate"], layer["output"]
+        own, out = attention._modules["self"], attention._modules["output"]
+        q, k, v = (own._modules[name] for name in ("query", "key", "value"))
+        return inference.Parts(
+            (attention, own, out, up, down, up._modules["intermediate_act_fn"]),
+            ((q, k, v), *((block._modules["dense"],) for block in (out, up, down))),
+            (out._modules["LayerNorm"], down._modules["LayerNorm"]),
+        )
+
+    def obstacle(self):
+        parts = self.layer_parts()
+        _, own, out, up, down, activation = parts.inner
+        for block, mixin in ((own, SelfAttention), (out, AddNorm), (up, BiasGELU), (down, AddNorm)):
+            if not isinstance(block, mixin):
+                return f"{mixin.option} is not fused"
+        if type(activation) is not GELUActivation:
+            return f"its activation is {type(activation).__name__}"
+        return own.obstacle() or parts.why_not()
+
+    def runs_unfused(self, why):
+        inference.check_int8(self, self.int8, why)
+
+    def unsupported(self, hidden_states, attention_mask=None, *rest, **options):
+        if why := inference.why_not(self, hidden_states):
+            return why
+        own = self._modules["attention"]._modules["self"]
+        return own.unsupported(hidden_states, attention_mask, *rest[2:3], **options)  # rest[2]: a cache
+
+    def fused(
+        self,
+        hidden_states: Tensor,  # [B, L, W]
+        attention_mask: Tensor | None = None,  # [B, 1, 1, L], True = real
+        *_,
+        cu_seq_lens_q: Tensor | None = None,
+        max_length_q: int | None = None,
+        **__,
+    ) -> Tensor:
+        parts, (B, L, _) = self.layer_parts(), hidden_states.shape
+        own = parts.inner[1].__dict__
+        settings = (own["num_attention_heads"], own["scaling"], self.int8)
+        if cu_seq_lens_q is None:
+            mask = None if attention_mask is None else key_mask_of(attention_mask, B, L).contiguous()
+            return inference.run(self, parts, hidden_states, mask, None, L, *settings)
+        longest = B * L if max_length_q is None else min(int(max_length_q), B * L)
+        packed = hidden_states.flatten(0, 1)
+        y = inference.run(self, parts, packed, None, cu_seq_lens_q, longest, *settings)
+        return y.unflatten(0, (B, L))
 
 
 class Encoder(Attention):

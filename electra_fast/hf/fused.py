@@ -61,6 +61,9 @@ class Fused:
         """Return why this call must run the class's own forward pass, None if the fused one can run."""
         return None
 
+    def runs_unfused(self, why: str) -> None:
+        """Do what must be done before a call runs the class's own forward pass."""
+
     def __reduce_ex__(self, protocol):
         """Pickle and copy by mixin and original class, because the name of this class is the original's."""
         _, _, *state = super().__reduce_ex__(protocol)
@@ -109,14 +112,19 @@ def _class(mixin: type[Fused], unfused: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(unfused.forward)
     def forward(self, *args, **kwargs):
         # ONNX does not have the operators of this package.
-        if torch.onnx.is_in_onnx_export() or self.obstacle():
+        if torch.onnx.is_in_onnx_export():
+            return unfused.forward(self, *args, **kwargs)
+        if why := self.obstacle():
+            self.runs_unfused(why)
             return unfused.forward(self, *args, **kwargs)
         why = self.unsupported(*args, **kwargs)
         # An attribute must not change while a compiler or an exporter traces.
         if not torch.compiler.is_compiling() and why != self.last_unsupported:
             self.last_unsupported = why
-        run = unfused.forward if why else mixin.fused
-        return run(self, *args, **kwargs)
+        if why:
+            self.runs_unfused(why)
+            return unfused.forward(self, *args, **kwargs)
+        return mixin.fused(self, *args, **kwargs)
 
     members = {name: getattr(unfused, name) for name in ("__module__", "__qualname__", "__doc__")}
     members |= {"forward": forward, "mixin": mixin, "unfused": unfused}
@@ -134,4 +142,5 @@ def fuse(module: nn.Module, mixin: type[Fused]) -> None:
 
 def unfuse(module: nn.Module) -> None:
     module.__class__ = module.unfused
-    module.__dict__.pop("last_unsupported", None)
+    for name in ("last_unsupported", "int8"):
+        module.__dict__.pop(name, None)

@@ -22,6 +22,7 @@ CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
         "ElectraEmbeddings": blocks.Embeddings,
         "ElectraModel": blocks.Encoder,
         "ElectraEncoder": GraphedEncoder,
+        "ElectraLayer": blocks.Layer,
         "ElectraSelfAttention": blocks.SelfAttention,
         "ElectraSelfOutput": blocks.AddNorm,
         "ElectraOutput": blocks.AddNorm,
@@ -35,6 +36,7 @@ CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
         "BertEmbeddings": blocks.Embeddings,
         "BertModel": blocks.Encoder,
         "BertEncoder": GraphedEncoder,
+        "BertLayer": blocks.Layer,
         "BertSelfAttention": blocks.SelfAttention,
         "BertSelfOutput": blocks.AddNorm,
         "BertOutput": blocks.AddNorm,
@@ -50,7 +52,7 @@ BLOCKS: dict[type[nn.Module], type[Fused]] = {
     if hasattr(module, name)
 }
 
-OPTIONS = ("attention", "norm", "feed_forward", "embeddings", "mlm_head", "rtd_loss", "graphs")
+OPTIONS = ("attention", "norm", "feed_forward", "layer", "embeddings", "mlm_head", "rtd_loss", "graphs")
 REQUESTED = ("graphs",)  # options that are off by default; the table has only those that were requested
 
 
@@ -60,6 +62,8 @@ def patch(
     attention: bool = True,
     norm: bool = True,
     feed_forward: bool = True,
+    layer: bool = True,
+    int8: bool = False,
     embeddings: bool = True,
     mlm_head: bool = True,
     rtd_loss: bool = True,
@@ -83,6 +87,10 @@ def patch(
         attention: scores, softmax, dropout and product; the mask is not expanded to ``[B, 1, L, L]``.
         norm: dropout, residual and LayerNorm at the end of each half layer.
         feed_forward: bias and GELU.
+        layer: a whole layer as one operator in inference on a CPU (eval mode, no gradients), if the three
+            options above are on. Its weights are stored a second time, packed.
+        int8: in these calls, multiply in int8. Weights have one scale per column, activations are quantised
+            per token. All other calls use the float weights, and warn if the model is in eval mode.
         embeddings: the three tables, LayerNorm and dropout.
         mlm_head: the loss of a masked language model, computed from labelled positions only.
         rtd_loss: the loss of `ElectraForPreTraining`, without selecting tokens by a mask.
@@ -98,14 +106,19 @@ def patch(
         TypeError: `model` has no known block. ValueError: it is compiled, is a decoder, or is patched with
             other options. After an error nothing has changed.
     """
-    given = (attention, norm, feed_forward, embeddings, mlm_head, rtd_loss, graphs)
+    given = (attention, norm, feed_forward, layer, embeddings, mlm_head, rtd_loss, graphs)
     wanted = {option for option, value in zip(OPTIONS, given, strict=True) if value}
+    if int8 and not wanted.issuperset(("attention", "norm", "feed_forward", "layer")):
+        rule = "be False without the options attention, norm, feed_forward and layer"
+        raise ValueError(must("electra_fast.hf.patch: int8", rule, True))
     found = _found(model)
     for name, module in model.named_modules():
-        _check(name or type(module).__name__, module, wanted)
+        _check(name or type(module).__name__, module, wanted, int8)
     for module, mixin in found:
         if mixin.option in wanted and not isinstance(module, Fused) and not mixin.mismatch(module):
             fuse(module, mixin)
+            if int8 and mixin is blocks.Layer:
+                module.int8 = True
     return Patched(model)
 
 
@@ -129,7 +142,7 @@ def mixin_of(module: nn.Module) -> type[Fused] | None:
     return next(known, None)
 
 
-def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
+def _check(name: str, module: nn.Module, wanted: set[str], int8: bool) -> None:
     """Raise an error for a module with which the patch would be wrong or without effect."""
     subject = f"electra_fast.hf.patch: {name}"
     if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
@@ -142,8 +155,10 @@ def _check(name: str, module: nn.Module, wanted: set[str]) -> None:
     if mixin and "forward" in module.__dict__:
         got, remedy = "another, set on the module (as by accelerate)", "patch before that"
         raise ValueError(must(subject, "run its class's forward pass", got, remedy))
-    if isinstance(module, Fused) and mixin.option not in wanted:
-        got, remedy = f"{mixin.option} already fused", "undo() that first"
+    other = isinstance(module, Fused) and mixin.option not in wanted
+    if other or (isinstance(module, blocks.Layer) and module.int8 != int8):
+        got = f"{mixin.option} already fused" if other else f"int8={module.int8}"
+        remedy = "undo() that first"
         raise ValueError(must(subject, "not be patched with other options", got, remedy))
 
 
@@ -229,7 +244,14 @@ class Patched:
 
 
 # Blocks that contain other blocks.
-WHOLE = (blocks.Encoder, GraphedEncoder, heads.ElectraMaskedLM, heads.BertMaskedLM, heads.RTDLoss)
+WHOLE = (
+    blocks.Encoder,
+    blocks.Layer,
+    GraphedEncoder,
+    heads.ElectraMaskedLM,
+    heads.BertMaskedLM,
+    heads.RTDLoss,
+)
 
 
 def _row(option: str, block: str, uses: str, modules: list[nn.Module]) -> PatchedBlock:

@@ -97,7 +97,8 @@ def _refuse_old_gpu(device: torch.device) -> None:
 
 
 def _first_tensor(args: tuple) -> Tensor:
-    return next(a for a in args if isinstance(a, Tensor))
+    flat = (a for arg in args for a in (arg if isinstance(arg, list) else [arg]))
+    return next(a for a in flat if isinstance(a, Tensor))
 
 
 @functools.cache

@@ -1,15 +1,15 @@
-"""Launch a kernel. Once it is compiled, the extension launches it, without Triton's binder.
+"""Launch a kernel: the first time by Triton, then by the extension, without Triton's binder.
 
-Triton binds and specialises the arguments of every launch in Python, which takes several times as long as the
-launch itself. Here the first launch of a specialisation is Triton's. The compiled kernel is then entered into a
-table of the extension (`csrc/launch.cpp`), whose key distinguishes everything on which Triton's choice of a
-compiled kernel depends: the kernel, the device and its driver, dtype and alignment of each tensor, whether an
-integer is 1, divisible by 16 and in the range of int32, each constant, and Triton's two settings that are read
-at a launch. All other environment variables matter only when a kernel is compiled for the first time, as in
-Triton. Triton also raises an error if a global constant of a kernel has changed; the extension does not look.
+Triton binds and specialises the arguments of every launch in Python, which takes ten times as long as the
+rest of the launch. Here Triton's compiled kernel is entered into a table of the extension
+(`csrc/launch.cpp`). The key of a call has everything on which Triton's choice of a compiled kernel depends:
+the kernel, the driver and the device, dtype and alignment of each tensor, whether an integer is 1, is
+divisible by 16 and fits in 32 bits, each constant, and the two settings that Triton reads at a launch.
+Environment variables matter only when a kernel is first compiled, as in Triton. Only one check is dropped:
+Triton refuses to launch a kernel if a global constant in its source was changed.
 
-Triton launches everything if `enable` says why, and a single call if there are hooks, for example of a
-profiler, if torch.compile traces it, or if an argument has a type that no kernel of this package has.
+Triton launches everything if `enable` gives a reason. It launches one call if there are hooks, for example of
+a profiler, if torch.compile traces it, or if an argument has a type that the table does not know.
 """
 
 import re
@@ -94,11 +94,8 @@ def _remember(compiled, context: tuple, arguments: tuple, constants: dict) -> No
         return
     types = _types(list(compiled.src.signature.values())[: len(arguments)])
     if _ptx_types(compiled) != [PTX.get(letter) for letter in types if letter != "c"] + SCRATCH:
-        warnings.warn(
-            f"electra_fast: Triton {triton.__version__} passes the arguments of {compiled.name} in a way that "
-            "is not known, so it launches this kernel itself",
-            stacklevel=3,
-        )
+        unknown = f"Triton {triton.__version__} passes the arguments of {compiled.name} in an unknown way"
+        warnings.warn(f"electra_fast: {unknown}, so it launches this kernel itself", stacklevel=3)
         return
     _extension.remember(
         context, arguments, constants, compiled.function, 32 * facts.num_warps, facts.shared, types, compiled

@@ -15,6 +15,7 @@
 #include <bit>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 
 namespace py = pybind11;
@@ -128,8 +129,10 @@ bool launch(const py::tuple& context, const py::tuple& grid, std::uintptr_t stre
   std::array<unsigned, 3> size = {1, 1, 1};
   for (std::size_t i = 0; i < grid.size(); ++i) size.at(i) = grid[i].cast<unsigned>();
   if (size[0] == 0 || size[1] == 0 || size[2] == 0) return true;
+  const auto [function, threads, shared] =
+      std::tuple(kernel.function, kernel.threads, kernel.shared);
   const py::gil_scoped_release release;  // the driver waits if its queue is full
-  return driver()(kernel.function, size[0], size[1], size[2], kernel.threads, 1, 1, kernel.shared,
+  return driver()(function, size[0], size[1], size[2], threads, 1, 1, shared,
                   reinterpret_cast<void*>(stream), parameters.data(), nullptr) == 0;
 }
 

@@ -194,8 +194,8 @@ def add_norm_fwd(
     refuse_float64("add_norm", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile_shape(W, FORWARD)
-    y = x.new_empty(x.shape)
-    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    y, mean = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if x.numel() > 0:
         rng, *drop = dropout_arguments(*dropout)
         grid = (cdiv(T, shape["BLOCK_T"]),)
@@ -216,7 +216,7 @@ def add_norm_bwd(
     n = programs(T, shape, registers, x.device)
     rng, *drop = dropout_arguments(*dropout)
     own = residual is not None and rng is not None
-    dx, dresidual = x.new_empty(x.shape), x.new_empty(x.shape if own else 0)
+    dx, dresidual = torch.empty_like(x), torch.empty_like(x) if own else x.new_empty(0)
     partial = mean.new_empty(2, n, W)
     if x.numel() > 0:
         launch(

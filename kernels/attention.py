@@ -86,10 +86,14 @@ class _Call:
         launch(kernel, grid, *tensors, *self.masks, *strides, *self.numbers, **self.constants, **named)
 
 
+def contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel, with `options` as in `_Call`; return (o like q, lse [.., H] float32)."""
     call = _Call(q, k, v, *options)
-    o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    o, lse = contiguous_like(q), q.new_empty(*q.shape[:-1], dtype=torch.float32)
     if call.empty:
         return o.zero_(), lse.zero_()
     tile = call.tile(TILE_FWD)
@@ -122,6 +126,6 @@ def attention_gradients(
 
 def attention_bwd(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *options):
     """Return the gradients of q, k and v."""
-    gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    gradients = tuple(contiguous_like(x) for x in (q, k, v))
     attention_gradients(gradients, do, q, k, v, o, lse, *options)
     return gradients

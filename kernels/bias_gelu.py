@@ -115,7 +115,7 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     refuse_float64("bias_gelu", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile_shape(W, FORWARD)
-    y = x.new_empty(x.shape)
+    y = torch.empty_like(x)
     if x.numel() > 0:
         grid = (cdiv(T, shape["BLOCK_T"]), cdiv(W, shape["BLOCK_W"]))
         launch(_bias_gelu_fwd, grid, x, bias, y, T, **shape)
@@ -128,7 +128,7 @@ def bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     shape = _tile_shape(W, BACKWARD)
     blocks = max(cdiv(W, shape["BLOCK_W"]), 1)
     n = programs(T, shape, REGISTERS, x.device, blocks)
-    dx, partial = x.new_empty(x.shape), x.new_empty(1, n, W, dtype=torch.float32)
+    dx, partial = torch.empty_like(x), x.new_empty(1, n, W, dtype=torch.float32)
     if x.numel() > 0:
         launch(
             _bias_gelu_bwd, (n, blocks), dy, x, bias, dx, partial, T, SIDE=side(shape["BLOCK_W"], WARPS),

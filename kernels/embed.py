@@ -188,13 +188,14 @@ def embed_fwd(
     T, E = ids.numel(), word.shape[1]
     shape = _tile_shape(E, 32 // word.element_size())  # 32 bytes of a row per thread
     y = word.new_empty(*ids.shape, E, dtype=dtype)
-    mean, rstd = (word.new_empty(ids.shape, dtype=torch.float32) for _ in range(2))
+    mean = torch.empty_like(ids, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if y.numel() > 0:
         rng, *drop = dropout_arguments(dropout, rng, dropout_stream)
         launch(
             _embed_fwd, (cdiv(T, shape["BLOCK_T"]),), ids, type_ids, position_ids, word, position, type,
-            weight, bias, rng, y, mean, rstd, T, ids.shape[-1], len(word), len(position), len(type), eps,
-            *drop, **shape,
+            weight, bias, rng, y, mean, rstd, T, ids.shape[-1], word.shape[0], position.shape[0],
+            type.shape[0], eps, *drop, **shape,
         )  # fmt: skip
     return y, mean, rstd
 
@@ -207,7 +208,8 @@ def embed_bwd(
 
     `dword` is added to the gradient of word, which is empty unless `want_word`.
     """
-    T, E = ids.numel(), word.shape[1]
+    T, (V, E) = ids.numel(), word.shape
+    P, N = position.shape[0], type.shape[0]
     shape = _tile_shape(E, 8)
     groups = ids.shape[-1] if position_ids is None else min(cdiv(T, shape["BLOCK_T"]), PROGRAMS)
     groups = max(groups, 1)
@@ -216,15 +218,14 @@ def embed_bwd(
     partial = word.new_empty(cdiv(tiles, chunk), groups, 3, E, dtype=torch.float32)
     dx = keys = None
     if want_word or position_ids is not None or type_ids is not None:
-        narrow = max(len(word), len(position), len(type)) < 2**15  # a radix sort needs half the passes
+        narrow = max(V, P, N) < 2**15  # a radix sort needs half the passes
         keys = ids.new_empty(3, T, dtype=torch.int16 if narrow else torch.int32)
         dx = word.new_empty(rows_with_pieces(T), E, dtype=torch.float32)
     if dy.numel() > 0:
         rng, *drop = dropout_arguments(dropout, rng, dropout_stream)
         launch(
-            _embed_bwd, (groups, len(partial)), dy, ids, type_ids, position_ids, word, position, type, weight,
-            mean, rstd, rng, partial, dx, keys, T, chunk * shape["BLOCK_T"], len(word), len(position),
-            len(type), *drop, **shape,
+            _embed_bwd, (groups, partial.shape[0]), dy, ids, type_ids, position_ids, word, position, type,
+            weight, mean, rstd, rng, partial, dx, keys, T, chunk * shape["BLOCK_T"], V, P, N, *drop, **shape,
         )  # fmt: skip
 
     sums = partial.sum((0, 1))

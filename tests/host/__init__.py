@@ -26,7 +26,7 @@ from electra_fast.ops._operators import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-SOURCES = [CSRC / "module.cpp", *sorted(CSRC.glob("cuda/*.cpp")), *sorted(CSRC.glob("cuda/*.cu"))]
+SOURCES = [*sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("cuda/*.cpp")), *sorted(CSRC.glob("cuda/*.cu"))]
 HEADERS = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *Path(__file__).parent.rglob("*.h")]
 
 COMPILER = shutil.which("g++")
@@ -40,7 +40,7 @@ SYSTEM = [*include_paths(), sysconfig.get_paths()["include"]]
 FLAGS += [word for folder in SYSTEM for word in ("-isystem", folder)]
 # A GPU refuses an access that is not aligned, but this CPU does not. With this flag fibres.h raises.
 KERNEL_FLAGS = ["-fsanitize=alignment"]
-LINK = ["-shared", *(f"-L{folder}" for folder in library_paths()), "-lc10", "-ltorch_cpu"]
+LINK = ["-shared", *(f"-L{folder}" for folder in library_paths()), "-lc10", "-ltorch_cpu", "-ltorch_python"]
 
 
 def compiled(source: Path, to: Path, *more: str) -> Path:

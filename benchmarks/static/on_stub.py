@@ -3,6 +3,8 @@
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub examples add_norm   every example, forward and backward
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a training step, padded and packed
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host time per call of every op
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub same add_norm       every example, launched twice
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub arguments 7         a kernel of all types of arguments
 """
 
 import json
@@ -161,6 +163,10 @@ if __name__ == "__main__":
     from benchmarks.static import stub
 
     launches = stub.install()
-    part = {"examples": examples, "steps": steps, "shapes": shapes, "host": host}[sys.argv[1]]
-    for line in part(launches, *sys.argv[2:]):
+    parts = {"examples": examples, "steps": steps, "shapes": shapes, "host": host}
+    if sys.argv[1] in ("same", "arguments"):
+        from benchmarks.static import same
+
+        parts = {"same": same.examples, "arguments": same.arguments}
+    for line in parts[sys.argv[1]](launches, *sys.argv[2:]):
         print(json.dumps(line), flush=True)

@@ -89,6 +89,16 @@ def _lazy(target: str) -> Callable:
     return launch
 
 
+def launched_by() -> str:
+    """Return what launches Triton's kernels once they are compiled."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    from electra_fast.kernels import _launch
+
+    why_not = _launch.enable(_C)
+    return f"Triton, because {why_not}" if why_not else "the extension"
+
+
 @functools.cache
 def _refuse_old_gpu(device: torch.device) -> None:
     major, minor = torch.cuda.get_device_capability(device)

@@ -140,7 +140,7 @@ def test_when_triton_launches(tmp_path):
         "another driver": [triton, extension],
         "thread": extension,
         "inspection": triton,
-        "unknown parameters": [triton, triton, 2],
+        "unknown parameters": [triton, triton, 1],  # with one warning
         "no extension": ["the extension is not built", triton],
         "unknown version": ["Triton 9.9.1 is not one of 3.6, 3.7, 3.8", triton],
     }

@@ -168,5 +168,9 @@ if __name__ == "__main__":
         from benchmarks.static import same
 
         parts = {"same": same.examples, "arguments": same.arguments}
+    elif sys.argv[1] == "host_step":
+        from benchmarks.static.host_step import host_step
+
+        parts = {"host_step": host_step}
     for line in parts[sys.argv[1]](launches, *sys.argv[2:]):
         print(json.dumps(line), flush=True)

@@ -71,6 +71,7 @@ def step_of(patched: bool) -> Callable[[], None]:
 def host_step(launches: Callable[[], int]) -> Iterator[dict]:
     """Yield operators, launches, calls of Triton's binder and milliseconds of a step of both sides."""
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # memory that no kernel has written may contain denormal numbers
     library = serve_cpu()
     bound, run = 0, JITFunction.run
 

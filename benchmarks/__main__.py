@@ -17,6 +17,7 @@ COMMANDS = {  # the module with the subcommand's `main`, and its help
     "commit": ("report.commit", "make a run the committed result of its device"),
     "compare": ("harness.compare", "find what got slower between two runs, or two commits"),
     "static": ("static.command", "print figures of the compiled kernels; needs no GPU"),
+    "host": ("static.host", "print the host's work per op and per patched step; needs no GPU"),
     "gpu": ("gpu.command", "check and measure everything in a few minutes on a GPU"),
     "roofline": ("harness.roofline", "print the least time of a training step on known GPUs"),
     "tune": ("harness.tune", "rank the launch shapes of attention on this GPU"),

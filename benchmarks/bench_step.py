@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import roofline
 from benchmarks.harness.cases import Case, Round, Run, parametrize
+from benchmarks.harness.dispatched import Dispatched
 from benchmarks.harness.gate import Errors, check_close
 from benchmarks.harness.huggingface import HuggingFace
 from benchmarks.harness.inputs import CUDA, REHEARSAL, STEPS, Make, batches
@@ -235,18 +235,6 @@ class StepCase(Case):
 PARTS = {"attention_qkv": "attention", "rtd_loss": "masking, loss"}
 PARTS |= {name: "masking, loss" for name in ("mask_tokens", "replace_tokens")}
 PARTS |= {f"aten::{name}": "optimizer" for name in ("_fused_adamw_", "_foreach_norm", "_foreach_copy_")}
-
-
-class Dispatched(TorchDispatchMode):
-    """Counts the operators that PyTorch dispatches."""
-
-    def __init__(self):
-        super().__init__()
-        self.by_name = collections.Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.by_name[str(function)] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def launches(function) -> int:

@@ -48,6 +48,7 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": importlib.metadata.version("triton") if _operators.HAS_TRITON else "not installed",
         "extension": _extension(),
+        "launches by": _operators.launched_by(),
         "gpu": _gpu(),
         "ops": {op: {d: str(_operators.served_by(op, d)) for d in devices} for op in ops.Ops._fields},
     }

@@ -1,5 +1,7 @@
 """Helpers of more than one kernel."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -45,17 +47,34 @@ def keep(rng_ptr, dropout_stream, row, column, threshold, COLUMNS: tl.constexpr)
 
 def architecture() -> int:
     """Return the compute capability that a launch is compiled for, 90 for 9.0."""
-    return 90 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
+    if INTERPRETED:
+        return 90
+    active = triton.runtime.driver.active
+    return _architecture(active, active.get_current_device())
 
 
-def dropout_arguments(p: float, rng: Tensor | None, dropout_stream: int) -> dict:
-    """Return a kernel's arguments for dropout p; with p = 0 the kernel has no `rng` and draws nothing."""
-    return {
-        "rng_ptr": rng if p > 0 else None,
-        "threshold": round(p * 65536),
-        "keep_scale": 1 / (1 - p),
-        "dropout_stream": dropout_stream,
-    }
+@functools.cache
+def _architecture(active, device: int) -> int:
+    return active.get_current_target().arch
+
+
+# Triton's own cdiv and next_power_of_2 take 2 us on the host.
+def cdiv(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the smallest power of two that is at least n, which is 1 or more."""
+    return 1 << (n - 1).bit_length()
+
+
+def dropout_arguments(p: float, rng: Tensor | None, dropout_stream: int) -> tuple:
+    """Return a kernel's rng_ptr, threshold, keep_scale and dropout_stream for dropout p.
+
+    With p = 0 the kernel has no rng_ptr and draws nothing.
+    """
+    return rng if p > 0 else None, round(p * 65536), 1 / (1 - p), dropout_stream
 
 
 def refuse_float64(op: str, name: str, x: Tensor) -> None:

@@ -16,6 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from electra_fast.kernels._common import cdiv, next_power_of_2
+from electra_fast.kernels._launch import launch
+
 PIECE = 32
 LEVELS = 2  # pieces and blocks
 BLOCK_V = 8  # keys per program, one after another
@@ -110,18 +113,17 @@ def table_gradient(x: Tensor, keys: Tensor, table: Tensor, base: Tensor | None =
     start = torch.searchsorted(keys, every_key, out_int32=True)
 
     out = torch.empty_like(table)
-    shape = {"E": E, "PIECE": PIECE, "BLOCK_E": min(triton.next_power_of_2(max(E, 32)), BLOCK_E)}
-    parts = triton.cdiv(E, shape["BLOCK_E"])
+    shape = {"E": E, "PIECE": PIECE, "BLOCK_E": min(next_power_of_2(max(E, 32)), BLOCK_E)}
+    parts = cdiv(E, shape["BLOCK_E"])
     first_term, first_sum = 0, T
     for level in range(1, LEVELS + 1):
         span = PIECE**level
         if T >= span:
-            embed_pieces[(T // span, parts)](
-                keys, order, x, first_term, first_sum, span, **shape, num_warps=4
-            )
+            grid = (T // span, parts)
+            launch(embed_pieces, grid, keys, order, x, first_term, first_sum, span, **shape, num_warps=4)
         first_term, first_sum = first_sum, first_sum + T // span
-    embed_table[(triton.cdiv(V, BLOCK_V), parts)](
-        start, order, x, base, out, T, V, LEVELS=LEVELS, BLOCK_V=BLOCK_V, BLOCK_K=BLOCK_K, **shape,
-        num_warps=1,  # no sum crosses a warp
+    launch(
+        embed_table, (cdiv(V, BLOCK_V), parts), start, order, x, base, out, T, V, LEVELS=LEVELS,
+        BLOCK_V=BLOCK_V, BLOCK_K=BLOCK_K, **shape, num_warps=1,  # no sum crosses a warp
     )  # fmt: skip
     return out

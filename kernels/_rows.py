@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import rounded
+from electra_fast.kernels._common import cdiv, rounded
+from electra_fast.kernels._launch import launch
 
 COLUMNS_PER_THREAD = 8
 BLOCK_P, BLOCK_C = 256, 16  # of partial sums: 16 KB in flight per program, which hides most of the latency
@@ -37,8 +38,8 @@ def programs(T: int, shape: dict[str, int], registers: int, device: torch.device
     """
     warps = 4 * (16384 // (32 * registers)) * multiprocessors(device)
     most = max(warps // (shape["num_warps"] * blocks), 2)
-    tiles = triton.cdiv(T, shape["BLOCK_T"])
-    return triton.cdiv(tiles, triton.cdiv(tiles, most)) if tiles > 0 else 0
+    tiles = cdiv(T, shape["BLOCK_T"])
+    return cdiv(tiles, cdiv(tiles, most)) if tiles > 0 else 0
 
 
 @functools.cache
@@ -137,8 +138,7 @@ def column_sums(partial: Tensor, like: Tensor) -> list[Tensor]:
     """Return the sums over P of partial ``[1 or 2, P, W]``, as one or two tensors like `like`."""
     n, P, W = partial.shape
     sums = [torch.empty_like(like) for _ in range(n)]
-    grid = (triton.cdiv(W, BLOCK_C), n)
-    _column_sums[grid](
-        partial, *sums, *[None] * (2 - n), P, W=W, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=8
-    )
+    grid = (cdiv(W, BLOCK_C), n)
+    outputs = sums if n == 2 else (*sums, None)
+    launch(_column_sums, grid, partial, *outputs, P, W=W, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C, num_warps=8)
     return sums

@@ -12,6 +12,7 @@ Each pass reads every row once and keeps it in registers, in float32. Only mean 
 backward: dropout's mask is an integer function of row and column. `_rows` explains tiles and sums over rows.
 """
 
+import functools
 import math
 
 import torch
@@ -19,7 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import architecture, dropout_arguments, keep, refuse_float64, rounded
+from electra_fast.kernels._common import (
+    architecture,
+    cdiv,
+    dropout_arguments,
+    keep,
+    next_power_of_2,
+    refuse_float64,
+    rounded,
+)
+from electra_fast.kernels._launch import launch
 from electra_fast.kernels._rows import (
     column_sums,
     fold,
@@ -158,9 +168,10 @@ def _add_norm_bwd(
         tl.store(out_ptr + programs * W, tl.sum(db[i], axis=0), mask=offs_w < W)
 
 
+@functools.cache
 def _tile_shape(W: int, rows: int) -> dict[str, int]:
     """Return the launch shape: a row in one block, or in three if a quarter of one block would be empty."""
-    whole = triton.next_power_of_2(max(W, 32))
+    whole = next_power_of_2(max(W, 32))
     if whole >= 128 and 4 * W <= 3 * whole:
         return tile_shape(W, whole // 4, rows // 2, max(whole // 1024, 1))
     return tile_shape(W, whole, rows, min(max(whole // 256, 4), 32))
@@ -183,13 +194,12 @@ def add_norm_fwd(
     refuse_float64("add_norm", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile_shape(W, FORWARD)
-    y = x.new_empty(x.shape)
-    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    y, mean = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if x.numel() > 0:
-        _add_norm_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
-            x, residual, weight, bias, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, T=T, eps=eps,
-            **dropout_arguments(*dropout), **shape,
-        )  # fmt: skip
+        rng, *drop = dropout_arguments(*dropout)
+        grid = (cdiv(T, shape["BLOCK_T"]),)
+        launch(_add_norm_fwd, grid, x, residual, weight, bias, rng, y, mean, rstd, T, eps, *drop, **shape)
     return y, mean, rstd
 
 
@@ -204,14 +214,13 @@ def add_norm_bwd(
     shape = _tile_shape(W, BACKWARD)
     registers = _registers(x, shape)
     n = programs(T, shape, registers, x.device)
-    drop = dropout_arguments(*dropout)
-    own = residual is not None and drop["rng_ptr"] is not None
-    dx, dresidual = x.new_empty(x.shape), x.new_empty(x.shape if own else 0)
+    rng, *drop = dropout_arguments(*dropout)
+    own = residual is not None and rng is not None
+    dx, dresidual = torch.empty_like(x), torch.empty_like(x) if own else x.new_empty(0)
     partial = mean.new_empty(2, n, W)
     if x.numel() > 0:
-        _add_norm_bwd[(n,)](
-            dy, x, residual, weight, mean, rstd, dx_ptr=dx, dz_ptr=dresidual if own else None,
-            partial_ptr=partial, T=T, SIDE=side(shape["BLOCK_W"], shape["num_warps"]), maxnreg=registers,
-            **drop, **shape,
+        launch(
+            _add_norm_bwd, (n,), dy, x, residual, weight, mean, rstd, rng, dx, dresidual if own else None,
+            partial, T, *drop, SIDE=side(shape["BLOCK_W"], shape["num_warps"]), maxnreg=registers, **shape,
         )  # fmt: skip
     return dx, dresidual, *column_sums(partial, weight)

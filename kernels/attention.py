@@ -15,13 +15,19 @@ depends on the order in which programs end.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from electra_fast.kernels._attention_bwd import attention_bwd_dkdv, attention_bwd_dq, attention_bwd_tile
 from electra_fast.kernels._attention_fwd import attention_fwd_loop, attention_fwd_tile
 from electra_fast.kernels._attention_tile import strides
-from electra_fast.kernels._common import architecture, dropout_arguments, refuse_float64
+from electra_fast.kernels._common import (
+    architecture,
+    cdiv,
+    dropout_arguments,
+    next_power_of_2,
+    refuse_float64,
+)
+from electra_fast.kernels._launch import launch
 
 # (BLOCK_M, BLOCK_N, warps, stages), chosen by registers on sm_80, 86, 90, 100 and 120 (benchmarks/static):
 # only the last of DQ and of DKDV spill, at most 64 bytes. None is timed yet; benchmarks.harness.tune does it.
@@ -52,51 +58,47 @@ class _Call:
         self.L = max(min(max_seqlen, T), 1)
         self.heads = H * (len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
         self.empty = self.heads == 0 or q.numel() == 0  # if any axis is empty, no kernel may run
-        BLOCK_D = triton.next_power_of_2(max(D, 16))
+        BLOCK_D = next_power_of_2(max(D, 16))
         # Other rows are loaded in small pieces, whose addresses need as many registers as more columns.
         wide = BLOCK_D > 64 or D % 16 > 0
         self.column = 2 * (q.dtype == torch.float32) + wide
         far = q.stride(-3) >= 2**24  # 128 rows would exceed 32-bit offsets
         if far or q.stride(-1) != 1 or len({x.stride() for x in (q, k, v)}) > 1:
             q, k, v = (x.contiguous() for x in (q, k, v))
-        self.arguments = {
-            "q_ptr": q,
-            "k_ptr": k,
-            "v_ptr": v,
-            "strides": strides(q),
-            "key_mask_ptr": None if key_mask is None else key_mask.view(torch.uint8),
-            "cu_seqlens_ptr": cu_seqlens,
-            "L": self.L,
-            "T": T,
-            "H": H,
-            "scale": scale,
-            "CAUSAL": causal,
-            "D": D,
-            "BLOCK_D": BLOCK_D,
-            **dropout_arguments(*dropout),
-        }
+        rng, *drop = dropout_arguments(*dropout)
+        self.qkv, self.strides = (q, k, v), strides(q)
+        self.masks = (None if key_mask is None else key_mask.view(torch.uint8), cu_seqlens, rng)
+        self.numbers = (self.L, T, H, scale, *drop)
+        self.constants = {"CAUSAL": causal, "D": D, "BLOCK_D": BLOCK_D}
 
     def tile(self, shapes: dict) -> tuple[int, ...] | None:
         """Return the launch shape that has all keys of a sequence in one tile, None if there is none."""
         fitting = [shape for keys, shape in shapes.items() if self.L <= keys]
         return fitting[0] if fitting and self.column == 0 else None
 
-    def launch(self, kernel, shape: tuple[int, ...], block: str = "BLOCK_M", **tensors) -> None:
-        """Run one program per sequence, head and block of queries (or of keys, with `block` = "BLOCK_N")."""
+    def launch(self, kernel, shape: tuple[int, ...], *tensors, strides, block: str = "BLOCK_M") -> None:
+        """Run one program per sequence, head and block of queries (or of keys, with `block` = "BLOCK_N").
+
+        `tensors` are the kernel's arguments before the masks, and `strides` those after them.
+        """
         named = dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), shape, strict=True))
-        grid = (self.heads * triton.cdiv(self.L, named[block]),)
-        kernel[grid](**self.arguments, **tensors, **named)
+        grid = (self.heads * cdiv(self.L, named[block]),)
+        launch(kernel, grid, *tensors, *self.masks, *strides, *self.numbers, **self.constants, **named)
+
+
+def contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel, with `options` as in `_Call`; return (o like q, lse [.., H] float32)."""
     call = _Call(q, k, v, *options)
-    o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    o, lse = contiguous_like(q), q.new_empty(*q.shape[:-1], dtype=torch.float32)
     if call.empty:
         return o.zero_(), lse.zero_()
     tile = call.tile(TILE_FWD)
     kernel = attention_fwd_tile if tile else attention_fwd_loop
-    call.launch(kernel, tile or FWD[call.column], o_ptr=o, lse_ptr=lse)
+    call.launch(kernel, tile or FWD[call.column], *call.qkv, o, lse, strides=(call.strides,))
     return o, lse
 
 
@@ -110,20 +112,20 @@ def attention_gradients(
         for x in gradients:
             x.zero_()
         return
-    saved = {"do_ptr": do.contiguous(), "lse_ptr": lse, "d_strides": strides(dq)}
+    read, both = (do.contiguous(), *call.qkv), {"strides": (call.strides, strides(dq))}
     large = architecture() in (90, 100)
     tile = call.tile(TILE_BWD) if large or call.L <= 64 else None
     if tile:
-        call.launch(attention_bwd_tile, tile, **saved, o_ptr=o, dq_ptr=dq, dk_ptr=dk, dv_ptr=dv)
+        call.launch(attention_bwd_tile, tile, *read, o, dq, dk, dv, lse, **both)
     else:
-        saved["delta_ptr"] = torch.empty_like(lse)
-        call.launch(attention_bwd_dq, DQ[call.column], **saved, o_ptr=o, dq_ptr=dq)
+        delta = torch.empty_like(lse)
+        call.launch(attention_bwd_dq, DQ[call.column], *read, o, dq, lse, delta, **both)
         shape = DKDV[call.column] if large else SMALL_DKDV.get(call.column, DKDV[call.column])
-        call.launch(attention_bwd_dkdv, shape, "BLOCK_N", **saved, dk_ptr=dk, dv_ptr=dv)
+        call.launch(attention_bwd_dkdv, shape, *read, dk, dv, lse, delta, **both, block="BLOCK_N")
 
 
 def attention_bwd(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, *options):
     """Return the gradients of q, k and v."""
-    gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    gradients = tuple(contiguous_like(x) for x in (q, k, v))
     attention_gradients(gradients, do, q, k, v, o, lse, *options)
     return gradients

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from electra_fast.kernels.attention import attention_fwd, attention_gradients
+from electra_fast.kernels.attention import attention_fwd, attention_gradients, contiguous_like
 
 
 def attention_qkv_fwd(qkv: Tensor, *options) -> tuple[Tensor, Tensor]:
@@ -12,6 +12,6 @@ def attention_qkv_fwd(qkv: Tensor, *options) -> tuple[Tensor, Tensor]:
 
 def attention_qkv_bwd(do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, *options) -> Tensor:
     """Return the gradient of qkv; the kernels write its three slices."""
-    dqkv = qkv.new_empty(qkv.shape)
+    dqkv = contiguous_like(qkv)
     attention_gradients(dqkv.unbind(-3), do, *qkv.unbind(-3), o, lse, *options)
     return dqkv

@@ -9,6 +9,7 @@ unit in the last place of 1. The relative error of Phi(z) is 2e-6 at z = -3, 2e-
 1 + erf has one digit left. P falls without end, so a large |z| needs no case of its own.
 """
 
+import functools
 import math
 
 import torch
@@ -16,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import LOG2E, refuse_float64, rounded
+from electra_fast.kernels._common import LOG2E, cdiv, next_power_of_2, refuse_float64, rounded
+from electra_fast.kernels._launch import launch
 from electra_fast.kernels._rows import column_sums, fold, programs, side, tile_shape
 
 BLOCK, WARPS = 1024, 4  # columns and warps of a tile
@@ -103,8 +105,9 @@ def _bias_gelu_bwd(
     tl.store(partial_ptr + program * W + offs_w, tl.sum(sums, axis=0), mask=in_w)
 
 
+@functools.cache
 def _tile_shape(W: int, rows: int) -> dict[str, int]:
-    return tile_shape(W, min(triton.next_power_of_2(max(W, 32)), BLOCK), rows, WARPS)
+    return tile_shape(W, min(next_power_of_2(max(W, 32)), BLOCK), rows, WARPS)
 
 
 def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
@@ -112,10 +115,10 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     refuse_float64("bias_gelu", "x", x)
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile_shape(W, FORWARD)
-    y = x.new_empty(x.shape)
+    y = torch.empty_like(x)
     if x.numel() > 0:
-        grid = (triton.cdiv(T, shape["BLOCK_T"]), triton.cdiv(W, shape["BLOCK_W"]))
-        _bias_gelu_fwd[grid](x, bias, y, T, **shape)
+        grid = (cdiv(T, shape["BLOCK_T"]), cdiv(W, shape["BLOCK_W"]))
+        launch(_bias_gelu_fwd, grid, x, bias, y, T, **shape)
     return y
 
 
@@ -123,11 +126,12 @@ def bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the backward kernels; return the gradients of x and bias."""
     T, W = math.prod(x.shape[:-1]), x.shape[-1]
     shape = _tile_shape(W, BACKWARD)
-    blocks = max(triton.cdiv(W, shape["BLOCK_W"]), 1)
+    blocks = max(cdiv(W, shape["BLOCK_W"]), 1)
     n = programs(T, shape, REGISTERS, x.device, blocks)
-    dx, partial = x.new_empty(x.shape), x.new_empty(1, n, W, dtype=torch.float32)
+    dx, partial = torch.empty_like(x), x.new_empty(1, n, W, dtype=torch.float32)
     if x.numel() > 0:
-        _bias_gelu_bwd[(n, blocks)](
-            dy, x, bias, dx, partial, T, **shape, SIDE=side(shape["BLOCK_W"], WARPS), maxnreg=REGISTERS
-        )
+        launch(
+            _bias_gelu_bwd, (n, blocks), dy, x, bias, dx, partial, T, SIDE=side(shape["BLOCK_W"], WARPS),
+            maxnreg=REGISTERS, **shape,
+        )  # fmt: skip
     return dx, *column_sums(partial, bias)

@@ -16,13 +16,16 @@ scattered. For tables that are looked up by ids, dx goes to memory in float32 an
 Nothing is atomic, and no sum depends on the order in which programs end.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import dropout_arguments, keep, refuse_float64
+from electra_fast.kernels._common import cdiv, dropout_arguments, keep, next_power_of_2, refuse_float64
 from electra_fast.kernels._embed_sums import rows_with_pieces, table_gradient
+from electra_fast.kernels._launch import launch
 from electra_fast.kernels._rows import row_means
 
 PROGRAMS = 2048  # of backward: three times what an H100 or H200 runs at once
@@ -168,9 +171,10 @@ def _embed_bwd(
     tl.store(out_ptr + 2 * E, tl.sum(db, axis=0), mask=offs_e < E)
 
 
+@functools.cache
 def _tile_shape(E: int, per_thread: int) -> dict[str, int]:
     """Return the launch shape for rows of E columns, with about `per_thread` elements per thread."""
-    BLOCK_E = triton.next_power_of_2(max(E, 32))
+    BLOCK_E = next_power_of_2(max(E, 32))
     warps = min(max(BLOCK_E // 512, 4), 32)
     BLOCK_T = max(32 * warps * per_thread // BLOCK_E, 1)
     return {"E": E, "BLOCK_T": BLOCK_T, "BLOCK_E": BLOCK_E, "num_warps": warps}
@@ -184,12 +188,14 @@ def embed_fwd(
     T, E = ids.numel(), word.shape[1]
     shape = _tile_shape(E, 32 // word.element_size())  # 32 bytes of a row per thread
     y = word.new_empty(*ids.shape, E, dtype=dtype)
-    mean, rstd = (word.new_empty(ids.shape, dtype=torch.float32) for _ in range(2))
+    mean = torch.empty_like(ids, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if y.numel() > 0:
-        _embed_fwd[(triton.cdiv(T, shape["BLOCK_T"]),)](
-            ids, type_ids, position_ids, word, position, type, weight, bias, y_ptr=y, mean_ptr=mean,
-            rstd_ptr=rstd, T=T, L=ids.shape[-1], V=len(word), P=len(position), N=len(type), eps=eps,
-            **dropout_arguments(dropout, rng, dropout_stream), **shape,
+        rng, *drop = dropout_arguments(dropout, rng, dropout_stream)
+        launch(
+            _embed_fwd, (cdiv(T, shape["BLOCK_T"]),), ids, type_ids, position_ids, word, position, type,
+            weight, bias, rng, y, mean, rstd, T, ids.shape[-1], word.shape[0], position.shape[0],
+            type.shape[0], eps, *drop, **shape,
         )  # fmt: skip
     return y, mean, rstd
 
@@ -202,23 +208,24 @@ def embed_bwd(
 
     `dword` is added to the gradient of word, which is empty unless `want_word`.
     """
-    T, E = ids.numel(), word.shape[1]
+    T, (V, E) = ids.numel(), word.shape
+    P, N = position.shape[0], type.shape[0]
     shape = _tile_shape(E, 8)
-    groups = ids.shape[-1] if position_ids is None else min(triton.cdiv(T, shape["BLOCK_T"]), PROGRAMS)
+    groups = ids.shape[-1] if position_ids is None else min(cdiv(T, shape["BLOCK_T"]), PROGRAMS)
     groups = max(groups, 1)
-    tiles = triton.cdiv(T, groups * shape["BLOCK_T"])  # per group
-    chunk = max(triton.cdiv(tiles, max(PROGRAMS // groups, 1)), 1)  # tiles per program
-    partial = word.new_empty(triton.cdiv(tiles, chunk), groups, 3, E, dtype=torch.float32)
+    tiles = cdiv(T, groups * shape["BLOCK_T"])  # per group
+    chunk = max(cdiv(tiles, max(PROGRAMS // groups, 1)), 1)  # tiles per program
+    partial = word.new_empty(cdiv(tiles, chunk), groups, 3, E, dtype=torch.float32)
     dx = keys = None
     if want_word or position_ids is not None or type_ids is not None:
-        narrow = max(len(word), len(position), len(type)) < 2**15  # a radix sort needs half the passes
+        narrow = max(V, P, N) < 2**15  # a radix sort needs half the passes
         keys = ids.new_empty(3, T, dtype=torch.int16 if narrow else torch.int32)
         dx = word.new_empty(rows_with_pieces(T), E, dtype=torch.float32)
     if dy.numel() > 0:
-        _embed_bwd[(groups, len(partial))](
-            dy, ids, type_ids, position_ids, word, position, type, weight, mean, rstd, partial_ptr=partial,
-            dx_ptr=dx, keys_ptr=keys, T=T, chunk=chunk * shape["BLOCK_T"], V=len(word), P=len(position),
-            N=len(type), **dropout_arguments(dropout, rng, dropout_stream), **shape,
+        rng, *drop = dropout_arguments(dropout, rng, dropout_stream)
+        launch(
+            _embed_bwd, (groups, partial.shape[0]), dy, ids, type_ids, position_ids, word, position, type,
+            weight, mean, rstd, rng, partial, dx, keys, T, chunk * shape["BLOCK_T"], V, P, N, *drop, **shape,
         )  # fmt: skip
 
     sums = partial.sum((0, 1))

@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from electra_fast.kernels._common import next_power_of_2
+from electra_fast.kernels._launch import launch
+
 MAX_BLOCK = 8192
 
 
@@ -125,7 +128,7 @@ def mask_tokens(
     M = M if T > 0 else 0
     if max_seqlen > MAX_BLOCK:  # it may be larger than every sequence
         max_seqlen = min(max_seqlen, T)
-    BLOCK = triton.next_power_of_2(max(max_seqlen, 16))
+    BLOCK = next_power_of_2(max(max_seqlen, 16))
     if BLOCK > MAX_BLOCK:
         raise NotImplementedError(
             f"mask_tokens: a sequence must have at most {MAX_BLOCK} tokens for the Triton kernel, "
@@ -140,8 +143,8 @@ def mask_tokens(
     if T > 0:
         candidates, key_mask = (None if m is None else m.view(torch.uint8) for m in (candidates, key_mask))
         warps = max(1, min(BLOCK // 128, 8), BLOCK // 256)  # more than 8 tokens per thread would spill
-        _mask_tokens[(B,)](
-            ids, candidates, rng, key_mask, cu_seqlens, out, positions, targets, weights, mask_id, mask_rate,
-            keep_rate, T, L, M, N, BLOCK=BLOCK, num_warps=warps,
+        launch(
+            _mask_tokens, (B,), ids, candidates, rng, key_mask, cu_seqlens, out, positions, targets, weights,
+            mask_id, mask_rate, keep_rate, T, L, M, N, BLOCK=BLOCK, num_warps=warps,
         )  # fmt: skip
     return out, positions, targets, weights

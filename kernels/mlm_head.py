@@ -19,10 +19,10 @@ end.
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from electra_fast.kernels._common import architecture, refuse_float64
+from electra_fast.kernels._common import architecture, cdiv, next_power_of_2, refuse_float64
+from electra_fast.kernels._launch import launch
 from electra_fast.kernels._mlm_draw import mlm_head_draw, mlm_head_loss
 from electra_fast.kernels._mlm_gradient import (
     mlm_head_difference,
@@ -94,7 +94,9 @@ def _used(inputs: Inputs) -> tuple[UsedSlots, Results]:
     index, count = (inputs.x.new_empty(shape, dtype=torch.int32) for shape in (M, ()))
     slots = UsedSlots(index, count, floats(M), floats())
     results = Results(torch.empty_like(inputs.targets), floats(M), floats(M, 2), floats(M), floats(M))
-    mlm_head_used[(1,)](inputs.weights, *slots, results.samples, results.lse, M, BLOCK=BLOCK, num_warps=8)
+    launch(
+        mlm_head_used, (1,), inputs.weights, *slots, results.samples, results.lse, M, BLOCK=BLOCK, num_warps=8
+    )
     return slots, results
 
 
@@ -105,7 +107,7 @@ def _sweep(inputs: Inputs, slots: UsedSlots, results: Results, first: int, R: in
     """
     x, table, bias, targets, _, rng, temperature, disallow_correct = inputs
     V, E = table.shape
-    blocks = triton.cdiv(V, SUB)
+    blocks = cdiv(V, SUB)
     inverse_temperature = min(max(1 / temperature, 1.2e-38), 3e38)  # its product with 0 is 0, with -inf -inf
     maxima, sums = inputs.floats(R, blocks), inputs.floats(R, blocks)
     tempered = None if inverse_temperature == 1 else inputs.floats(R, blocks)
@@ -114,13 +116,14 @@ def _sweep(inputs: Inputs, slots: UsedSlots, results: Results, first: int, R: in
     wide = FLOAT32_SWEEP if x.dtype == torch.float32 else wide
     shape = _launch_shape(SWEEP if inputs.narrow else wide, E)
     rows, programs, tiles = _grid(R, V, shape)
-    mlm_head_sweep[(rows, programs)](
-        x, table, bias, slots.index, slots.count, maxima, sums, tempered, kept, inverse_temperature, first,
-        tiles, V, blocks, stride=0 if kept is None else kept.stride(0), E=E, SUB=SUB, **shape,
+    launch(
+        mlm_head_sweep, (rows, programs), x, table, bias, slots.index, slots.count, maxima, sums, tempered,
+        kept, inverse_temperature, first, tiles, V, blocks, 0 if kept is None else kept.stride(0), E=E,
+        SUB=SUB, **shape,
     )  # fmt: skip
-    mlm_head_draw[(R,)](
-        x, table, bias, targets, slots.index, slots.count, rng, maxima, sums, tempered, *results,
-        inverse_temperature, first, V, blocks, E=E, DISALLOW=disallow_correct, BLOCK=BLOCK,
+    launch(
+        mlm_head_draw, (R,), x, table, bias, targets, slots.index, slots.count, rng, maxima, sums, tempered,
+        *results, inverse_temperature, first, V, blocks, E=E, DISALLOW=disallow_correct, BLOCK=BLOCK,
         BLOCK_E=min(_whole_row(E), 32), SUB=SUB, num_warps=4,
     )  # fmt: skip
     return maxima
@@ -129,9 +132,9 @@ def _sweep(inputs: Inputs, slots: UsedSlots, results: Results, first: int, R: in
 def _loss(inputs: Inputs, slots: UsedSlots, results: Results) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (loss, samples, correct, lse)."""
     loss, correct = inputs.floats(), inputs.floats()
-    mlm_head_loss[(1,)](
-        inputs.weights, slots.index, slots.count, results.nll, results.leads, loss, correct, BLOCK=BLOCK,
-        num_warps=8,
+    launch(
+        mlm_head_loss, (1,), inputs.weights, slots.index, slots.count, results.nll, results.leads, loss,
+        correct, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return loss, results.samples, correct, results.lse
 
@@ -145,15 +148,15 @@ def _narrow_gradient(inputs: Inputs, slots: UsedSlots, results: Results, dx, dta
         shape = _launch_shape(DX, E)
         rows, programs, tiles = _grid(M, V, shape)
         partial = inputs.floats(programs, M, E)
-        mlm_head_dx[(rows, programs)](
-            x, table, bias, targets, slots.unit, slots.index, slots.count, results.norm, partial, tiles, V, M,
-            E=E, **shape,
+        launch(
+            mlm_head_dx, (rows, programs), x, table, bias, targets, slots.unit, slots.index, slots.count,
+            results.norm, partial, tiles, V, M, E=E, **shape,
         )  # fmt: skip
         _scatter(slots, partial, dx, 0)
     shape = _launch_shape(DTABLE, E)
-    mlm_head_dtable[(triton.cdiv(V, shape["BLOCK_V"]),)](
-        x, table, bias, targets, slots.unit, slots.index, slots.count, slots.scale, results.norm, dtable,
-        dbias, V, E=E, **shape,
+    launch(
+        mlm_head_dtable, (cdiv(V, shape["BLOCK_V"]),), x, table, bias, targets, slots.unit, slots.index,
+        slots.count, slots.scale, results.norm, dtable, dbias, V, E=E, **shape,
     )  # fmt: skip
 
 
@@ -161,24 +164,26 @@ def _wide_gradient(inputs: Inputs, slots: UsedSlots, results: Results, dx, dtabl
     """Sweep, draw and write the gradients chunk by chunk, from kept exponentials."""
     x, table, _, targets, *_ = inputs
     (M, E), V = x.shape, len(table)
-    stride = triton.cdiv(V, 128) * 128  # cuBLAS reads rows of this length fast
+    stride = cdiv(V, 128) * 128  # cuBLAS reads rows of this length fast
     chunk = max(CHUNK_BYTES // (stride * x.element_size()) // 128 * 128, 128)
     for first in range(0, M, chunk):
         R = min(chunk, M - first)
         kept = x.new_empty(R, stride)
         maxima = _sweep(inputs, slots, results, first, R, kept)
-        mlm_head_difference[(stride // 128,)](
-            kept, maxima, targets, slots.unit, slots.index, slots.count, results.norm, dbias, first, R, V,
-            blocks=maxima.shape[1], stride=stride, BLOCK_M=32, BLOCK_V=128, SUB=SUB, num_warps=8,
+        launch(
+            mlm_head_difference, (stride // 128,), kept, maxima, targets, slots.unit, slots.index,
+            slots.count, results.norm, dbias, first, R, V, maxima.shape[1], stride, BLOCK_M=32, BLOCK_V=128,
+            SUB=SUB, num_warps=8,
         )  # fmt: skip
         d = kept[:, :V]
         if dx is not None:
             _scatter(slots, _product(d, table)[None], dx, first)
         if dtable is not None:
             rows = x.new_empty(R, E)
-            mlm_head_gather[(R,)](
-                x, slots.index, slots.count, rows, first, E=E, BLOCK_E=_whole_row(E), num_warps=2
-            )
+            launch(
+                mlm_head_gather, (R,), x, slots.index, slots.count, rows, first, E=E, BLOCK_E=_whole_row(E),
+                num_warps=2,
+            )  # fmt: skip
             dtable += _product(d.T, rows)
     dbias *= slots.scale
     if dtable is not None:
@@ -188,15 +193,15 @@ def _wide_gradient(inputs: Inputs, slots: UsedSlots, results: Results, dx, dtabl
 def _scatter(slots: UsedSlots, partial: Tensor, dx: Tensor, first: int) -> None:
     """Write the sums of partial ``[parts, R, E]`` into dx, at the R used slots from `first` on."""
     parts, R, E = partial.shape
-    mlm_head_scatter[(R,)](
-        partial, slots.index, slots.count, slots.scale, dx, first, R, parts, E=E, BLOCK_E=_whole_row(E),
-        num_warps=2,
+    launch(
+        mlm_head_scatter, (R,), partial, slots.index, slots.count, slots.scale, dx, first, R, parts, E=E,
+        BLOCK_E=_whole_row(E), num_warps=2,
     )  # fmt: skip
 
 
 def _whole_row(E: int) -> int:
     """Return the BLOCK_E that covers a whole row."""
-    return triton.next_power_of_2(max(E, 16))
+    return next_power_of_2(max(E, 16))
 
 
 def _launch_shape(shape: tuple[int, ...], E: int) -> dict[str, int]:
@@ -207,9 +212,9 @@ def _launch_shape(shape: tuple[int, ...], E: int) -> dict[str, int]:
 
 def _grid(R: int, V: int, shape: dict[str, int]) -> tuple[int, int, int]:
     """Cut R slots and V tokens for about PROGRAMS programs; return the grid and the tiles per program."""
-    rows, tiles = triton.cdiv(R, shape["BLOCK_M"]), triton.cdiv(V, shape["BLOCK_V"])
-    share = triton.cdiv(tiles, max(PROGRAMS // rows, 1))
-    return rows, triton.cdiv(tiles, share), share
+    rows, tiles = cdiv(R, shape["BLOCK_M"]), cdiv(V, shape["BLOCK_V"])
+    share = cdiv(tiles, max(PROGRAMS // rows, 1))
+    return rows, cdiv(tiles, share), share
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

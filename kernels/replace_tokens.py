@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from electra_fast.kernels._common import cdiv
+from electra_fast.kernels._launch import launch
+
 BLOCK = 1024
 
 
@@ -56,8 +59,11 @@ def replace_tokens(ids: Tensor, positions: Tensor, samples: Tensor, weights: Ten
     out, replaced = torch.empty_like(ids), torch.empty_like(ids, dtype=torch.bool)
     flags = replaced.view(torch.uint8)
     if T > 0:
-        _copy[(triton.cdiv(T, BLOCK),)](ids, out, flags, T, BLOCK=BLOCK, num_warps=4)
+        launch(_copy, (cdiv(T, BLOCK),), ids, out, flags, T, BLOCK=BLOCK, num_warps=4)
     if T > 0 and M > 0:
-        grid = (triton.cdiv(M, BLOCK),)
-        _replace_tokens[grid](ids, positions, samples, weights, out, flags, T, M, BLOCK=BLOCK, num_warps=4)
+        grid = (cdiv(M, BLOCK),)
+        launch(
+            _replace_tokens, grid, ids, positions, samples, weights, out, flags, T, M, BLOCK=BLOCK,
+            num_warps=4,
+        )  # fmt: skip
     return out, replaced

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import refuse_float64
+from electra_fast.kernels._common import cdiv, refuse_float64
+from electra_fast.kernels._launch import launch
 
 BLOCK_T = 1024
 BLOCK_P = 512  # partial sums that the second launch adds at a time
@@ -112,11 +113,11 @@ def rtd_loss_fwd(x: Tensor, y: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor
     T = x.numel()
     if T == 0:
         return x.new_zeros((), dtype=torch.float32), x.new_zeros(4, dtype=torch.float32)
-    blocks = triton.cdiv(T, BLOCK_T)
+    blocks = cdiv(T, BLOCK_T)
     partial = x.new_empty(5, blocks, dtype=torch.float64)
     loss, counts = x.new_empty((), dtype=torch.float32), x.new_empty(4, dtype=torch.float32)
-    _rtd_loss_partials[(blocks,)](x, y.view(torch.uint8), w, partial, T, BLOCK_T=BLOCK_T, num_warps=4)
-    _rtd_loss_total[(1,)](partial, loss, counts, blocks, BLOCK_P=BLOCK_P, num_warps=4)
+    launch(_rtd_loss_partials, (blocks,), x, y.view(torch.uint8), w, partial, T, BLOCK_T=BLOCK_T, num_warps=4)
+    launch(_rtd_loss_total, (1,), partial, loss, counts, blocks, BLOCK_P=BLOCK_P, num_warps=4)
     return loss, counts
 
 
@@ -125,6 +126,6 @@ def rtd_loss_bwd(dloss: Tensor, counts: Tensor, x: Tensor, y: Tensor, w: Tensor 
     T = x.numel()
     dx = torch.empty_like(x)
     if T > 0:
-        grid = (triton.cdiv(T, BLOCK_T),)
-        _rtd_loss_bwd[grid](dloss, counts, x, y.view(torch.uint8), w, dx, T, BLOCK_T=BLOCK_T, num_warps=4)
+        flags, grid = y.view(torch.uint8), (cdiv(T, BLOCK_T),)
+        launch(_rtd_loss_bwd, grid, dloss, counts, x, flags, w, dx, T, BLOCK_T=BLOCK_T, num_warps=4)
     return dx

@@ -2,20 +2,19 @@
 
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub examples add_norm   every example, forward and backward
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a training step, padded and packed
-TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host time per call of every op
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host work per call of every op
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_step           the same for a step of transformers
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub same add_norm       every example, launched twice
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub arguments 7         a kernel of all types of arguments
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.harness.machine import ROOT
-
-ROUNDS, CALLS = 15, 20  # for measuring host time
 
 
 def lines(part: str, *arguments: str) -> list[dict]:
@@ -96,71 +95,18 @@ def shapes(launches: Callable[[], int], part: str) -> Iterator[dict]:
     yield {"part": part, "launches": launches() - before}
 
 
-def host(launches: Callable[[], int]) -> Iterator[dict]:
-    """Time calls of every op and of an empty kernel in turn; yield microseconds of host time.
-
-    The microseconds depend on the machine; the ratio of an op to the empty kernel hardly does.
-    """
-    import torch
-    import triton
-
-    from electra_fast import testing
-
-    @triton.jit
-    def nothing(x_ptr):
-        pass
-
-    x = torch.zeros(1)
-    calls = {("empty kernel", "launch"): lambda: nothing[(1,)](x)}
-    for op in testing.OPS:
-        function = testing.implementations(op, device="cuda").get("triton")
-        if function is not None:
-            example = next(e for e in testing.examples(op, 0) if "none" not in e.name)
-            calls |= {(op, passes): call for passes, call in passes_of(function, example).items()}
-    found: dict[tuple, list[float]] = {name: [] for name in calls}
-    counts = {}
-    for name, call in calls.items():
-        call()
-        before = launches()
-        call()
-        counts[name] = launches() - before
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            start = time.process_time()
-            for _ in range(CALLS):
-                call()
-            found[name].append((time.process_time() - start) / CALLS)
-    unit = statistics.median(found["empty kernel", "launch"])
-    for (op, passes), seconds in found.items():
-        median = statistics.median(seconds)
-        row = {"op": op, "passes": passes, "launches": counts[op, passes]}
-        yield row | {"us": round(1e6 * median, 1), "ratio": round(median / unit, 2)}
-
-
-def passes_of(function: Callable, example) -> dict[str, Callable]:
-    """Return a forward call of an example and, if the op has gradients, a forward and backward call."""
-    import torch
-
-    def forward():
-        with torch.no_grad():
-            return function(**example.args)
-
-    if not example.gradients:
-        return {"forward": forward}
-    leaves = {n: example.args[n].clone().requires_grad_() for n in example.gradients}
-
-    def both():
-        y = function(**example.args | leaves)
-        y = y if isinstance(y, torch.Tensor) else y.loss
-        torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y), allow_unused=True)
-
-    return {"forward": forward, "forward+backward": both}
-
-
 if __name__ == "__main__":
     from benchmarks.static import stub
 
     launches = stub.install()
-    part = {"examples": examples, "steps": steps, "shapes": shapes, "host": host}[sys.argv[1]]
-    for line in part(launches, *sys.argv[2:]):
+    parts = {"examples": examples, "steps": steps, "shapes": shapes}
+    if sys.argv[1] in ("same", "arguments"):
+        from benchmarks.static import same
+
+        parts |= {"same": same.examples, "arguments": same.arguments}
+    elif sys.argv[1] not in parts:
+        from benchmarks.static import host
+
+        parts |= {"host": host.host, "host_step": host.host_step}
+    for line in parts[sys.argv[1]](launches, *sys.argv[2:]):
         print(json.dumps(line), flush=True)

@@ -8,6 +8,7 @@ must have TRITON_INTERPRET=0.
 
 import ctypes
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import os
@@ -36,12 +37,15 @@ def build() -> Path:
     return folder
 
 
+@functools.cache
+def library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(build() / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+
+
 def install() -> Callable[[], int]:
     """Make the stub Triton's driver in this process; return a function that counts launches."""
-    folder = build()
-    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
-    library = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
-    library.stub_launches.restype = ctypes.c_ulonglong
+    os.environ["TRITON_LIBCUDA_PATH"] = str(build())
+    library().stub_launches.restype = ctypes.c_ulonglong
 
     import triton
     from triton.backends.compiler import GPUTarget
@@ -66,4 +70,4 @@ def install() -> Callable[[], int]:
 
     triton.runtime.driver.set_active(Stub())
     _rows.multiprocessors = lambda device: PROCESSORS  # a CPU tensor's device has none
-    return library.stub_launches
+    return library().stub_launches

@@ -1,4 +1,4 @@
-/* The part of CUDA's driver that Triton 3.6 to 3.8 calls to launch a kernel. It checks a launch and runs nothing. */
+/* The part of CUDA's driver that Triton 3.6 to 3.8 and csrc/launch.cpp call to launch a kernel. It checks a launch and runs nothing. */
 #include "cuda.h"
 
 #include <stdlib.h>
@@ -13,6 +13,13 @@ static int nothing; /* every handle points here */
 static unsigned long long launches;
 
 unsigned long long stub_launches(void) { return launches; }
+
+/* A function that is called with what a launch passes to the driver, or NULL. */
+typedef void (*Observer)(CUfunction, const unsigned *grid, const unsigned *block, unsigned shared, CUstream stream,
+                         void **arguments);
+static Observer observer;
+
+void stub_observe(Observer function) { observer = function; }
 
 CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
 
@@ -97,12 +104,26 @@ CUresult cuOccupancyMaxActiveClusters(int *count, CUfunction function, const CUl
   return CUDA_SUCCESS;
 }
 
-CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **arguments, void **extra) {
-  const unsigned threads = c->blockDimX * c->blockDimY * c->blockDimZ;
+static CUresult launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared,
+                       CUstream stream, void **arguments) {
+  const unsigned threads = block[0] * block[1] * block[2];
   launches++;
-  if (c->gridDimX == 0 || c->gridDimY == 0 || c->gridDimZ == 0 || c->gridDimX > 2147483647u ||
-      c->gridDimY > 65535 || c->gridDimZ > 65535 || threads == 0 || threads > THREADS ||
-      c->sharedMemBytes > SHARED || function == NULL)
+  if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > 2147483647u || grid[1] > 65535 ||
+      grid[2] > 65535 || threads == 0 || threads > THREADS || shared > SHARED || function == NULL)
     return CUDA_ERROR_INVALID_VALUE;
+  if (observer) observer(function, grid, block, shared, stream, arguments);
   return CUDA_SUCCESS;
+}
+
+CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **arguments, void **extra) {
+  const unsigned grid[] = {c->gridDimX, c->gridDimY, c->gridDimZ};
+  const unsigned block[] = {c->blockDimX, c->blockDimY, c->blockDimZ};
+  return launch(function, grid, block, c->sharedMemBytes, c->hStream, arguments);
+}
+
+CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream,
+                        void **arguments, void **extra) {
+  const unsigned grid[] = {x, y, z}, block[] = {block_x, block_y, block_z};
+  return launch(function, grid, block, shared, stream, arguments);
 }

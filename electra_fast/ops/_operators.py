@@ -66,29 +66,46 @@ OPERATORS: dict[str, Implementations] = {}
 
 
 def _lazy(target: str) -> Callable:
-    """Return a function that imports "module:function" of `electra_fast.kernels` when it is first called."""
+    """Return a function that imports "module:function" of `electra_fast.kernels` when it is first called.
+
+    Its first argument must be a tensor, whose device becomes the current one, because Triton launches there.
+    """
     module, function = target.split(":")
 
     @functools.cache
     def resolve() -> Callable:
+        from electra_fast.kernels import _launch
         from electra_fast.kernels._cache_keys import fix_cache_keys
 
+        _launch.enable(_C)
         fix_cache_keys(f"electra_fast.kernels.{module}")
         return getattr(importlib.import_module(f"electra_fast.kernels.{module}"), function)
 
     def launch(*args):
-        x = _first_tensor(args)
-        _refuse_old_gpu(x.device)
-        with torch.cuda.device_of(x):  # Triton launches on the current device
+        device = args[0].device
+        if device.type != "cuda":  # the interpreter
+            return resolve()(*args)
+        _refuse_old_gpu(device)
+        if device.index == torch.cuda.current_device():
+            return resolve()(*args)
+        with torch.cuda.device(device):
             return resolve()(*args)
 
     return launch
 
 
+def launched_by() -> str:
+    """Return what launches Triton's kernels once they are compiled."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    from electra_fast.kernels import _launch
+
+    why_not = _launch.enable(_C)
+    return f"Triton, because {why_not}" if why_not else "the extension"
+
+
 @functools.cache
 def _refuse_old_gpu(device: torch.device) -> None:
-    if device.type != "cuda":
-        return
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_GPU:
         remedy = "Triton has no tensor-core path for older ones; electra_fast.reference runs there"

@@ -9,7 +9,7 @@ from benchmarks.report import picture
 from benchmarks.report.checks import sentence
 from benchmarks.report.numbers import digits, provider_rows, step_columns
 from benchmarks.report.runs import case, files, headline, kind, read, times_fused, with_backward
-from benchmarks.report.text import BASIS
+from benchmarks.report.text import BASIS, absent
 
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks report` -->"
 END = "<!-- /benchmarks -->"
@@ -33,7 +33,8 @@ def tables(result: dict, sources: str) -> str:
     head = ["fused is this many times as fast as", "size", *["fused, ms"] * timed, *map(label, rivals)]
     basis = BASIS["cuda"] if timed else "Measured by CPU time, summed over all threads."
     passes = "Each op is timed with its backward pass, if it has one."
-    note = f"{basis} {passes} {sentence(result)}".rstrip()
+    missing = f"Absent: {found}." if (found := absent(result)) else ""
+    note = " ".join(filter(None, [basis, passes, sentence(result), missing]))
     return "\n\n".join([_title(result, sources), _table(head, rows, words=2), note, *_steps(result)])
 
 

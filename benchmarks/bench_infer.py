@@ -28,7 +28,8 @@ PROVIDERS = ("fused", "fused_int8", "huggingface", "huggingface_compile", *ENGIN
 THREADS = None if CUDA else 1
 SHAPES = ((1, 16), (2, 8)) if REHEARSAL else ((1, 16), (1, 64), (1, 128), (32, 32))
 SIZES = {f"{B}x{L}{'' if CUDA else ', one thread'}": (B, L) for B, L in SHAPES}
-SMALLER = {"num_hidden_layers": 2, "vocab_size": 500} if REHEARSAL else {}  # the default has 12 and 30,522
+SMALLER = {"num_hidden_layers": 2} if REHEARSAL else {}  # the default has 12
+IDS = (1000, 30_522)  # of words in BERT's vocabulary, which the default config has
 CHECKED = 16  # sequences that the gate compares: two logits of one sequence may be right by chance
 INT8 = ("fused_int8", "ort_int8")
 
@@ -43,32 +44,22 @@ class InferCase(Case):
 
     def __init__(self, size: str):
         self.size, self.name = size, f"infer, {size}, {FORWARD}"
-        (self.B, self.L), self.device = SIZES[size], device()
+        self.B, self.L = SIZES[size]
         self.errors: dict[str, gate.Errors] = {}
 
     @functools.cached_property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """Ids and masks of the batches that the gate compares; the first one is timed."""
         generator = torch.Generator().manual_seed(0)
-        low, high, shape = 105, self.config.vocab_size, (self.B, self.L)  # below 105 are BERT's special ids
-        ids = [torch.randint(low, high, shape, generator=generator) for _ in range(-(-CHECKED // self.B))]
-        return [(x.to(self.device), torch.ones_like(x, device=self.device)) for x in ids]
-
-    @functools.cached_property
-    def config(self):
-        import transformers  # imported late, because it takes seconds
-
-        return transformers.ElectraConfig(**SMALLER)
-
-    def model(self, provider: str):
-        model = build("ElectraForSequenceClassification", self.config, provider, self.device).eval()
-        return model.bfloat16() if CUDA else model
+        shape, count = (self.B, self.L), math.ceil(CHECKED / self.B)
+        ids = [torch.randint(*IDS, shape, generator=generator).to(device()) for _ in range(count)]
+        return [(x, torch.ones_like(x)) for x in ids]
 
     def logits(self, provider: str) -> Logits:
         """Return the provider as a function of ids and mask."""
         if provider in ENGINES:
-            return ENGINES[provider](self.model("huggingface"))
-        model = self.model(provider)
+            return engine(provider)
+        model = classifier(provider)
         return of_module(compiled(model, provider) if provider in COMPILED else model)
 
     def run(self, logits: Logits) -> Tensor:
@@ -77,7 +68,7 @@ class InferCase(Case):
     @functools.cached_property
     def truth(self) -> tuple[Tensor, Tensor]:
         """The logits of the unpatched model in float64 and in the dtype that is timed."""
-        model = self.model("huggingface")
+        model = classifier("huggingface")
         low = self.run(of_module(model))
         return self.run(of_module(model.double())), low
 
@@ -104,8 +95,22 @@ class InferCase(Case):
 
     def info(self, provider: str) -> dict[str, Any]:
         facts = {"op": "infer", "size": self.size, "passes": FORWARD, "served_by": None}
-        facts |= {"unit": "tokens/s", "work": math.prod(SIZES[self.size])}
+        facts |= {"unit": "tokens/s", "work": self.B * self.L}
         return facts | {"errors": self.errors[provider]}
+
+
+def classifier(provider: str) -> torch.nn.Module:
+    import transformers  # imported late, because it takes seconds
+
+    config = transformers.ElectraConfig(**SMALLER)
+    model = build("ElectraForSequenceClassification", config, provider, device()).eval()
+    return model.bfloat16() if CUDA else model
+
+
+@functools.cache
+def engine(name: str) -> Logits:
+    """Return an inference engine with the model, for all sizes; to convert the model takes seconds."""
+    return ENGINES[name](classifier("huggingface"))
 
 
 def of_module(model: torch.nn.Module) -> Logits:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import types
 from importlib import import_module
 
 import pytest
@@ -10,12 +11,13 @@ import torch.nn.functional as F
 from fake_runs import RESULT, ROOT, SIZE, Benchmark
 
 from benchmarks import rivals
-from benchmarks.harness import compiled, providers, runner
-from benchmarks.harness.cases import BOTH, Call, OpCase
-from benchmarks.harness.inputs import SIZES
+from benchmarks.harness import compiled, gate, providers, runner
+from benchmarks.harness.cases import BOTH, OpCase
+from benchmarks.harness.inputs import SIZES, Make, Size
 from benchmarks.report import markdown, text
 from benchmarks.rivals import attention, mlm_head
 from electra_fast import ops
+from electra_fast.config import ElectraConfig
 
 FILES = sorted(f.stem for f in (ROOT / "benchmarks" / "rivals").glob("*.py") if f.stem != "__init__")
 ALL = {
@@ -46,7 +48,7 @@ def test_a_rival_is_ready_or_says_why_it_is_absent(name, provider):
 def test_the_reasons_of_absent_rivals(monkeypatch):
     monkeypatch.setattr(rivals, "device", lambda: "cpu")
     for name in ("varlen_flash", "flex_flash", "flash_attn_3", "sdpa_cudnn"):
-        with pytest.raises(ImportError, match="^needs a GPU$"):
+        with pytest.raises(ImportError, match=r"^needs a GPU$"):
             rivals.require(attention.RIVALS[name])
     monkeypatch.setattr(rivals, "device", lambda: "cuda")
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
@@ -110,16 +112,57 @@ def test_absent_providers_are_one_line_of_the_console_and_of_the_tables():
     assert f"Absent: {absent}." in markdown.tables(result, "abc")
 
 
-def test_a_rival_is_called_with_a_call_s_arguments():
-    """Every op with rivals passes them its arguments by name."""
-    seen = []
+def layernorm_fwd(x, weight, bias, eps, return_rstd, return_mean):
+    y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+    return y, rstd[:, 0], mean[:, 0]
 
-    def rival(x, bias):
-        seen.append(set(locals()))
-        return F.gelu(x + bias)
 
-    x = {"x": torch.randn(4, 8), "bias": torch.randn(8)}
-    case = OpCase("bias_gelu", None, SIZES[SIZE], BOTH, {"quack": rival})
-    case.call = Call(x, "B/s", 1, 1, ("x", "bias"))
-    case.prepare("quack")()
-    assert {"x", "bias"} <= seen[0]
+def layernorm_bwd(x, weight, dout, rstd, mean):
+    rows = (mean[:, None], rstd[:, None])
+    needed = [True, True, True]
+    return torch.ops.aten.native_layer_norm_backward(dout, x, weight.shape, *rows, weight, weight, needed)
+
+
+def flash_attn_func(q, k, v):
+    return ops.REFERENCE.attention(q, k, v), None  # with the log-sum-exp's place
+
+
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+    return ops.REFERENCE.attention(q, k, v, cu_seqlens=cu_seqlens_q, max_seqlen=max_seqlen_q)
+
+
+def linear_cross_entropy(x, weight, bias, target, ignore_index, inplace_backward):
+    return F.cross_entropy(F.linear(x, weight, bias), target, ignore_index=ignore_index)
+
+
+def layer_norm(x, weight, bias, eps):
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+# The parts of other libraries that the rivals call, in plain PyTorch.
+LOOKUP = types.SimpleNamespace(apply=lambda table, ids: F.embedding(ids, table))
+FLASH = {"flash_attn_func": flash_attn_func, "flash_attn_varlen_func": flash_attn_varlen_func}
+STAND_INS = {
+    "liger_kernel.transformers.functional": {"liger_layer_norm": layer_norm},
+    "liger_kernel.ops": {"LigerEmbeddingFunction": LOOKUP},
+    "quack.linear": {"linear_func": F.linear},
+    "quack.linear_cross_entropy": {"linear_cross_entropy_func": linear_cross_entropy},
+    "quack.rmsnorm": {"layernorm_fwd": layernorm_fwd, "layernorm_bwd": layernorm_bwd},
+    "flash_attn.cute": FLASH,
+}
+CALLERS = [("add_norm", "liger"), ("add_norm", "quack"), ("attention", "flash_attn_4"), ("embed", "liger")]
+CALLERS += [("linear", "quack"), ("mlm_head", "quack")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-ins are for a CPU")
+@pytest.mark.parametrize(("op", "provider"), CALLERS)
+def test_the_gate_lets_a_rival_pass_whose_library_is_right(op, provider, monkeypatch):
+    for name, parts in STAND_INS.items():
+        for module in (name.split(".")[0], name.rpartition(".")[0], name):
+            monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        vars(sys.modules[name]).update(parts)
+    inputs = getattr(import_module(f"benchmarks.bench_{op}"), f"bench_{op}").inputs
+    tiny = Size("tiny", 2, 16, ElectraConfig.tiny)
+    for size in [tiny, tiny._replace(packed=True)] if op == "attention" else [tiny]:
+        call = inputs(Make(size))
+        assert gate.Gate(op, call.args, call.gradients).check(ALL[op, provider])

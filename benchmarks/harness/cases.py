@@ -249,7 +249,9 @@ def cases(
             for key, case in found.items()
             for p in case.providers
         ]
-        return parametrize(lambda *key: found[key], runs)
+        bench = parametrize(lambda *key: found[key], runs)
+        bench.inputs = inputs
+        return bench
 
     return decorate
 

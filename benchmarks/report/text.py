@@ -7,10 +7,21 @@ from collections.abc import Collection
 
 from benchmarks.harness.providers import label
 from benchmarks.report.numbers import digits, faster_than, provider_rows, standard_error, titles
-from benchmarks.report.runs import case, groups, headline, is_plain, kind, spread, times_fused, with_backward
+from benchmarks.report.runs import (
+    case,
+    compared,
+    groups,
+    headline,
+    is_plain,
+    kind,
+    spread,
+    times_fused,
+    with_backward,
+)
 from electra_fast.tables import text_table
 
-WELL_KNOWN = ("torch", "compile", "huggingface")
+WELL_KNOWN = ("torch", "compile", "huggingface", "huggingface_compile", "ort", "ort_int8", "openvino")
+WELL_KNOWN += ("packed", "fused_int8")  # of ours
 TOO_LATE = re.compile(r"needs (\d+) s, \d+ s are left")  # the reason of a number that the budget left out
 COLUMNS = ["ms", "p20 - p80", "host us", "rate, share of bound", "peak MB"]
 BASIS = {
@@ -34,7 +45,9 @@ def summary(result: dict) -> str:
             ratio, between = times_fused(benchmark), spread(benchmark)
             error = f"± {standard_error(between, rounds):.1%}" if between else ""
             ours, ms = digits(seconds / ratio * 1e3), digits(seconds * 1e3)  # in the same rounds
-            rows.append([name, ours, label(provider), ms, f"{ratio:.2f}x as fast", error, str(rounds)])
+            rows.append(
+                [name, ours, compared(provider, benchmark), ms, f"{ratio:.2f}x as fast", error, str(rounds)]
+            )
             name = ""
     shown = text_table(rows, right=(1, 3, 4, 6))
     return "\n".join([headline(result), BASIS[kind(result)], "", shown, "", *endings(result)])

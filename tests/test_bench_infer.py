@@ -1,4 +1,4 @@
-"""The benchmarks of inference and of fine-tuning: their gates, their providers, and their place in the tables."""
+"""The benchmarks of inference and of fine-tuning: their gates, their providers, their place in the tables."""
 
 import copy
 import sys

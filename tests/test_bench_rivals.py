@@ -155,14 +155,14 @@ CALLERS += [("linear", "quack"), ("mlm_head", "quack")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-ins are for a CPU")
-@pytest.mark.parametrize(("op", "provider"), CALLERS)
-def test_the_gate_lets_a_rival_pass_whose_library_is_right(op, provider, monkeypatch):
-    for name, parts in STAND_INS.items():
-        for module in (name.split(".")[0], name.rpartition(".")[0], name):
+@pytest.mark.parametrize(("name", "provider"), CALLERS)
+def test_the_gate_lets_a_rival_pass_whose_library_is_right(name, provider, monkeypatch):
+    for file, parts in STAND_INS.items():
+        for module in (file.split(".")[0], file.rpartition(".")[0], file):
             monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
-        vars(sys.modules[name]).update(parts)
-    inputs = getattr(import_module(f"benchmarks.bench_{op}"), f"bench_{op}").inputs
+        vars(sys.modules[file]).update(parts)
+    inputs = getattr(import_module(f"benchmarks.bench_{name}"), f"bench_{name}").inputs
     tiny = Size("tiny", 2, 16, ElectraConfig.tiny)
-    for size in [tiny, tiny._replace(packed=True)] if op == "attention" else [tiny]:
+    for size in [tiny, tiny._replace(packed=True)] if name == "attention" else [tiny]:
         call = inputs(Make(size))
-        assert gate.Gate(op, call.args, call.gradients).check(ALL[op, provider])
+        assert gate.Gate(name, call.args, call.gradients).check(ALL[name, provider])

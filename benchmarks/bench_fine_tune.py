@@ -96,7 +96,7 @@ class FineTuneCase(Case):
     name = "fine_tune, 32 queries, step"
     providers = PROVIDERS
     headline = ("fused", "packed", "huggingface")
-    seconds = 8.0
+    seconds = 4.0
     rounds = (3, 20)
     compiling = 90.0
 

@@ -24,7 +24,7 @@ def compiled(function: Callable, provider: str) -> Callable:
 def require(provider: str) -> None:
     """Raise ImportError if torch.compile cannot compile in this way here."""
     if provider in OPTIONS and device() == "cpu":
-        raise ImportError("is timed on a GPU only")
+        raise ImportError("timed on a GPU only")
     if provider == "compile_rand4x":
         from torch._inductor import config
 

@@ -252,7 +252,7 @@ def _refuse(error: Exception) -> Refused:
         return Refused("dropped", "it does not fit into the device's memory")
     if isinstance(error, ImportError):
         return Refused("dropped", str(error))
-    first_line = next(iter(str(error).splitlines()), "")
+    first_line = next(iter(str(error).splitlines()), "")[:300]
     if isinstance(error, AssertionError):
         return Refused("wrong", first_line)
     return Refused("fails", f"{type(error).__name__}: {first_line}")

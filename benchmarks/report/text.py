@@ -91,7 +91,8 @@ def absent(result: dict) -> str:
     for line in result["dropped"]:
         name, _, reason = line.partition(": ")
         if not TOO_LATE.match(reason):
-            reasons.setdefault(reason, {})[label(name.rpartition(", ")[2])] = None
+            # Without the commas of labels, because commas separate the providers.
+            reasons.setdefault(reason, {})[label(name.rpartition(", ")[2]).replace(",", "")] = None
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
 
 

@@ -38,7 +38,7 @@ def gpu() -> None:
 
 def cpu() -> None:
     if device() != "cpu":
-        raise ImportError("is timed on a CPU only")
+        raise ImportError("timed on a CPU only")
 
 
 def package(name: str) -> Requirement:

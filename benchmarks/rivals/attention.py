@@ -18,7 +18,7 @@ from benchmarks.rivals import gpu, needs, package, torch_has
 def sdpa(backend, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
     """torch's attention, forced to use one of its kernels."""
     if cu_seqlens is not None:
-        raise ImportError("has no packed batches; `torch` pads them")
+        raise ImportError("has no packed batches, which `torch` pads")
     with sdpa_kernel(backend):
         heads = (x.transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(*heads, dropout_p=dropout).transpose(1, 2)
@@ -34,7 +34,7 @@ def bounds(q: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> tupl
 
 def refuse_dropout(dropout: float) -> None:
     if dropout > 0:
-        raise ImportError("has no dropout")
+        raise ImportError("has no dropout, so it runs only at sizes without dropout")
 
 
 def varlen(backend, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):

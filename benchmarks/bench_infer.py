@@ -9,7 +9,7 @@ the model is in bfloat16, and each call launches its kernels.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ INT8 = ("fused_int8", "ort_int8")
 class InferCase(Case):
     providers = PROVIDERS
     headline = ("fused", "fused_int8", "huggingface")
-    against = {"ort_int8": "fused_int8"}  # noqa: RUF012
+    against: ClassVar[dict[str, str]] = {"ort_int8": "fused_int8"}
     threads = THREADS
     seconds = 2.0
     compiling = 60.0
@@ -103,7 +103,7 @@ def classifier(provider: str) -> torch.nn.Module:
     import transformers  # imported late, because it takes seconds
 
     config = transformers.ElectraConfig(**SMALLER)
-    model = build("ElectraForSequenceClassification", config, provider, device()).eval()
+    model = build("ElectraForSequenceClassification", config, provider, device(), training=False)
     return model.bfloat16() if CUDA else model
 
 

@@ -61,7 +61,7 @@ class PatchCase(Case):
         import transformers  # imported late, because it takes seconds
 
         config = transformers.ElectraConfig(**config_to_hugging_face(self.size.config))
-        return build(self.head, config, provider, self.make.device).train()
+        return build(self.head, config, provider, self.make.device)
 
     def loss(self, model) -> torch.Tensor:
         with torch.autocast(self.make.device, DTYPE, enabled=CUDA):

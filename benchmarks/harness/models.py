@@ -10,14 +10,14 @@ from torch import nn
 from benchmarks.harness.providers import OURS
 
 
-def build(head: str, config, provider: str, device: str) -> nn.Module:
+def build(head: str, config, provider: str, device: str, *, training: bool = True) -> nn.Module:
     """Return a model of the class `head`, patched if the provider is one of ours."""
     import transformers  # imported late, because it takes seconds
 
     from electra_fast import hf
 
     torch.manual_seed(0)
-    model = getattr(transformers, head)(config).to(device)
+    model = getattr(transformers, head)(config).to(device).train(training)
     if provider in OURS:
         hf.patch(model, **({"int8": True} if provider == "fused_int8" else {}))
     return model

@@ -1,9 +1,10 @@
 """add_norm, which ends both halves of a layer."""
 
 from benchmarks.harness.cases import BYTES, Call, cases
+from benchmarks.rivals.add_norm import RIVALS
 
 
-@cases(value=70)
+@cases(value=70, rivals=RIVALS)
 def bench_add_norm(make):
     W = make.config.hidden
     x, residual = (make.normal(make.B, make.L, W) for _ in range(2))

@@ -4,6 +4,7 @@ import torch
 
 from benchmarks.harness.cases import BYTES, Call, cases
 from benchmarks.harness.inputs import CUDA, Size, by_name
+from benchmarks.rivals.embed import RIVALS
 from electra_fast.config import ElectraConfig
 
 small, base = ElectraConfig.small, ElectraConfig.base
@@ -22,7 +23,7 @@ else:
     )
 
 
-@cases(value=50, sizes=OTHERS)
+@cases(value=50, sizes=OTHERS, rivals=RIVALS)
 def bench_embed(make):
     c, E = make.config, make.config.embedding
     ids = make.batch().ids

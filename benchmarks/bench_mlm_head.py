@@ -2,7 +2,7 @@
 
 from benchmarks.harness.cases import FLOPS, Call, cases
 from benchmarks.harness.inputs import CUDA, REHEARSAL, Size, by_name
-from benchmarks.harness.rivals import RIVALS
+from benchmarks.rivals.mlm_head import RIVALS
 from electra_fast.config import ElectraConfig
 
 if REHEARSAL:

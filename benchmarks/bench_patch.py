@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks.harness.cases import Case, Run, parametrize
+from benchmarks.harness.compiled import compiled
 from benchmarks.harness.inputs import CUDA, Make, Size
+from benchmarks.harness.models import build, without_dropout
 from benchmarks.harness.providers import COMPILED
 from electra_fast.config import ElectraConfig
 from electra_fast.pretrained import config_to_hugging_face
@@ -58,14 +60,8 @@ class PatchCase(Case):
     def model(self, provider: str) -> nn.Module:
         import transformers  # imported late, because it takes seconds
 
-        from electra_fast import hf
-
         config = transformers.ElectraConfig(**config_to_hugging_face(self.size.config))
-        torch.manual_seed(0)
-        model = getattr(transformers, self.head)(config).to(self.make.device).train()
-        if provider == "fused":
-            hf.patch(model)
-        return model
+        return build(self.head, config, provider, self.make.device)
 
     def loss(self, model) -> torch.Tensor:
         with torch.autocast(self.make.device, DTYPE, enabled=CUDA):
@@ -77,15 +73,11 @@ class PatchCase(Case):
 
     def loss_and_gradient(self, model) -> tuple[float, float]:
         """Return the loss and the norm of its gradient, without dropout."""
-        layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
-        for layer in layers:
-            layer.p = 0.0
-        loss = self.loss(model)
-        loss.backward()
+        with without_dropout(model):
+            loss = self.loss(model)
+            loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         model.zero_grad(set_to_none=True)
-        for layer in layers:
-            layer.p = self.size.dropout
         return loss.item(), norm.item()
 
     def prepare(self, provider: str):
@@ -96,7 +88,7 @@ class PatchCase(Case):
             for name, got, wanted in zip(names, self.loss_and_gradient(model), self.truth, strict=True):
                 assert abs(got / wanted - 1) < allowed, f"{name}: {got:.6g}, transformers has {wanted:.6g}"
             self.right.add(provider)
-        forward = torch.compile(model, dynamic=False) if provider in COMPILED else model
+        forward = compiled(model, provider) if provider in COMPILED else model
         optim = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
         def step():

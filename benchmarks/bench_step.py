@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import roofline
 from benchmarks.harness.cases import Case, Round, Run, parametrize
+from benchmarks.harness.compiled import compiled
 from benchmarks.harness.dispatched import Dispatched
 from benchmarks.harness.gate import Errors, check_close
 from benchmarks.harness.huggingface import HuggingFace
@@ -29,7 +30,7 @@ from electra_fast.train.recipe import PAPER
 from electra_fast.train.step import WARM_UP, Step
 
 PROVIDERS = ("fused", *(["eager"] if CUDA else []), "huggingface", "torch", "packed", "compile")
-PROVIDERS += ("compile_max", "huggingface_compile") if CUDA else ()
+PROVIDERS += ("compile_max", "compile_rand4x", *(["huggingface_compile"] if CUDA else []))
 # All providers are timed together on a GPU, where each needs seconds; on a CPU each needs half a minute.
 HEADLINE = tuple(p for p in PROVIDERS if p not in COMPILED) if CUDA else ("fused", "torch")
 DTYPE = torch.bfloat16 if CUDA else None
@@ -73,8 +74,7 @@ class StepCase(Case):
         model = self.model(provider)
         forward = model
         if provider in COMPILED:
-            mode = "max-autotune" if provider == "compile_max" else None
-            forward = torch.compile(model, dynamic=False, mode=mode)
+            forward = compiled(model, provider)
         inputs = self.inputs(provider)
         if provider not in self.errors:
             self.errors[provider] = self.check(model, forward, inputs)

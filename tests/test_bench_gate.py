@@ -1,16 +1,14 @@
 """The gate before a provider is timed: what it accepts and refuses, and the rivals that it checks."""
 
-import sys
-import time
-
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_runs import GELU, SIZE, Benchmark
+from fake_runs import GELU, SIZE
 
-from benchmarks.harness import gate, providers, rivals, runner
-from benchmarks.harness.cases import BOTH, Call, OpCase
+from benchmarks.harness import gate
+from benchmarks.harness.cases import BOTH, OpCase
 from benchmarks.harness.inputs import SIZES
+from benchmarks.rivals import mlm_head as rivals
 from electra_fast import reference
 from electra_fast.ops import TORCH
 
@@ -105,7 +103,7 @@ def test_attention_by_sequences_is_the_definition(name, packed, monkeypatch):
     assert set(got_gradients) == set(names)
 
 
-@pytest.mark.parametrize("rival", ["linear_ce", "linear_ce_chunked"])
+@pytest.mark.parametrize("rival", ["linear_ce", "linear_ce_chunked", "linear_ce_one"])
 def test_the_gate_lets_a_rival_leave_out_what_it_has_not(rival, head, monkeypatch):
     monkeypatch.setattr(rivals, "LOGITS", 300 * 500)  # three chunks
     try:
@@ -139,27 +137,9 @@ def test_a_rival_draws_from_the_softmax():
     assert (share - bias.exp()).abs().max() < 0.015  # four standard deviations
 
 
-def test_a_rival_that_is_missing_is_dropped_by_name(head, monkeypatch):
-    monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
-    losses = {"liger": rivals.liger, "linear_ce": rivals.linear_ce}
-    functions = {name: rivals.with_a_draw(loss) for name, loss in losses.items()}
-    case = OpCase("mlm_head", None, SIZES[SIZE], BOTH, functions)
-    case.call = Call(head, "FLOP/s", 1, 1, HEAD)
-    run = runner.Runner(60.0, time.monotonic())
-    for name, why in (("liger", "liger_kernel"), ("linear_ce", "no torch.nn.functional.linear")):
-        with pytest.raises(pytest.skip.Exception, match=f"^dropped: .*, {name}: .*{why}"):
-            run.report(Benchmark(), case, name)
-
-
-def test_every_rival_has_a_label_and_comes_late():
-    assert set(rivals.RIVALS) <= set(providers.RIVALS) <= set(providers.LATE) & set(providers.LABELS)
-    assert set(providers.RIVALS) <= set(providers.ORDER) and providers.ORDER[-1] == "reference"
-
-
 def test_the_sizes_that_one_op_has_do_without_the_reference():
     sizes = SIZES[SIZE], SIZES[SIZE]._replace(name="larger")
     common, own = (OpCase("mlm_head", None, size, BOTH, rivals.RIVALS) for size in sizes)
     assert own.name == "mlm_head, larger, forward+backward"
-    assert own.providers == ("fused", "torch", *rivals.RIVALS, "compile")
+    assert own.providers == ("fused", "torch", *rivals.RIVALS, "compile", "compile_max")
     assert set(common.providers) == {*own.providers, "reference"}

@@ -10,6 +10,7 @@ declares the cases of an op: its arguments at `make.size`, and the work of a cal
 
 import enum
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,10 +20,11 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.harness import gate
+from benchmarks.harness import compiled, gate
 from benchmarks.harness.inputs import SIZES, Make, Size
 from benchmarks.harness.machine import bound, device
-from benchmarks.harness.providers import LATE
+from benchmarks.harness.providers import COMPILED, LATE
+from benchmarks.rivals import require
 from electra_fast import ops
 from electra_fast.ops import TORCH
 from electra_fast.ops._operators import served_by
@@ -79,7 +81,7 @@ class Call(NamedTuple):
 
 
 class Case:
-    """What the runner needs from a case; implemented by `OpCase`, `StepCase` and `PatchCase`."""
+    """What the runner needs from a case; implemented by `OpCase` and by the files of models."""
 
     name: str  # the name of the group, whose providers do the same work
     providers: tuple[str, ...]
@@ -87,6 +89,13 @@ class Case:
     seconds = 0.6  # measuring time per provider
     rounds = (5, 40)  # minimum, maximum
     compiling = 15.0  # expected seconds of a first call that compiles
+    threads: int | None = None  # of torch; None leaves the default
+    against: ClassVar[dict[str, str]] = {}  # providers that are compared with another one of ours than fused
+
+    def require(self, provider: str) -> None:
+        """Raise ImportError with the reason if the provider is absent here; this costs no time."""
+        if provider in COMPILED:
+            compiled.require(provider)
 
     def prepare(self, provider: str) -> Callable[[], Any]:
         """Return one call of the provider, after checking it; a wrong one raises AssertionError."""
@@ -110,7 +119,14 @@ class OpCase(Case):
         self.name = f"{op}, {size.name}, {passes}"
         # The reference samples in float64, which takes too long at the sizes of a single op.
         definition = ("reference",) if size.name in SIZES else ()
-        self.providers = ("fused", "torch", *definition, *rivals, "compile")
+        drops = "dropout" in inspect.signature(getattr(TORCH, op)).parameters
+        others = ("compile", "compile_max", *(["compile_rand4x"] if drops else []))
+        self.providers = ("fused", "torch", *definition, *rivals, *others)
+
+    def require(self, provider: str) -> None:
+        super().require(provider)
+        if provider in self.rivals:
+            require(self.rivals[provider])
 
     @functools.cached_property
     def call(self) -> Call:
@@ -127,8 +143,8 @@ class OpCase(Case):
             "reference": getattr(ops.REFERENCE, self.op),
             **self.rivals,
         }.get(provider)
-        if provider == "compile":
-            function = torch.compile(getattr(TORCH, self.op), dynamic=False)
+        if provider in COMPILED:
+            function = compiled.compiled(getattr(TORCH, self.op), provider)
         subject = (self.op, self.size.name, provider)
         if subject not in self.right and provider != "reference":
             if provider == "fused":
@@ -233,7 +249,9 @@ def cases(
             for key, case in found.items()
             for p in case.providers
         ]
-        return parametrize(lambda *key: found[key], runs)
+        bench = parametrize(lambda *key: found[key], runs)
+        bench.inputs = inputs
+        return bench
 
     return decorate
 

@@ -27,6 +27,7 @@ from electra_fast import reference, testing
 from electra_fast.testing.examples import Example
 
 FACTOR, ANY_ORDER, MANY_TERMS = 4.0, 2.0**-19, 2.0**-16
+INT8 = 2.0**-4  # of the logits of a model of 12 layers with int8 weights and activations
 Errors = dict[str, tuple[float, float]]  # max |got - ref| and the allowed error, by result or gradient
 # Results of a baseline that may differ: it draws other random numbers, and rounding may change an arg-max.
 FREE = {"samples", "correct"}

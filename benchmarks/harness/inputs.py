@@ -65,10 +65,15 @@ else:
 
 
 @functools.cache
+def tokenizer():
+    """Return the WordPiece tokenizer that is trained on the default corpus."""
+    return data.train_tokenizer(data.documents())
+
+
+@functools.cache
 def corpus() -> data.Encoded:
     """Return the default corpus as ids."""
-    documents = data.documents()
-    return data.encode(documents, data.train_tokenizer(documents))
+    return data.encode(data.documents(), tokenizer())
 
 
 @functools.cache

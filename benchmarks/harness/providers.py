@@ -1,29 +1,43 @@
 """The implementations that run a case: their names in the results, their labels, and their order."""
 
-OURS = ("fused", "eager", "packed")
+OURS = ("fused", "eager", "packed", "fused_int8")
 LABELS = {
     "compile": "torch.compile",
     "compile_max": "torch.compile, max-autotune",
+    "compile_rand4x": "torch.compile, rand4x",
     "huggingface": "Hugging Face",
     "huggingface_compile": "Hugging Face, compiled",
     "eager": "fused, no graph",
+    "fused_int8": "fused, int8",
     "linear_ce": "F.linear_cross_entropy",
     "linear_ce_chunked": "F.linear_cross_entropy, chunked",
+    "linear_ce_one": "F.linear_cross_entropy, one chunk",
+    "linear_ce_cute": "F.linear_cross_entropy, CuTe",
     "liger": "Liger",
+    "quack": "quack",
     "cce": "cut-cross-entropy",
     "sdpa_flash": "SDPA, flash",
     "sdpa_efficient": "SDPA, efficient",
     "sdpa_cudnn": "SDPA, cuDNN",
     "sdpa_math": "SDPA, math",
+    "varlen_flash": "varlen_attn, flash",
+    "varlen_cudnn": "varlen_attn, cuDNN",
     "flex": "FlexAttention",
-    "flash_attn": "flash-attn",
+    "flex_flash": "FlexAttention, FLASH",
+    "flash_attn": "FlashAttention-2",
+    "flash_attn_3": "FlashAttention-3",
+    "flash_attn_4": "FlashAttention-4",
+    "ort": "ONNX Runtime",
+    "ort_int8": "ONNX Runtime, int8",
+    "openvino": "OpenVINO",
 }
-RIVALS = ("linear_ce_chunked", "linear_ce", "liger", "cce")
-RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "flex", "flash_attn")
-COMPILED = ("compile", "compile_max", "huggingface_compile")
+RIVALS = ("linear_ce_chunked", "linear_ce_one", "linear_ce", "linear_ce_cute", "liger", "quack", "cce")
+RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "varlen_flash", "varlen_cudnn")
+RIVALS += ("flex", "flex_flash", "flash_attn", "flash_attn_3", "flash_attn_4", "ort", "ort_int8", "openvino")
+COMPILED = ("compile", "compile_max", "compile_rand4x", "huggingface_compile")
 LATE = (*RIVALS, *COMPILED)  # timed after all other providers
-ORDER = ["fused", "eager", "packed", "torch", "compile", "compile_max", "huggingface", "huggingface_compile"]
-ORDER += [*RIVALS, "reference"]
+ORDER = ["fused", "eager", "packed", "fused_int8", "torch", "compile", "compile_max", "compile_rand4x"]
+ORDER += ["huggingface", "huggingface_compile", *RIVALS, "reference"]
 
 
 def label(provider: str) -> str:

@@ -1,9 +1,8 @@
 """Measure groups of providers within a budget of time, and give pytest-benchmark their samples."""
 
-import os
-import shutil
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from benchmarks.harness.cases import Case, Round
 from benchmarks.harness.clock import CPU, CUDA, Clock, Timed, interleave, quantile
+from benchmarks.harness.compiled import LONGER
 from benchmarks.harness.inputs import REHEARSAL
 from benchmarks.harness.machine import device
 from benchmarks.harness.providers import COMPILED
@@ -46,16 +46,19 @@ class Runner:
         self.clock = CUDA() if device() == "cuda" else CPU()
         self.results: dict[tuple[str, str], Measured | Refused] = {}
         self.fixtures: dict[tuple[str, str], Any] = {}  # pytest-benchmark's, of reported providers
-        self.headlines: dict[str, tuple[Case, float]] = {}  # seconds of one repetition
+        # The timed providers of each headline, and the seconds of one repetition.
+        self.headlines: dict[str, tuple[Case, tuple[str, ...], float]] = {}
         self.preparing: dict[str, float] = {}  # longest preparation of a provider, by op
         self.longest_compilation = 0.0
 
     def report(self, benchmark, case: Case, provider: str, when: Round = Round.OTHERS) -> None:
         """Give pytest-benchmark the samples of one provider; measure its group if that is not done yet."""
         if (case.name, provider) not in self.results:
-            together = case.headline if provider in case.headline else (provider, "fused")
-            for name, result in self.measure(case, together, when).items():
-                self.results.setdefault((case.name, name), result)
+            apart = (provider, "fused", *([case.against[provider]] if provider in case.against else []))
+            together = case.headline if provider in case.headline else apart
+            with threads(case.threads):
+                for name, result in self.measure(case, together, when).items():
+                    self.results.setdefault((case.name, name), result)
             if provider in COMPILED:
                 torch.compiler.reset()  # torch compiles one function a few times only
         result = self.results[case.name, provider]
@@ -85,6 +88,7 @@ class Runner:
         for provider in providers:
             self.say(f"{case.name}: {provider} is checked")
             try:
+                case.require(provider)
                 if when > Round.OPS:
                     self._need(self._to_prepare(case, provider))
                 timed[provider] = self._prepare(case, provider)
@@ -102,13 +106,16 @@ class Runner:
             seconds = self._interleave(case, list(timed.values()))
         except Exception as error:  # refused here, so the group is not measured again per provider
             return refused | {provider: _refuse(error) for provider in timed}
-        if set(case.headline) <= set(timed):
-            self.headlines[case.name] = case, seconds
+        headline = tuple(p for p in case.headline if p in timed)
+        if len(headline) > 1 and providers == case.headline:
+            self.headlines[case.name] = case, headline, seconds
 
         extras = {p: self._times(one, timed) for p, one in timed.items()}
         for provider, one in timed.items():
             extras[provider] |= {"how": one.how, "peak_bytes": self.clock.peak_bytes(one.function)}
             extras[provider] |= {"apart": True} if provider not in case.headline else {}
+            if (ours := case.against.get(provider)) in timed:
+                extras[provider]["against"] = ours
             try:
                 self._need(0.0)
                 extras[provider] |= case.counts(provider, one.function)
@@ -123,20 +130,21 @@ class Runner:
         left = dict(self.headlines)
         while left:
             name = max(left, key=self._error)
-            case, seconds = left[name]
+            case, headline, seconds = left[name]
             if self._error(name) <= PRECISE or self._left() <= seconds:
                 del left[name]
                 continue
             self.say(f"{name}: standard error {self._error(name):.0%}, measured again")
             start = time.monotonic()
             try:
-                timed = {p: self._prepare(case, p) for p in case.headline}
-                self._interleave(case, list(timed.values()))
+                with threads(case.threads):
+                    timed = {p: self._prepare(case, p) for p in headline}
+                    self._interleave(case, list(timed.values()))
             except Exception:  # the first samples remain valid
                 del left[name]
                 continue
-            left[name] = case, time.monotonic() - start
-            group = {p: self.results[name, p].timed for p in case.headline}
+            left[name] = case, headline, time.monotonic() - start
+            group = {p: self.results[name, p].timed for p in headline}
             for provider, one in group.items():
                 one.times += timed[provider].times
                 one.host += timed[provider].host
@@ -145,9 +153,9 @@ class Runner:
 
     def _error(self, name: str) -> float:
         """Return the largest standard error of a headline's ratios."""
-        case, _ = self.headlines[name]
+        _, headline, _ = self.headlines[name]
         fused = self.results[name, "fused"]
-        spreads = (fused.extra["spread"][p] for p in case.headline if p != "fused")
+        spreads = (fused.extra["spread"][p] for p in headline if p != "fused")
         return max((standard_error(s, len(fused.timed.times)) for s in spreads), default=0.0)
 
     def _correct(self, name: str, provider: str, extra: dict[str, Any]) -> None:
@@ -175,13 +183,11 @@ class Runner:
     def _to_prepare(self, case: Case, provider: str) -> float:
         """Return the expected seconds before a provider can be timed."""
         if provider in COMPILED:
-            return max(case.compiling, self.longest_compilation)
+            return max(case.compiling * LONGER.get(provider, 1.0), self.longest_compilation)
         return self.preparing.get(_op(case), 0.0)
 
     def _prepare(self, case: Case, provider: str) -> Timed:
         """Check a provider, call it once so that it compiles, and once more to estimate its time."""
-        if provider in COMPILED:
-            needs_a_compiler()
         start = time.monotonic()
         function = case.prepare(provider)
         function()
@@ -218,11 +224,15 @@ class Runner:
             raise OutOfTime(f"needs {seconds:.0f} s, {max(left, 0):.0f} s are left")
 
 
-def needs_a_compiler() -> None:
-    """Raise ImportError if torch.compile has no C++ compiler for the CPU."""
-    compiler = os.environ.get("CXX", "g++")
-    if device() == "cpu" and shutil.which(compiler.split()[0]) is None:
-        raise ImportError(f"torch.compile needs a C++ compiler for the CPU, got none ({compiler})")
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many threads within the context; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _op(case: Case) -> str:
@@ -242,7 +252,7 @@ def _refuse(error: Exception) -> Refused:
         return Refused("dropped", "it does not fit into the device's memory")
     if isinstance(error, ImportError):
         return Refused("dropped", str(error))
-    first_line = next(iter(str(error).splitlines()), "")
+    first_line = next(iter(str(error).splitlines()), "")[:300]
     if isinstance(error, AssertionError):
         return Refused("wrong", first_line)
     return Refused("fails", f"{type(error).__name__}: {first_line}")

@@ -90,8 +90,10 @@ def everything(result: dict) -> str:
 
 def environment(result: dict) -> str:
     m, commit = result["machine_info"], result.get("commit_info") or {}
-    names = ("device_name", "threads", "cpu_capability", "torch", "triton", "cuda", "transformers", "clocks")
-    facts = [[name.replace("_", " "), str(m[name])] for name in (*names, "python_version") if m.get(name)]
+    names = ("device_name", "threads", "cpu_capability", "torch", "triton", "cuda", "cudnn", "transformers")
+    facts = [
+        [name.replace("_", " "), str(m[name])] for name in (*names, "clocks", "python_version") if m.get(name)
+    ]
     facts += [["measured", result["datetime"][:19].replace("T", " ")]]
     dirty = ", with uncommitted changes" if commit.get("dirty") else ""
     facts += [["commit", f"{commit['id'][:12]}{dirty}"]] if commit.get("id") else []

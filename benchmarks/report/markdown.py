@@ -8,21 +8,46 @@ from benchmarks.harness.providers import ORDER, label
 from benchmarks.report import picture
 from benchmarks.report.checks import sentence
 from benchmarks.report.numbers import digits, provider_rows, step_columns
-from benchmarks.report.runs import case, files, headline, kind, read, times_fused, with_backward
-from benchmarks.report.text import BASIS
+from benchmarks.report.runs import (
+    MODELS,
+    case,
+    files,
+    headline,
+    kind,
+    ours,
+    read,
+    times_fused,
+    with_backward,
+)
+from benchmarks.report.text import BASIS, absent
 
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks report` -->"
 END = "<!-- /benchmarks -->"
 
 
 def tables(result: dict, sources: str) -> str:
-    """Return one device's tables: the ratio of each provider's time to that of fused, and training steps.
+    """Return one device's tables: ops and training steps, models of transformers, each training step.
+
+    The first two have the ratio of each provider's time to that of fused.
+    """
+    found = with_backward(result)
+    models = {g: providers for g, providers in found.items() if case(g).op in MODELS}
+    ops = {g: providers for g, providers in found.items() if g not in models}
+    timed = kind(result) == "cuda"
+    basis = BASIS["cuda"] if timed else "Measured by CPU time, summed over all threads."
+    passes = "Each op is timed with its backward pass, if it has one."
+    missing = f"Absent: {found}." if (found := absent(result)) else ""
+    note = " ".join(filter(None, [basis, passes, sentence(result), missing]))
+    parts = [_ratios(ops, timed), note, *([_ratios(models, timed)] if models else [])]
+    return "\n\n".join([_title(result, sources), *parts, *_steps(result)])
+
+
+def _ratios(found: dict[str, dict[str, dict | str]], timed: bool) -> str:
+    """Return a table with one row per case and one column per provider.
 
     Times are given for GPUs only: those of a CPU depend more on the machine than on the kernels.
     """
-    found = with_backward(result)
     rivals = [p for p in ORDER[1:-1] if any(p in providers for providers in found.values())]
-    timed = kind(result) == "cuda"
     rows = []
     for group, providers in found.items():
         op, size, _ = case(group)
@@ -31,10 +56,7 @@ def tables(result: dict, sources: str) -> str:
         name = "**training step**" if op == "step" else op
         rows.append([name, size, *([ms] if timed else []), *(_cell(providers.get(p)) for p in rivals)])
     head = ["fused is this many times as fast as", "size", *["fused, ms"] * timed, *map(label, rivals)]
-    basis = BASIS["cuda"] if timed else "Measured by CPU time, summed over all threads."
-    passes = "Each op is timed with its backward pass, if it has one."
-    note = f"{basis} {passes} {sentence(result)}".rstrip()
-    return "\n\n".join([_title(result, sources), _table(head, rows, words=2), note, *_steps(result)])
+    return _table(head, rows, words=2)
 
 
 def summary(result: dict, sources: str) -> str:
@@ -67,7 +89,8 @@ def _table(head: list[str], rows: list[list[str]], words: int = 1) -> str:
 def _cell(benchmark: dict | str | None) -> str:
     if benchmark is None or isinstance(benchmark, str):
         return benchmark or ""
-    return f"{times_fused(benchmark):.2f}" if times_fused(benchmark) else ""
+    note = "" if ours(benchmark) == "fused" else f" ({label(ours(benchmark))})"
+    return f"{times_fused(benchmark):.2f}{note}" if times_fused(benchmark) else ""
 
 
 PAGES = {"README.md": summary, "docs/results.md": tables}

@@ -4,7 +4,7 @@ import math
 
 from benchmarks.harness.machine import DATASHEET
 from benchmarks.harness.providers import LATE, label
-from benchmarks.report.runs import kind, times_fused
+from benchmarks.report.runs import compared, kind, times_fused
 
 
 def standard_error(spread: tuple[float, float], rounds: int) -> float:
@@ -110,6 +110,7 @@ def provider_rows(providers: dict[str, dict | str], result: dict, columns: list[
             cells["tokens / s"] = digits(extra["work"] / median)
             cells["hours, paper's schedule"] = digits(extra["paper_steps"] * median / 3600)
             cells["MFU"] = utilisation(extra, median, result)
-        name = f"{label(provider)}{', no baseline' * bool(extra.get('no_baseline'))}"
+        name = f"{compared(provider, benchmark)}{', no baseline' * bool(extra.get('no_baseline'))}"
+        name += f", SDPA's {extra['backend']}" if extra.get("backend") else ""
         rows.append([name, *(cells[column] for column in columns)])
     return rows

@@ -8,7 +8,7 @@ from benchmarks.harness.providers import OURS, label
 from benchmarks.report.charts import FASTER, SLOWER, names
 from benchmarks.report.losses import Comparison, comparisons
 from benchmarks.report.numbers import times
-from benchmarks.report.runs import case, headline, kind, with_backward
+from benchmarks.report.runs import MODELS, case, headline, kind, with_backward
 from benchmarks.report.svg import LANE, OTHER, STYLES, around, block, grid, labels
 
 CSS = Path(__file__).with_name("page.css").read_text()
@@ -45,7 +45,8 @@ def chosen(result: dict) -> dict[str, list[Comparison]]:
     whole = with_backward(result)
     found: dict[str, list[Comparison]] = {}
     for c in comparisons(result):
-        if c.group in whole and c.provider not in (*OURS, "reference") and case(c.group).op != "patch":
+        is_model = case(c.group).op in MODELS
+        if c.group in whole and c.provider not in (*OURS, "reference") and not is_model:
             found.setdefault(c.group, []).append(c)
     first = {case(group).op: group for group in reversed(found)}
     kept = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.harness.machine import ROOT
-from benchmarks.harness.providers import ORDER
+from benchmarks.harness.providers import ORDER, label
 from electra_fast.errors import must
 
 SCHEMA = 1  # version of our additions to pytest-benchmark's JSON; a file without the field has version 1
@@ -70,6 +70,9 @@ def groups(result: dict) -> dict[str, dict[str, dict | str]]:
     return {g: {p: found[g][p] for p in ORDER if p in found[g]} for g in found}
 
 
+MODELS = ("patch", "infer", "fine_tune")  # cases of models of transformers
+
+
 class Case(NamedTuple):
     """The parts of a group's name."""
 
@@ -90,15 +93,26 @@ def with_backward(result: dict) -> dict[str, dict[str, dict | str]]:
     return {name: providers for name, providers in found.items() if name not in twice}
 
 
+def ours(benchmark: dict) -> str:
+    """Return the one of ours with which this provider is compared: fused, or for int8 our int8."""
+    return benchmark["extra_info"].get("against", "fused")
+
+
+def compared(provider: str, benchmark: dict) -> str:
+    """Return the provider's label, with that of the one of ours if it is not fused."""
+    against = ours(benchmark)
+    return label(provider) if against == "fused" else f"{label(provider)} ({label(against)})"
+
+
 def times_fused(benchmark: dict) -> float | None:
     """Return this provider's time over that of fused in the same rounds."""
-    ratio = benchmark["extra_info"]["ratio"]
-    return 1 / ratio["fused"] if "fused" in ratio else None
+    ratio = benchmark["extra_info"]["ratio"].get(ours(benchmark))
+    return 1 / ratio if ratio else None
 
 
 def spread(benchmark: dict) -> tuple[float, float] | None:
     """Return the 20th and 80th percentile of `times_fused` over the rounds; None in the oldest results."""
-    found = benchmark["extra_info"].get("spread", {}).get("fused")
+    found = benchmark["extra_info"].get("spread", {}).get(ours(benchmark))
     return (1 / found[1], 1 / found[0]) if found else None
 
 

@@ -7,10 +7,22 @@ from collections.abc import Collection
 
 from benchmarks.harness.providers import label
 from benchmarks.report.numbers import digits, faster_than, provider_rows, standard_error, titles
-from benchmarks.report.runs import case, groups, headline, is_plain, kind, spread, times_fused, with_backward
+from benchmarks.report.runs import (
+    case,
+    compared,
+    groups,
+    headline,
+    is_plain,
+    kind,
+    spread,
+    times_fused,
+    with_backward,
+)
 from electra_fast.tables import text_table
 
-WELL_KNOWN = ("torch", "compile", "huggingface")
+WELL_KNOWN = ("torch", "compile", "huggingface", "huggingface_compile", "ort", "ort_int8", "openvino")
+WELL_KNOWN += ("packed", "fused_int8")  # of ours
+TOO_LATE = re.compile(r"needs (\d+) s, \d+ s are left")  # the reason of a number that the budget left out
 COLUMNS = ["ms", "p20 - p80", "host us", "rate, share of bound", "peak MB"]
 BASIS = {
     "cpu": "Times and rates are measured by CPU time, summed over all threads.",
@@ -33,7 +45,9 @@ def summary(result: dict) -> str:
             ratio, between = times_fused(benchmark), spread(benchmark)
             error = f"± {standard_error(between, rounds):.1%}" if between else ""
             ours, ms = digits(seconds / ratio * 1e3), digits(seconds * 1e3)  # in the same rounds
-            rows.append([name, ours, label(provider), ms, f"{ratio:.2f}x as fast", error, str(rounds)])
+            rows.append(
+                [name, ours, compared(provider, benchmark), ms, f"{ratio:.2f}x as fast", error, str(rounds)]
+            )
             name = ""
     shown = text_table(rows, right=(1, 3, 4, 6))
     return "\n".join([headline(result), BASIS[kind(result)], "", shown, "", *endings(result)])
@@ -71,20 +85,23 @@ def endings(result: dict) -> list[str]:
     return [*lines, *dropped(result), f"{len(result['benchmarks'])} numbers in {result['seconds']:.0f} s"]
 
 
-def dropped(result: dict) -> list[str]:
-    """Return one line for everything that the budget was too short for, and one per other reason."""
-    reasons: dict[str, list[str]] = {}
-    needs = []  # seconds, as far as they are known
+def absent(result: dict) -> str:
+    """Return the providers that were dropped for another reason than the budget, by reason, in one line."""
+    reasons: dict[str, dict[str, None]] = {}
     for line in result["dropped"]:
         name, _, reason = line.partition(": ")
-        if need := re.match(r"needs (\d+) s, \d+ s are left", reason):
-            needs.append(int(need[1]))
-        else:
-            reasons.setdefault(reason, []).append(name.rpartition(", ")[2])
-    lines = [
-        f"dropped: {', '.join(dict.fromkeys(map(label, names)))}: {reason}"
-        for reason, names in reasons.items()
-    ]
+        if not TOO_LATE.match(reason):
+            # Without the commas of labels, because commas separate the providers.
+            reasons.setdefault(reason, {})[label(name.rpartition(", ")[2]).replace(",", "")] = None
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+
+
+def dropped(result: dict) -> list[str]:
+    """Return one line for the absent providers, and one for all numbers that the budget was too short for."""
+    found = absent(result)
+    lines = [f"absent: {found}"] if found else []
+    reasons = [line.partition(": ")[2] for line in result["dropped"]]
+    needs = [int(need[1]) for reason in reasons if (need := TOO_LATE.match(reason))]  # seconds
     if needs:
         # On two cores a number needs 5 s, without compilation.
         budget = 60 * round((result["seconds"] + sum(max(5, need) for need in needs)) / 60 + 0.5)

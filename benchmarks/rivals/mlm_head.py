@@ -6,13 +6,13 @@ They return neither `correct` nor `lse`. A rival that is not installed raises Im
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.inputs import CUDA
+from benchmarks.rivals import gpu, needs, package, torch_has
 from electra_fast.reference import MLMHead
 
 IGNORED = -100
@@ -44,33 +44,65 @@ def with_a_draw(loss: Callable[..., Tensor], synchronizes: bool = False) -> Call
         return MLMHead(loss(x, table, bias, labels), samples, correct=None, lse=None)
 
     mlm_head.synchronizes = synchronizes
-    return mlm_head
+    return needs(*loss.needs)(mlm_head)
 
 
-def torch_has(module: Any, name: str) -> Any:
-    if not hasattr(module, name):
-        raise ImportError(f"torch {torch.__version__} has no {module.__name__}.{name}")
-    return getattr(module, name)
+def cute() -> None:
+    """Require torch's CuTe kernel of linear_cross_entropy, which torch uses if two packages are installed."""
+    torch_has("torch._native.ops", "linear_cross_entropy")()
+    from torch._native import cutedsl_utils
+
+    if not cutedsl_utils.runtime_available():
+        raise ImportError("nvidia-cutlass-dsl and apache-tvm-ffi are not installed")
 
 
-def linear_ce(x, table, bias, targets, options=None):
-    """torch's default, which holds all logits in memory at the same time."""
-    loss = torch_has(F, "linear_cross_entropy")
-    return loss(x, table, targets, linear_bias=bias, ignore_index=IGNORED, options=options)
+in_torch = torch_has("torch.nn.functional", "linear_cross_entropy")
 
 
+@needs(in_torch)
+def linear_ce(x, table, bias, targets, **options):
+    """torch's default, which holds all logits in memory at the same time; `options` select chunks."""
+    chunks = torch.nn.LinearCrossEntropyOptions(**options) if options else None
+    settings = {"linear_bias": bias, "ignore_index": IGNORED, "options": chunks}
+    return F.linear_cross_entropy(x, table, targets, **settings)
+
+
+@needs(in_torch, torch_has("torch.nn", "LinearCrossEntropyOptions"))
 def linear_ce_chunked(x, table, bias, targets):
-    """In the chunks of `draw`. torch's own chunks have 8 rows at 128 columns and are slower."""
-    options = torch_has(torch.nn, "LinearCrossEntropyOptions")
-    return linear_ce(x, table, bias, targets, options(batch_chunk_size=chunk(table)))
+    """In the chunks of `draw`. torch's own chunks have 8 to 16 rows at 128 columns and are slower."""
+    return linear_ce(x, table, bias, targets, batch_chunk_size=chunk(table))
 
 
+@needs(*linear_ce_chunked.needs)
+def linear_ce_one(x, table, bias, targets):
+    """All rows in one chunk: the gradients are computed in the forward pass, by the fewest products."""
+    return linear_ce(x, table, bias, targets, batch_chunk_size=len(x))
+
+
+@needs(gpu, *linear_ce_chunked.needs, cute)
+def linear_ce_cute(x, table, bias, targets):
+    """One chunk in the dtypes for which torch has a CuTe kernel, with which it replaces its own."""
+    dtypes = {"acc_policy": "compact", "acc_dtype": torch.float32}
+    return linear_ce(x, table, bias, targets, batch_chunk_size=len(x), **dtypes)
+
+
+@needs(gpu, package("liger_kernel"))
 def liger(x, table, bias, targets):
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     return LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED)(table, x, targets, bias)
 
 
+@needs(gpu, package("quack"))
+def quack(x, table, bias, targets):
+    """cuBLAS's logits and quack's loss, which overwrites them by their gradient; in chunks it has no bias."""
+    from quack.linear_cross_entropy import linear_cross_entropy_func
+
+    settings = {"ignore_index": IGNORED, "inplace_backward": True}
+    return linear_cross_entropy_func(x, table, bias, targets, **settings)
+
+
+@needs(gpu, package("cut_cross_entropy"))
 def cce(x, table, bias, targets):
     """The variant that its authors recommend for pre-training, which does not filter the table's gradient."""
     from cut_cross_entropy import linear_cross_entropy
@@ -80,6 +112,7 @@ def cce(x, table, bias, targets):
     return linear_cross_entropy(x, table, targets, bias=bias, ignore_index=IGNORED, impl="cce_kahan_full_c")
 
 
-RIVALS = {"linear_ce_chunked": with_a_draw(linear_ce_chunked), "linear_ce": with_a_draw(linear_ce)}
-if CUDA:  # both are Triton kernels, and both wait for the number of labels that count
-    RIVALS |= {"liger": with_a_draw(liger, synchronizes=True), "cce": with_a_draw(cce, synchronizes=True)}
+LOSSES = (linear_ce_chunked, linear_ce_one, linear_ce, linear_ce_cute, quack)
+RIVALS = {loss.__name__: with_a_draw(loss) for loss in LOSSES}
+# Both wait for the number of labels that count.
+RIVALS |= {loss.__name__: with_a_draw(loss, synchronizes=True) for loss in (liger, cce)}

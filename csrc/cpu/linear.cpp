@@ -49,7 +49,7 @@ Tensor weight_gradient(const Tensor& dy, const Tensor& x, bool tiles, at::Scalar
   if (tiles) return matmul_tn(dy, x);
 #ifdef CPU_CAPABILITY_AVX512
   if (x.is_cpu() && x.scalar_type() == at::kBFloat16 && dtype == at::kFloat &&
-      x.size(0) >= kFewestRows)
+      x.size(0) >= kFewestRows && multiplies_bfloat16())
     return matmul_tn_bfloat16(dy, x);
 #endif
   if (dtype == x.scalar_type()) return at::mm(dy.t(), x);

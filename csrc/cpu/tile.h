@@ -57,9 +57,28 @@ inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
 }
 
+// Whether the CPU has instructions for bfloat16. oneDNN has no kernel of brgemm without them.
+inline bool multiplies_bfloat16() {
+  static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
+  return has;
+}
+
+// For a CPU with AVX512 and without those instructions, so not optimised.
+inline void product_by_elements(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a,
+                                int64_t lda, const c10::BFloat16* b, int64_t ldb, float* c,
+                                int64_t ldc, bool add) {
+  for (int64_t i = 0; i < m; ++i, a += lda, c += ldc) {
+    if (!add) std::fill(c, c + n, 0.0f);
+    for (int64_t l = 0; l < k; ++l)
+      for (int64_t j = 0; j < n; ++j)
+        c[j] += static_cast<float>(a[l]) * static_cast<float>(b[(l / 2 * ldb + j) * 2 + l % 2]);
+  }
+}
+
 inline void product(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda,
                     const c10::BFloat16* b, int64_t ldb, float* c, int64_t ldc, bool add) {
   if (handle_empty(m, n, k, c, ldc, add)) return;
+  if (!multiplies_bfloat16()) return product_by_elements(m, n, k, a, lda, b, ldb, c, ldc, add);
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/true);
 }
 

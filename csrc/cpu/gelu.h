@@ -1,9 +1,10 @@
-// GELU in its erf form on the CPU. With a = |z|, e = exp(-a^2/2) and Mills' ratio R of the tail,
-// Phi(-a) = R(a) e:
+// GELU in its erf form on the CPU, and its derivative. With a = |z|, e = exp(-a^2/2) and Mills'
+// ratio R of the tail, Phi(-a) = R(a) e:
 //
 //   gelu(z) = max(z, 0) - a R(a) e
+//   gelu'(z) = u if z <= 0, 1 - u if z > 0    u = (R(a) - a / sqrt(2 pi)) e
 //
-// It needs one exponential and one quotient. The error is a few units in the last place of the
+// Each needs one exponential and one quotient. The error is a few units in the last place of the
 // result, even for large negative z, where 1 + erf is 0.
 #pragma once
 
@@ -64,6 +65,13 @@ template <class W>
 Vec<W> gelu(Vec<W> z) {
   const Vec<W> a = at::vec::minimum(z.abs(), Vec<W>(kEnd<W>));
   return at::vec::maximum(z, Vec<W>(0)) - a * tail(a, bell(a));
+}
+
+template <class W>
+Vec<W> gelu_gradient(Vec<W> z) {
+  const Vec<W> a = at::vec::minimum(z.abs(), Vec<W>(kEnd<W>)), e = bell(a);
+  const Vec<W> u = tail(a, e) - a * e * Vec<W>(0.3989422804014327);  // 1 / sqrt(2 pi)
+  return Vec<W>::blendv(u, Vec<W>(1) - u, z > Vec<W>(0));
 }
 
 }  // namespace electra_fast

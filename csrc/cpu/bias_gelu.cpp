@@ -18,6 +18,7 @@ namespace electra_fast {
 namespace {
 
 using at::Tensor;
+
 template <class T>
 Tensor forward(const Tensor& x, const Tensor& bias) {
   using W = at::opmath_type<T>;

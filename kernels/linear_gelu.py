@@ -1,20 +1,20 @@
-"""The first layer of a feed-forward network in one kernel: product, bias and GELU, the erf form. No op uses it
-yet: it is a candidate for `linear` and `bias_gelu` (docs/kernels/bias_gelu.md).
+"""The first layer of a feed-forward network in one kernel: product, bias and GELU, the erf form. No op uses
+it yet: it is a candidate to replace `linear` and `bias_gelu` (docs/kernels/bias_gelu.md).
 
     h = x W^T      z = h + bias      y = z Phi(z)
     dz = dy (Phi(z) + z phi(z))      dbias = sum of dz over rows      dx = dz W      dW = dz^T x
 
-A backward pass needs z again. Storing h moves 2 N numbers per row, one write and one read; the product costs
-2 N K FLOPs. On an H200, at 4.3 TB/s and 600 TFLOP/s, both take the same time for K = 280. So there are two ways:
+Backward needs h. Storing and reading it moves 2 N numbers per row; computing it again costs 2 N K FLOPs. On
+an H200, at 4.3 TB/s and 600 TFLOP/s, both take the same time for K = 280. So there are two forms:
 
-    narrow   h is not stored. A program of `_linear_gelu_dx` has some rows of x and of the sum dx in registers and
-             shared memory. For each tile of W it computes h again, then dz, and adds dz W. It writes dz, which
-             dW needs, and the sums of dz over its rows
-    wide     h is stored, as today. Backward is that of `bias_gelu`, and cuBLAS makes both products: a sum dx
-             of more columns does not fit into registers, and each tile of dz would be computed once per tile of dx
+    narrow   h is not stored. A program has some rows of x, and their sums dx in registers. For each tile of W
+             it computes h again, then dz, and adds dz W. It writes dz, for dW, and the sums of dz over its
+             rows
+    wide     h is stored. Backward is that of `bias_gelu`, then cuBLAS: sums dx of more columns do not fit
+             into registers, and dz would be computed once for each tile of dx
 
-Float32 is wide for any K, because three TF32 products cost more than storing h. cuBLAS makes dW: its sum runs
-over all rows, and there are too few tiles of dW to give every multiprocessor one.
+Float32 has the wide form for any K: its product is three TF32 products. In both forms cuBLAS makes dW, whose
+sums run over all rows: with one program per tile of dW, most multiprocessors would have no work.
 """
 
 import math
@@ -24,15 +24,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import dot, refuse_float64, rounded
+from electra_fast.kernels._common import architecture, dot, refuse_float64, rounded
 from electra_fast.kernels._rows import column_sums
 from electra_fast.kernels.bias_gelu import bias_gelu_bwd, gelu_slope, normal_cdf
 
 NARROW = 256  # columns of x up to which backward computes the product again
 
-# (BLOCK_T, BLOCK_N, BLOCK_K, warps, stages) of 16-bit dtypes and of float32, and (BLOCK_T, BLOCK_N, warps, stages).
+# Chosen by registers on sm_80, 86, 90, 100 and 120 (benchmarks/static): none spills. None is timed yet;
+# `python -m benchmarks tune linear_gelu` does it.
+# (BLOCK_T, BLOCK_N, BLOCK_K, warps, stages) of 16-bit dtypes and of float32.
 FORWARD = [(128, 128, 64, 8, 3), (128, 64, 32, 8, 3)]
-DX = [(64, 64, 4, 2)]
+# (BLOCK_T, BLOCK_N, warps, stages) for the matrix units of sm_90 and sm_100, and for the others, which would
+# spill. More rows read W, which is in L2, less often.
+DX = [(128, 64, 8, 2), (64, 32, 8, 2)]
 
 
 @triton.jit
@@ -68,8 +72,8 @@ def _linear_gelu_fwd(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # Tiles of the same rows are neighbours. The tiles that run at once then share all of W and a few rows of x,
-    # which fit into L2, so a narrow product needs no other order.
+    # Tiles of the same rows are neighbours. Those that run at the same time read all of W and a few rows of
+    # x, which fit into L2, so grouping them in another order would save nothing.
     tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     t0, n0 = tl.program_id(0) // tiles * BLOCK_T, tl.program_id(0) % tiles * BLOCK_N
     acc = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
@@ -126,7 +130,7 @@ def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, backward: bool) -> 
 
     h is the product if a `backward` pass needs it, else it is empty.
     """
-    refuse_float64("linear_gelu", "x", x)
+    refuse_float64("linear", "x", x)
     T, (N, K) = math.prod(x.shape[:-1]), weight.shape
     y = x.new_empty(*x.shape[:-1], N)
     h = torch.empty_like(y) if backward and not _narrow(x) else None
@@ -156,7 +160,7 @@ def linear_gelu_bwd(
 def _narrow_bwd(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (dz, dx, dbias) from a product that is computed again."""
     T, (N, K) = math.prod(x.shape[:-1]), weight.shape
-    BLOCK_T, BLOCK_N, warps, stages = DX[0]
+    BLOCK_T, BLOCK_N, warps, stages = DX[architecture() not in (90, 100)]
     programs = triton.cdiv(T, BLOCK_T)
     dz, dx = torch.empty_like(dy), torch.empty_like(x)
     partial = x.new_empty(1, programs, N, dtype=torch.float32)

@@ -17,7 +17,7 @@ from benchmarks.harness.machine import ROOT
 from electra_fast.errors import must
 
 RESULTS = ROOT / "build" / "gpu"
-LETTERS = "abcdefghij"
+LETTERS = "abcdefghijk"
 
 
 def parser() -> argparse.ArgumentParser:

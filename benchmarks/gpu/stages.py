@@ -124,11 +124,13 @@ def second(implementations: dict[str, list[str]], scratch: Path) -> list[Stage]:
     return [
         *sanitized(implementations),
         suite(rehearse=False),
-        Stage("j", "tune", (PYTHON, "-m", "benchmarks", "tune"), 150, 120),
+        Stage("j", "tune", (PYTHON, "-m", "benchmarks", "tune", "attention"), 150, 120),
         timed("j", "step large", "bench_step[large ", 150, 100, "--quick"),
         timed("j", "step small, max-autotune", "bench_step[small 128x128-step-compile_max]", 150, 120),
         timed("j", "step base, compile", "bench_step[base 8 of 32x512-step-compile]", 150, 120),
         timed("j", "patched models", "bench_patch[", 100, 70),
         timed("j", "embed", "bench_embed[", 60, 40),
         timed("j", "attention, all sizes", "bench_attention[", 150, 100),
+        Stage("k", "tune linear_gelu", (PYTHON, "-m", "benchmarks", "tune", "linear_gelu"), 120, 90),
+        timed("k", "linear_gelu, compile", "bench_linear_gelu[", 300, 180),
     ]

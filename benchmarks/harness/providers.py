@@ -1,6 +1,6 @@
 """The implementations that run a case: their names in the results, their labels, and their order."""
 
-OURS = ("fused", "eager", "packed")
+OURS = ("fused", "eager", "packed", "candidate")
 LABELS = {
     "compile": "torch.compile",
     "compile_max": "torch.compile, max-autotune",
@@ -17,12 +17,13 @@ LABELS = {
     "sdpa_math": "SDPA, math",
     "flex": "FlexAttention",
     "flash_attn": "flash-attn",
+    "cublaslt_tanh": "cuBLASLt, tanh GELU",
 }
 RIVALS = ("linear_ce_chunked", "linear_ce", "liger", "cce")
-RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "flex", "flash_attn")
+RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "flex", "flash_attn", "cublaslt_tanh")
 COMPILED = ("compile", "compile_max", "huggingface_compile")
 LATE = (*RIVALS, *COMPILED)  # timed after all other providers
-ORDER = ["fused", "eager", "packed", "torch", "compile", "compile_max", "huggingface", "huggingface_compile"]
+ORDER = [*OURS, "torch", "compile", "compile_max", "huggingface", "huggingface_compile"]
 ORDER += [*RIVALS, "reference"]
 
 

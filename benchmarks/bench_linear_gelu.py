@@ -79,7 +79,8 @@ class LinearGELUCase(Case):
     def info(self, provider: str) -> dict[str, Any]:
         work = self.call.forward + (self.call.backward if self.passes == BOTH else 0)
         facts = {"op": "linear_gelu", "size": self.size, "passes": self.passes, "unit": FLOPS, "work": work}
-        facts |= {"bound": self.call.bound(self.passes), "served_by": None, "implementation": None}
+        facts |= {"bound": self.call.bound(self.passes), "served_by": None}
+        facts["implementation"] = "two ops" if provider == "fused" else None
         return facts | {"errors": self.errors.get(provider, {})}
 
 

@@ -70,7 +70,8 @@ def verdict(run: dict, plan: list[Stage], ops: set[str]) -> int:
         print("the rehearsal is incomplete:\n  " + "\n  ".join(missing), file=sys.stderr)
         return 1
     print("a rehearsal's times mean nothing; it refuses rivals that compile or need kernels of a GPU")
-    print("the rehearsal is complete: all stages reported, the hang was stopped, the broken kernel was found")
+    found = ", the hang was stopped, the broken kernel was found" if "a" in letters else ""
+    print(f"the rehearsal is complete: all stages reported{found}")
     return 0
 
 

@@ -13,12 +13,11 @@ from torch.autograd.function import once_differentiable
 
 from benchmarks.harness.gate import Errors, Results
 from electra_fast import testing
-from electra_fast.kernels._cache_keys import fix_cache_keys
-from electra_fast.kernels.linear_gelu import linear_gelu_bwd, linear_gelu_fwd
+from electra_fast.ops._operators import _lazy
 from electra_fast.testing import Example
 from electra_fast.testing.budget import judge
 
-fix_cache_keys("electra_fast.kernels.linear_gelu")
+linear_gelu_fwd, linear_gelu_bwd = (_lazy(f"linear_gelu:linear_gelu_{way}") for way in ("fwd", "bwd"))
 
 
 class _LinearGELU(torch.autograd.Function):

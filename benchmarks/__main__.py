@@ -20,7 +20,7 @@ COMMANDS = {  # the module with the subcommand's `main`, and its help
     "host": ("static.host", "print the host's work per op and per patched step; needs no GPU"),
     "gpu": ("gpu.command", "check and measure everything in a few minutes on a GPU"),
     "roofline": ("harness.roofline", "print the least time of a training step on known GPUs"),
-    "tune": ("harness.tune", "rank the launch shapes of attention on this GPU"),
+    "tune": ("harness.tune", "rank the launch shapes of a kernel on this GPU"),
 }
 
 

@@ -44,7 +44,7 @@ LOG2_ROOT_2PI = tl.constexpr(math.log2(2 * math.pi) / 2)
 
 
 @triton.jit
-def _normal_cdf(z):
+def normal_cdf(z):
     """Return Phi(z)."""
     a = tl.abs(z)
     p = a * LOG2_PHI[0] + LOG2_PHI[1]
@@ -52,6 +52,13 @@ def _normal_cdf(z):
         p = p * a + LOG2_PHI[i]
     below = tl.exp2(p)
     return tl.where(z < 0, below, 1.0 - below)
+
+
+@triton.jit
+def gelu_slope(z):
+    """Return the derivative of gelu(z), Phi(z) + z phi(z)."""
+    density = tl.exp2(z * z * (-0.5 * LOG2E) - LOG2_ROOT_2PI)
+    return normal_cdf(z) + z * density
 
 
 @triton.jit(do_not_specialize=["T"])  # T changes with every packed batch and must not recompile
@@ -70,7 +77,7 @@ def _bias_gelu_fwd(
     offs = offs_t.to(tl.int64)[:, None] * W + offs_w[None, :]
     bias = tl.load(bias_ptr + offs_w, mask=offs_w < W, other=0.0).to(tl.float32)[None, :]
     z = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32) + bias  # [BLOCK_T, BLOCK_W]
-    tl.store(y_ptr + offs, rounded(z * _normal_cdf(z), y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, rounded(z * normal_cdf(z), y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -97,9 +104,7 @@ def _bias_gelu_bwd(
         offs = offs_t.to(tl.int64)[:, None] * W + offs_w[None, :]
         dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_W]
         z = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32) + bias
-
-        density = tl.exp2(z * z * (-0.5 * LOG2E) - LOG2_ROOT_2PI)
-        dx = dy * (_normal_cdf(z) + z * density)
+        dx = dy * gelu_slope(z)
         sums += fold(dx, SIDE)
         tl.store(dx_ptr + offs, rounded(dx, dx_ptr.dtype.element_ty), mask=mask)
     tl.store(partial_ptr + program * W + offs_w, tl.sum(sums, axis=0), mask=in_w)

@@ -209,23 +209,31 @@ def test_the_readme_has_the_results_and_says_where_they_are_older_than_the_kerne
 
 @pytest.mark.skipif(not testing.interpreted(), reason="a GPU may support any shape")
 def test_tuning_ranks_what_runs_and_leaves_the_tables_alone():
-    entry = tune.Entry("DKDV", 2, torch.float32, 16, 40)
+    shapes = [(16, 32, 4, 1), (32, 32, 4, 1)]
+    entry = tune.of_attention("DKDV", 2, torch.float32, 16, 40, B=1, H=1)._replace(candidates=shapes)
     before, times = list(kernels.DKDV), iter([3.0, 2.0, 1.0, 1.0])
 
     def clock(function):
         function()
         return next(times)
 
-    shapes = [(16, 32, 4, 1), (32, 32, 4, 1)]
-    assert tune.ranked(entry, shapes, clock, 1, 1) == [(2.0, shapes[1]), (5.0, shapes[0])]
+    assert tune.ranked(entry, clock) == [(2.0, shapes[1]), (5.0, shapes[0])]
 
     def too_large(function):
         raise tune.OutOfResources(2, 1, "shared memory")
 
-    assert tune.ranked(entry, shapes, too_large, 1, 1) == []
+    assert tune.ranked(entry, too_large) == []
     assert before == kernels.DKDV
-    for entry in tune.entries():
-        assert getattr(kernels, entry.table)[entry.key] in entry.candidates(), entry
+    for entry in (entry for entries in tune.ENTRIES.values() for entry in entries()):
+        assert entry.current in entry.candidates, entry
+
+
+@pytest.mark.skipif(not testing.interpreted(), reason="a GPU may support any shape")
+@pytest.mark.parametrize("table", ["FORWARD", "DX"])
+def test_tuning_runs_every_candidate_of_linear_gelu(table):
+    entry = tune.of_linear_gelu(table, 0, torch.bfloat16, 24, 40, T=10)
+    found = tune.ranked(entry, lambda function: function() and 1.0)
+    assert [shape for _, shape in found] == sorted(entry.candidates)
 
 
 def test_a_share_of_the_bound_is_told_where_the_bound_is_known(monkeypatch):

@@ -249,7 +249,7 @@ def test_a_pack_is_used_where_it_fits(tmp_path, monkeypatch):
     [
         ([], "gpu: torch must see a GPU, got none"),
         (["--more"], "gpu: torch must see a GPU, got none"),
-        (["--rehearse", "--only", "axy"], "--only must be some of abcdefghij, got xy"),
+        (["--rehearse", "--only", "axy"], "--only must be some of abcdefghijk, got xy"),
         (["--assemble", "/no/such.jsonl"], "--assemble must name existing files, got /no/such.jsonl"),
     ],
 )

@@ -53,6 +53,11 @@ def test_every_example_launches(name):
     assert any(row["launches"] for row in rows)
 
 
+def test_the_candidate_launches():
+    (row,) = on_stub.lines("shapes", "linear_gelu")
+    assert row["launches"] == 4 * 3 + 1  # forward, and two kernels backward; once only forward
+
+
 def test_the_launches_of_a_step():
     rows = on_stub.lines("steps", "small")
     print(rows)

@@ -17,7 +17,7 @@ from benchmarks.harness.machine import ROOT
 from electra_fast.errors import must
 
 RESULTS = ROOT / "build" / "gpu"
-LETTERS = "abcdefghij"
+LETTERS = "abcdefghijk"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,7 +196,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.rehearse:
         seconds = stages.expected(stages.plan(kernels, scratch))
         print(f"expected on a GPU machine with 16 cores: {seconds:.0f} s until the end of (f)")
-        return rehearsal.verdict(result, plan, {"step"} if options.short else {"step", *kernels})
+        return rehearsal.verdict(result, plan, set() if options.short else set(kernels))
     wrong = any(check["wrong"] for check in result["checks"])
     return int(wrong or any(stage["rc"] != 0 for stage in result["stages"]))
 

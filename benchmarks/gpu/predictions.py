@@ -15,7 +15,10 @@ PREDICTED = {
     ("attention_qkv", "small 128x128"): 42,
     ("add_norm", "small 128x128"): 21,
     ("bias_gelu", "small 128x128"): 48,
+    ("linear_gelu", "small 128x128"): 108,  # the two ops; docs/predictions.md has the candidate
     ("mlm_head", "small 128x128"): 240,
     ("attention", "base 256x512"): 4_250,
     ("mlm_head", "base 256x512"): 5_400,
+    ("linear_gelu", "base 8 of 32x512"): 493,
+    ("linear_gelu", "large 4 of 16x512"): 412,
 }

@@ -143,9 +143,18 @@ def steps(run: dict) -> list[str]:
     return said
 
 
+def candidates(run: dict) -> list[str]:
+    """Return one line per case of a candidate: its time, and the time of what it would replace over that."""
+    found = [b for b in run["benchmarks"] if b["extra_info"]["provider"] == "candidate" and times_fused(b)]
+    return [
+        f"candidate {b['group']}: {digits(b['stats']['median'] * 1e6)} us, {1 / times_fused(b):.2f}x as fast"
+        for b in found
+    ]
+
+
 def summary(run: dict) -> str:
     """Return the final output: the kernels, the steps, other measurements, and what failed."""
-    said = [text_table([HEAD, *kernels(run)]), "", *steps(run)]
+    said = [text_table([HEAD, *kernels(run)]), "", *steps(run), *candidates(run)]
     chosen = {
         f"{b['extra_info']['op']} {b['extra_info']['size']}: {b['extra_info']['backend']}"
         for b in run["benchmarks"]

@@ -91,7 +91,7 @@ class Run:
     def _process(self, stage: Stage, limit: float, sink) -> tuple[int | None, str]:
         """Return a stage's exit code, or None and why there is none."""
         command = list(stage.command)
-        if command[1:2] == ["-m"] and command[2] in WRITE_LINES and command[3:] != ["tune"]:
+        if command[1:2] == ["-m"] and command[2] in WRITE_LINES and "tune" not in command:
             command += ["--lines", str(self.file), "--stage", stage.name]
         environment = self.environment | dict(stage.environment)
         environment |= {"BENCHMARK_LINES": str(self.file), "BENCHMARK_STAGE": stage.name}

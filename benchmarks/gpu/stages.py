@@ -124,7 +124,7 @@ def second(implementations: dict[str, list[str]], scratch: Path) -> list[Stage]:
     return [
         *sanitized(implementations),
         suite(rehearse=False),
-        Stage("j", "tune", (PYTHON, "-m", "benchmarks", "tune"), 150, 120),
+        Stage("j", "tune", (PYTHON, "-m", "benchmarks", "tune", "attention"), 150, 120),
         timed("j", "step large", "bench_step[large ", 150, 100, "--quick"),
         timed("j", "step small, max-autotune", "bench_step[small 128x128-step-compile_max]", 150, 120),
         timed("j", "step small, compile, rand4x", "bench_step[small 128x128-step-compile_rand4x]", 130, 60),
@@ -133,4 +133,6 @@ def second(implementations: dict[str, list[str]], scratch: Path) -> list[Stage]:
         timed("j", "inference and fine-tuning", "bench_infer[|bench_fine_tune[", 100, 70),
         timed("j", "embed", "bench_embed[", 60, 40),
         timed("j", "attention, all sizes", "bench_attention[", 150, 100),
+        Stage("k", "tune linear_gelu", (PYTHON, "-m", "benchmarks", "tune", "linear_gelu"), 120, 90),
+        timed("k", "linear_gelu", "bench_linear_gelu[", 300, 180),
     ]

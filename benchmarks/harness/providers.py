@@ -1,6 +1,6 @@
 """The implementations that run a case: their names in the results, their labels, and their order."""
 
-OURS = ("fused", "eager", "packed", "fused_int8")
+OURS = ("fused", "eager", "packed", "fused_int8", "candidate")
 LABELS = {
     "compile": "torch.compile",
     "compile_max": "torch.compile, max-autotune",
@@ -30,13 +30,15 @@ LABELS = {
     "ort": "ONNX Runtime",
     "ort_int8": "ONNX Runtime, int8",
     "openvino": "OpenVINO",
+    "cublaslt_tanh": "cuBLASLt, tanh GELU",
 }
 RIVALS = ("linear_ce_chunked", "linear_ce_one", "linear_ce", "linear_ce_cute", "liger", "quack", "cce")
 RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "varlen_flash", "varlen_cudnn")
 RIVALS += ("flex", "flex_flash", "flash_attn", "flash_attn_3", "flash_attn_4", "ort", "ort_int8", "openvino")
+RIVALS += ("cublaslt_tanh",)
 COMPILED = ("compile", "compile_max", "compile_rand4x", "huggingface_compile")
 LATE = (*RIVALS, *COMPILED)  # timed after all other providers
-ORDER = ["fused", "eager", "packed", "fused_int8", "torch", "compile", "compile_max", "compile_rand4x"]
+ORDER = [*OURS, "torch", "compile", "compile_max", "compile_rand4x"]
 ORDER += ["huggingface", "huggingface_compile", *RIVALS, "reference"]
 
 

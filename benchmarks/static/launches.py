@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.harness import candidates
 from electra_fast import testing
 
 
@@ -42,6 +43,22 @@ def launch_ops() -> None:
             launch_add_norm(add_norm, 64, W, dtype, dropout=0.1)
         for W in (256, 1024, 3072, 4096):
             launch_bias_gelu(bias_gelu, 64, W, dtype)
+    launch_linear_gelus()
+
+
+def launch_linear_gelus() -> None:
+    """Call the candidate at the sizes of small, base and large."""
+    bf16 = torch.bfloat16
+    sizes = ((256, 1024, bf16), (768, 3072, bf16), (1024, 4096, bf16), (256, 1024, torch.float32))
+    for K, N, dtype in sizes:
+        launch_linear_gelu(256, K, N, dtype).sum().backward()
+    with torch.no_grad():  # the product is not stored
+        launch_linear_gelu(256, 768, 3072, bf16)
+
+
+def launch_linear_gelu(T, K, N, dtype) -> torch.Tensor:
+    x, weight, bias = (torch.zeros(s, dtype=dtype, requires_grad=True) for s in ((T, K), (N, K), (N,)))
+    return candidates.linear_gelu(x, weight, bias)
 
 
 def launch_attentions() -> None:
@@ -118,4 +135,9 @@ def launch_packed() -> None:
             ops["attention_qkv"](qkv, dropout=0.1, rng=torch.tensor([1, 2]), **packed).sum().backward()
 
 
-LAUNCHES = {"ops": launch_ops, "attention": launch_attentions, "packed": launch_packed}
+LAUNCHES = {
+    "ops": launch_ops,
+    "attention": launch_attentions,
+    "packed": launch_packed,
+    "linear_gelu": launch_linear_gelus,
+}

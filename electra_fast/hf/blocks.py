@@ -1,7 +1,7 @@
 """The blocks of ELECTRA's and BERT's encoders, fused.
 
-A linear layer is called as a module unless an op adds its bias, so a LoRA adapter or a quantised layer in its
-place still works.
+A linear layer that is not a plain `nn.Linear` is called as a module, so a LoRA adapter or a quantised layer in
+its place still works.
 """
 
 import torch
@@ -10,14 +10,27 @@ from transformers.activations import GELUActivation
 
 from electra_fast import inference, ops
 from electra_fast.hf.attention import attention, key_mask_of
-from electra_fast.hf.fused import Fused
+from electra_fast.hf.fused import Fused, has_hooks
 from electra_fast.modules import draw_rng
+
+PLAIN = {Tensor, nn.Parameter, type(None)}  # types of the parameters of a linear layer that an op can read
 
 
 def _dropout(dropout: nn.Dropout, x: Tensor) -> dict:
     """Return the arguments for an op that drops elements like this module."""
     p = dropout.p if dropout.training else 0.0
     return {"dropout": p, "rng": draw_rng(x) if p > 0 else None}
+
+
+def dense(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return layer(x); a plain `nn.Linear` needs one operator per direction instead of a dozen.
+
+    torch.compile gets the module, whose product it may fuse with what follows.
+    """
+    plain = type(layer) is nn.Linear and not has_hooks(layer) and not torch.compiler.is_compiling()
+    if not plain or not PLAIN.issuperset(map(type, layer._parameters.values())):
+        return layer(x)
+    return ops.linear(x, **layer._parameters)
 
 
 def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -88,7 +101,7 @@ SUPPORTED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", 
 class Attention(Fused):
     """Attention of all heads. The eager implementation runs unfused, as only it returns the weights."""
 
-    option, uses = "attention", "attention"
+    option, uses = "attention", "linear, attention"
 
     def obstacle(self):
         eager = self.config._attn_implementation == "eager"
@@ -128,7 +141,7 @@ class SelfAttention(Attention):
     ) -> tuple[Tensor, Tensor | None]:
         heads = (self.num_attention_heads, self.attention_head_size)
         layers = (self.query, self.key, self.value)
-        q, k, v = (layer(hidden_states).unflatten(-1, heads).transpose(1, 2) for layer in layers)
+        q, k, v = (dense(layer, hidden_states).unflatten(-1, heads).transpose(1, 2) for layer in layers)
         p = self.dropout.p if self.training else 0.0
         context, _ = attention(self, q, k, v, attention_mask, self.scaling, p, **kwargs)
         return context.flatten(-2), None
@@ -270,14 +283,15 @@ def _kind(mask: object) -> str:
 class AddNorm(Fused):
     """The end of both halves of a layer: LayerNorm(residual + dropout(dense(x)))."""
 
-    option, uses = "norm", "add_norm"
+    option, uses = "norm", "linear, add_norm"
     forwards = ("hidden_states, input_tensor",)
     parts = (("LayerNorm", nn.LayerNorm), ("dropout", nn.Dropout))
     attributes = ("dense",)
 
     def fused(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:  # [B, L, W] each
-        x = self.dense(hidden_states)
-        dtype = torch.promote_types(x.dtype, input_tensor.dtype)
+        x, dtype = dense(self.dense, hidden_states), input_tensor.dtype
+        if x.dtype != dtype:
+            dtype = torch.promote_types(x.dtype, dtype)
         if x.is_cuda and torch.is_autocast_enabled("cuda"):  # Autocast runs LayerNorm in float32.
             dtype = torch.promote_types(dtype, torch.float32)
         return ops.add_norm(

@@ -86,12 +86,30 @@ def attention(
     """
     if key.shape != query.shape:
         raise _unsupported("key", f"have the query's shape {list(query.shape)}", list(key.shape))
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return attend(module, q, k, v, attention_mask, scaling, dropout, causal, **options), None
+
+
+def attend(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    causal: bool = False,
+    **options,
+) -> Tensor:
+    """Do the same for ``[B, L, H, D]``, the order of the op."""
+    B, L = q.shape[:2]
     bounds = options.get("cu_seq_lens_q")
     key_mask = None
     if attention_mask is not None:
         if bounds is not None:
             raise _unsupported("attention_mask", "be None with cu_seq_lens_q", list(attention_mask.shape))
-        key_mask = key_mask_of(attention_mask, query.shape[0], query.shape[2])
+        key_mask = key_mask_of(attention_mask, B, L)
         if key_mask is None:
             got = f"{list(attention_mask.shape)}, {str(attention_mask.dtype).removeprefix('torch.')}"
             raise _unsupported("attention_mask", "be [B, L] or bool [B, 1, 1, L]", got)
@@ -101,18 +119,14 @@ def attention(
         if options.get(name) is not None:
             raise _unsupported(name, "be None", type(options[name]).__name__)
 
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    settings = {"causal": causal, "scale": scaling, "dropout": dropout}
+    settings = {"causal": causal, "scale": scale, "dropout": dropout}
     if dropout > 0:
-        settings["rng"] = draw_rng(query)
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        settings["rng"] = draw_rng(q)
     if bounds is None:
-        return ops.attention(q, k, v, key_mask=key_mask, **settings), None
-    B, L = q.shape[:2]
+        return ops.attention(q, k, v, key_mask=key_mask, **settings)
     max_seqlen = min(int(options.get("max_length_q", B * L)), B * L)
     packed = (x.flatten(0, 1) for x in (q, k, v))
-    o = ops.attention(*packed, cu_seqlens=bounds, max_seqlen=max_seqlen, **settings)
-    return o.unflatten(0, (B, L)), None
+    return ops.attention(*packed, cu_seqlens=bounds, max_seqlen=max_seqlen, **settings).unflatten(0, (B, L))
 
 
 AttentionInterface.register(NAME, attention)

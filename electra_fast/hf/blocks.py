@@ -1,7 +1,7 @@
 """The blocks of ELECTRA's and BERT's encoders, fused.
 
-A linear layer that is not a plain `nn.Linear` is called as a module, so a LoRA adapter or a quantised layer in
-its place still works.
+A linear layer that is not a plain `nn.Linear` is called as a module, so a LoRA adapter or a quantised layer
+in its place still works.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from electra_fast import inference, ops
-from electra_fast.hf.attention import attention, key_mask_of
+from electra_fast.hf.attention import attend, key_mask_of
 from electra_fast.hf.fused import Fused, has_hooks
 from electra_fast.modules import draw_rng
 
@@ -139,12 +139,12 @@ class SelfAttention(Attention):
         *_,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        heads = (self.num_attention_heads, self.attention_head_size)
+        shape = (*hidden_states.shape[:2], self.num_attention_heads, self.attention_head_size)
         layers = (self.query, self.key, self.value)
-        q, k, v = (dense(layer, hidden_states).unflatten(-1, heads).transpose(1, 2) for layer in layers)
+        q, k, v = (dense(layer, hidden_states).reshape(shape) for layer in layers)
         p = self.dropout.p if self.training else 0.0
-        context, _ = attention(self, q, k, v, attention_mask, self.scaling, p, **kwargs)
-        return context.flatten(-2), None
+        causal = bool(getattr(self, "is_causal", False))
+        return attend(self, q, k, v, attention_mask, self.scaling, p, causal, **kwargs).flatten(-2), None
 
 
 class Layer(Fused):

@@ -1,5 +1,5 @@
 """The first layer of a feed-forward network in one kernel: product, bias and GELU, the erf form. No op uses
-it yet: it is a candidate to replace `linear` and `bias_gelu` (docs/kernels/bias_gelu.md).
+it yet: it is a candidate to replace `linear` and `bias_gelu` (docs/kernels/linear_gelu.md).
 
     h = x W^T      z = h + bias      y = z Phi(z)
     dz = dy (Phi(z) + z phi(z))      dbias = sum of dz over rows      dx = dz W      dW = dz^T x

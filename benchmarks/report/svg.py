@@ -29,6 +29,7 @@ STYLES = {
     "fused": ("blue", "circle"),
     "eager": ("blue", "ring"),
     "packed": ("sky", "ring"),
+    "candidate": ("blue", "diamond"),
     "torch": ("vermilion", "square"),
     "compile": ("green", "diamond"),
     "compile_max": ("green", "plus"),
@@ -44,6 +45,7 @@ STYLES = {
     "sdpa_math": ("sky", "up"),
     "flex": ("purple", "square"),
     "flash_attn": ("purple", "diamond"),
+    "cublaslt_tanh": ("purple", "circle"),
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }

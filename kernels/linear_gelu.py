@@ -1,5 +1,5 @@
 """The first layer of a feed-forward network in one kernel: product, bias and GELU, the erf form. No op uses
-it yet: it is a candidate to replace `linear` and `bias_gelu` (docs/kernels/bias_gelu.md).
+it yet: it is a candidate to replace `linear` and `bias_gelu` (docs/kernels/linear_gelu.md).
 
     h = x W^T      z = h + bias      y = z Phi(z)
     dz = dy (Phi(z) + z phi(z))      dbias = sum of dz over rows      dx = dz W      dW = dz^T x
@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels._common import architecture, dot, refuse_float64, rounded
+from electra_fast.kernels._common import architecture, cdiv, dot, next_power_of_2, refuse_float64, rounded
+from electra_fast.kernels._launch import launch
 from electra_fast.kernels._rows import column_sums
 from electra_fast.kernels.bias_gelu import bias_gelu_bwd, gelu_slope, normal_cdf
 
@@ -137,10 +138,9 @@ def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, backward: bool) -> 
     if y.numel() > 0:
         BLOCK_T, BLOCK_N, BLOCK_K, warps, stages = FORWARD[x.dtype == torch.float32]
         blocks = {"BLOCK_T": BLOCK_T, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
-        grid = (triton.cdiv(T, BLOCK_T) * triton.cdiv(N, BLOCK_N),)
-        _linear_gelu_fwd[grid](
-            x, weight, bias, y, h, T, N=N, K=K, **blocks, num_warps=warps, num_stages=stages
-        )
+        grid = (cdiv(T, BLOCK_T) * cdiv(N, BLOCK_N),)
+        options = {"num_warps": warps, "num_stages": stages}
+        launch(_linear_gelu_fwd, grid, x, weight, bias, y, h, T, N=N, K=K, **blocks, **options)
     return y, x.new_empty(0) if h is None else h
 
 
@@ -161,12 +161,12 @@ def _narrow_bwd(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Te
     """Return (dz, dx, dbias) from a product that is computed again."""
     T, (N, K) = math.prod(x.shape[:-1]), weight.shape
     BLOCK_T, BLOCK_N, warps, stages = DX[architecture() not in (90, 100)]
-    programs = triton.cdiv(T, BLOCK_T)
+    programs = cdiv(T, BLOCK_T)
     dz, dx = torch.empty_like(dy), torch.empty_like(x)
     partial = x.new_empty(1, programs, N, dtype=torch.float32)
     if programs > 0:
-        blocks = {"BLOCK_T": BLOCK_T, "BLOCK_N": BLOCK_N, "BLOCK_K": triton.next_power_of_2(max(K, 16))}
-        _linear_gelu_dx[(programs,)](
-            dy, x, weight, bias, dz, dx, partial, T, N=N, K=K, **blocks, num_warps=warps, num_stages=stages
-        )
+        blocks = {"BLOCK_T": BLOCK_T, "BLOCK_N": BLOCK_N, "BLOCK_K": next_power_of_2(max(K, 16))}
+        arguments = (dy, x, weight, bias, dz, dx, partial, T)
+        options = {"num_warps": warps, "num_stages": stages}
+        launch(_linear_gelu_dx, (programs,), *arguments, N=N, K=K, **blocks, **options)
     return dz, dx, *column_sums(partial, bias)

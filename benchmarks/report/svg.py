@@ -30,6 +30,7 @@ STYLES = {
     "eager": ("blue", "ring"),
     "packed": ("sky", "ring"),
     "fused_int8": ("blue", "diamond"),
+    "candidate": ("blue", "up"),
     "torch": ("vermilion", "square"),
     "compile": ("green", "diamond"),
     "compile_max": ("green", "plus"),
@@ -57,6 +58,7 @@ STYLES = {
     "ort": ("vermilion", "circle"),
     "ort_int8": ("vermilion", "ring"),
     "openvino": ("vermilion", "up"),
+    "cublaslt_tanh": ("purple", "circle"),
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }

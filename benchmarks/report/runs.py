@@ -70,7 +70,7 @@ def groups(result: dict) -> dict[str, dict[str, dict | str]]:
     return {g: {p: found[g][p] for p in ORDER if p in found[g]} for g in found}
 
 
-MODELS = ("patch", "infer", "fine_tune")  # cases of models of transformers
+MODELS = ("patch", "infer", "fine_tune", "host")  # cases of models of transformers
 
 
 class Case(NamedTuple):

@@ -58,7 +58,7 @@ STYLES = {
     "ort": ("vermilion", "circle"),
     "ort_int8": ("vermilion", "ring"),
     "openvino": ("vermilion", "up"),
-    "cublaslt_tanh": ("purple", "circle"),
+    "cublaslt_tanh": ("purple", "up"),
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }

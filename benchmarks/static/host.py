@@ -14,7 +14,9 @@ operators for it on a CPU and one on a GPU.
 """
 
 import argparse
+import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -58,11 +60,27 @@ def host(launches: Callable[[], int]) -> Iterator[dict]:
 
 def host_step(launches: Callable[[], int]) -> Iterator[dict]:
     """Yield a row for the patched and the unpatched step."""
+    with steps() as both:
+        for name, row in measured(launches, both, 1).items():
+            yield {"step": name, **row}
+
+
+def host_serve(launches: Callable[[], int]) -> Iterator[dict]:
+    """Take a step for each line of stdin, "patched" or "unpatched"; yield its CPU time."""
+    with steps() as both:
+        for line in sys.stdin:
+            start = time.process_time()
+            both[line.strip()]()
+            yield {"seconds": time.process_time() - start}
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[dict[str, Callable[[], None]]]:
+    """Yield the two steps, whose kernels Triton's launchers serve."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # memory that no kernel has written may contain denormal numbers
     library = serve_cpu()
-    for name, row in measured(launches, {"patched": step(True), "unpatched": step(False)}, 1).items():
-        yield {"step": name, **row}
+    yield {"patched": step(True), "unpatched": step(False)}
     del library
 
 

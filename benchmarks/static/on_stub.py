@@ -4,6 +4,7 @@ TRITON_INTERPRET=0 python -m benchmarks.static.on_stub examples add_norm   every
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a training step, padded and packed
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host work per call of every op
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_step           the same for a step of transformers
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_serve          such a step for each line of stdin
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub same add_norm       every example, launched twice
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub arguments 7         a kernel of all types of arguments
 """
@@ -17,12 +18,16 @@ from collections.abc import Callable, Iterator
 from benchmarks.harness.machine import ROOT
 
 
-def lines(part: str, *arguments: str) -> list[dict]:
-    """Run a part in a process of its own and return its lines, parsed."""
+def process(part: str, *arguments: str) -> dict:
+    """Return how `subprocess` starts a part."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
     command = [sys.executable, "-m", "benchmarks.static.on_stub", part, *arguments]
-    environment = kept | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return {"args": command, "cwd": ROOT, "env": kept | {"TRITON_INTERPRET": "0"}, "text": True}
+
+
+def lines(part: str, *arguments: str) -> list[dict]:
+    """Run a part in a process of its own and return its lines, parsed."""
+    done = subprocess.run(**process(part, *arguments), capture_output=True)
     if done.returncode:
         raise RuntimeError(f"static: {part} {' '.join(arguments)} ended early\n{done.stderr[-3000:]}")
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -107,6 +112,6 @@ if __name__ == "__main__":
     elif sys.argv[1] not in parts:
         from benchmarks.static import host
 
-        parts |= {"host": host.host, "host_step": host.host_step}
+        parts |= {"host": host.host, "host_step": host.host_step, "host_serve": host.host_serve}
     for line in parts[sys.argv[1]](launches, *sys.argv[2:]):
         print(json.dumps(line), flush=True)

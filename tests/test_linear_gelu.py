@@ -73,6 +73,18 @@ def test_the_product_is_stored_only_for_a_backward_pass_that_needs_it(device):
             assert h.shape == ((3, 5) if stored and backward else (0,))
 
 
+def test_without_a_gradient_nothing_is_stored(device, monkeypatch):
+    seen, launch = [], candidates.linear_gelu_fwd
+    monkeypatch.setattr(candidates, "linear_gelu_fwd", lambda *args: seen.append(args[3]) or launch(*args))
+    args = gate(3, 5, 7, torch.float32, device).example.args
+    candidates.linear_gelu(**args)
+    args["weight"].requires_grad_()
+    candidates.linear_gelu(**args)
+    with torch.no_grad():
+        candidates.linear_gelu(**args)
+    assert seen == [False, True, False]
+
+
 def test_float64_is_refused(device):
     with pytest.raises(TypeError, match="x must be float32, float16 or bfloat16 for the Triton kernel"):
         candidates.linear_gelu(*(torch.zeros(3, 3, dtype=torch.float64, device=device) for _ in range(3)))

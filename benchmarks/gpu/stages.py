@@ -133,6 +133,6 @@ def second(implementations: dict[str, list[str]], scratch: Path) -> list[Stage]:
         timed("j", "inference and fine-tuning", "bench_infer[|bench_fine_tune[", 100, 70),
         timed("j", "embed", "bench_embed[", 60, 40),
         timed("j", "attention, all sizes", "bench_attention[", 150, 100),
-        Stage("k", "tune linear_gelu", (PYTHON, "-m", "benchmarks", "tune", "linear_gelu"), 120, 90),
+        Stage("k", "tune linear_gelu", (PYTHON, "-m", "benchmarks", "tune", "linear_gelu"), 170, 130),
         timed("k", "linear_gelu", "bench_linear_gelu[", 300, 180),
     ]

@@ -22,20 +22,21 @@ linear_gelu_fwd, linear_gelu_bwd = (_lazy(f"linear_gelu:linear_gelu_{way}") for 
 
 class _LinearGELU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        y, h = linear_gelu_fwd(x, weight, bias, any(ctx.needs_input_grad))
+    def forward(ctx, x, weight, bias, backward):
+        y, h = linear_gelu_fwd(x, weight, bias, backward)
         ctx.save_for_backward(x, weight, bias, h)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return linear_gelu_bwd(dy.contiguous(), *ctx.saved_tensors)
+        return *linear_gelu_bwd(dy.contiguous(), *ctx.saved_tensors), None
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return gelu(x weight^T + bias), the erf form: x ``[.., K]``, weight ``[N, K]``, bias ``[N]``."""
-    return _LinearGELU.apply(x.contiguous(), weight.contiguous(), bias.contiguous())
+    backward = torch.is_grad_enabled() and any(y.requires_grad for y in (x, weight, bias))
+    return _LinearGELU.apply(x.contiguous(), weight.contiguous(), bias.contiguous(), backward)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ def verdict(run: dict, plan: list[Stage], ops: set[str]) -> int:
     extras = [benchmark["extra_info"] for benchmark in run["benchmarks"]]
     without = timed - {extra["op"] for extra in extras if extra["provider"] == "fused"}
     missing += [f"no time of {op}" for op in sorted(without)]
+    refused = [line for word in ("wrong", "fails", "dropped") for line in run[word]]
+    missing += [line for line in refused if ", candidate: " in line]
     parts = (("b", "capture"), ("f", "pretrain"), ("i", "tests"))
     missing += [f"nothing of {part}" for letter, part in parts if letter in letters and not run[part]]
     if missing:

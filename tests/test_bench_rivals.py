@@ -35,7 +35,8 @@ REASON = re.compile(
 
 
 def test_every_rival_has_a_label_and_comes_late():
-    assert {provider for _, provider in ALL} == set(providers.RIVALS)
+    of_the_candidate = {"cublaslt_tanh"}  # bench_linear_gelu.py
+    assert {provider for _, provider in ALL} | of_the_candidate == set(providers.RIVALS)
     assert set(providers.RIVALS) <= set(providers.LATE) & set(providers.LABELS) & set(providers.ORDER)
     assert set(providers.COMPILED) <= set(providers.LATE) & set(providers.LABELS) & set(providers.ORDER)
     assert providers.ORDER[-1] == "reference"

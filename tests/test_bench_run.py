@@ -50,12 +50,9 @@ def test_a_step_that_is_ready_as_the_budget_ends_is_timed(when, monkeypatch):
 
 def test_a_run_has_each_op_once_then_the_step_then_the_rest():
     files = sorted((ROOT / "benchmarks").glob("bench_*.py"))
-    plans = {
-        f.stem.removeprefix("bench_"): list(
-            getattr(import_module(f"benchmarks.{f.stem}"), f.stem).runs.values()
-        )
-        for f in files
-    }
+    benches = {f.stem: getattr(import_module(f"benchmarks.{f.stem}"), f.stem, None) for f in files}
+    # A candidate in Triton is timed on a GPU only.
+    plans = {n.removeprefix("bench_"): list(b.runs.values()) for n, b in benches.items() if b is not None}
     for op in testing.OPS:
         first = [run for run in plans[op] if run.round is Round.OPS]
         passes = "forward" if op.endswith("_tokens") else BOTH

@@ -58,7 +58,7 @@ STYLES = {
     "ort": ("vermilion", "circle"),
     "ort_int8": ("vermilion", "ring"),
     "openvino": ("vermilion", "up"),
-    "cublaslt_tanh": ("purple", "up"),
+    "cublaslt_tanh": ("orange", "circle"),
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }

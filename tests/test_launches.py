@@ -42,9 +42,10 @@ HOST = {
     ("rtd_loss", "forward+backward"): (10, 3),
 }
 # The same for forward and backward of transformers' two models, and for the unpatched ones.
-HOST_STEP = {"patched": (3250, 313), "unpatched": (3393, 0)}
+HOST_STEP = {"patched": (1474, 313), "unpatched": (3393, 0)}
 
 
+@pytest.mark.skipif(bool(COMPILED), reason="test_launch.py compares these launches with the extension's")
 @pytest.mark.parametrize("name", IN_TRITON)
 def test_every_example_launches(name):
     rows = on_stub.lines("examples", name)

@@ -11,8 +11,9 @@ import host  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from electra_fast import ops  # noqa: E402
+from electra_fast import inference, ops  # noqa: E402
 from electra_fast.ops._operators import OPERATORS  # noqa: E402
+from electra_fast.ops.encoder_layer import encoder_layer  # noqa: E402
 
 if not torch.cuda.is_available():
     host.install()
@@ -67,6 +68,19 @@ def kernel(implementation):
     """Each implementation of the module's OP, with the public signature."""
     op, name = implementation
     return testing.implementations(op)[name]
+
+
+@pytest.fixture
+def layer_calls(monkeypatch):
+    """The dtypes of the weights with which the operator of an encoder layer is called."""
+    seen = []
+
+    def spy(x, weights, *rest):
+        seen.append(weights[0].dtype)
+        return encoder_layer(x, weights, *rest)
+
+    monkeypatch.setattr(inference, "encoder_layer", spy)
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -22,19 +22,6 @@ def _seed(seed):
     torch.manual_seed(seed)
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """The dtypes of the weights with which the operator is called."""
-    seen = []
-
-    def spy(x, weights, *rest):
-        seen.append(weights[0].dtype)
-        return ops.encoder_layer(x, weights, *rest)
-
-    monkeypatch.setattr(inference, "encoder_layer", spy)
-    return seen
-
-
 def ready(name="ElectraModel", **options):
     """Return a model in eval mode, the same patched, and inputs without labels."""
     theirs, inputs = build(name).eval(), batch(name)
@@ -51,20 +38,20 @@ def output(model, inputs):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("way", ["float32", "bfloat16", "autocast"])
-def test_results_are_within_the_error_budget(name, way, calls):
+def test_results_are_within_the_error_budget(name, way, layer_calls):
     theirs, ours, inputs = ready(name)
     if way == "bfloat16":
         theirs, ours = theirs.bfloat16(), ours.bfloat16()
     exact = output(copy.deepcopy(theirs).double(), inputs)
     with torch.autocast("cpu", enabled=way == "autocast"):
         y, low = output(ours, inputs), output(theirs, inputs)
-    assert len(calls) == 2 and y.dtype == low.dtype
+    assert len(layer_calls) == 2 and y.dtype == low.dtype
     real = inputs["attention_mask"].bool()
     y, low, exact = (x[real] if x.shape[:2] == (B, L) else x for x in (y, low, exact))
     assert_within_budget(name, y, exact, low)
 
 
-def test_packed_sequences(calls):
+def test_packed_sequences(layer_calls):
     theirs, ours, _ = ready()
     lengths = (7, 1, 12)
     ids = torch.randint(104, 300, (1, sum(lengths)))
@@ -74,27 +61,27 @@ def test_packed_sequences(calls):
     y = output(ours, {"input_ids": ids, "position_ids": positions, **packed})
     alone = [output(theirs, {"input_ids": part}) for part in ids.split(lengths, dim=1)]
     torch.testing.assert_close(y, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
-    assert len(calls) == 2
+    assert len(layer_calls) == 2
 
 
-def test_int8_keeps_the_predictions(calls):
+def test_int8_keeps_the_predictions(layer_calls):
     """Errors of ONNX Runtime's dynamic quantisation of the same kind of model are 0.7 to 2.5 %."""
     theirs, ours, inputs = ready("ElectraForSequenceClassification", int8=True)
     exact, y = output(theirs, inputs), output(ours, inputs)
-    assert calls == [ops.pack([torch.ones(1, 1)], [torch.ones(1)], torch.int8)[0].dtype] * 2
+    assert layer_calls == [ops.pack([torch.ones(1, 1)], [torch.ones(1)], torch.int8)[0].dtype] * 2
     assert 0 < (y - exact).norm() < 0.02 * exact.norm()
 
 
-def test_int8_is_for_inference(calls):
+def test_int8_is_for_inference(layer_calls):
     _, ours, inputs = ready(int8=True)
     with pytest.warns(inference.Int8Warning, match="int8 was requested, .*: gradients are enabled"):
         ours(**inputs)
-    assert not calls
+    assert not layer_calls
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours.train()(**inputs)[0].sum().backward()
         output(ours.eval(), inputs)
-    assert len(calls) == 2
+    assert len(layer_calls) == 2
 
 
 def test_int8_without_the_layer_is_refused():
@@ -115,15 +102,15 @@ def test_undo_and_the_table():
     assert all("int8" not in vars(m) for m in ours.modules())
 
 
-def test_the_table_says_why_a_call_did_not_use_it(calls):
+def test_the_table_says_why_a_call_did_not_use_it(layer_calls):
     _, ours, inputs = ready()
     ours(**inputs)
     assert "gradients are enabled; call the model under torch.inference_mode()" in str(hf.Patched(ours))
     output(ours, inputs)
-    assert "gradients" not in str(hf.Patched(ours)) and len(calls) == 2
+    assert "gradients" not in str(hf.Patched(ours)) and len(layer_calls) == 2
 
 
-def test_hidden_states_are_recorded(calls):
+def test_hidden_states_are_recorded(layer_calls):
     theirs, ours, inputs = ready()
     with torch.inference_mode():
         states = [m(**inputs, output_hidden_states=True).hidden_states for m in (ours, theirs)]
@@ -131,34 +118,34 @@ def test_hidden_states_are_recorded(calls):
     for x, y in zip(*states, strict=True):
         torch.testing.assert_close(x[real], y[real], rtol=1e-4, atol=1e-5)
     output(ours, inputs)
-    assert len(calls) == 4
+    assert len(layer_calls) == 4
 
 
-def test_attention_weights_are_returned_by_the_eager_implementation(calls):
+def test_attention_weights_are_returned_by_the_eager_implementation(layer_calls):
     _, ours, inputs = ready()
     ours.set_attn_implementation("eager")
     with torch.inference_mode():
         assert len(ours(**inputs, output_attentions=True).attentions) == 2
-    assert not calls
+    assert not layer_calls
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new", "gelu_pytorch_tanh"])
-def test_another_activation_runs_in_blocks(activation, calls):
+def test_another_activation_runs_in_blocks(activation, layer_calls):
     theirs = build("ElectraModel", hidden_act=activation).eval()
     ours, inputs = copy.deepcopy(theirs), batch("ElectraModel")
     hf.patch(ours)
     real = inputs["attention_mask"].bool()
     y, expected = (output(m, inputs)[real] for m in (ours, theirs))
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-    assert not calls
+    assert not layer_calls
 
 
-def test_hooks_inside_a_layer_are_called(calls):
+def test_hooks_inside_a_layer_are_called(layer_calls):
     _, ours, inputs = ready()
     seen = []
     ours.encoder.layer[0].attention.self.key.register_forward_hook(lambda *_: seen.append(1))
     output(ours, inputs)
-    assert seen == [1] and len(calls) == 1
+    assert seen == [1] and len(layer_calls) == 1
 
 
 def test_copies_pickles_and_files_do_not_contain_packed_weights(tmp_path):
@@ -190,22 +177,22 @@ def is_fresh(model, inputs):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_merged_lora_is_used(int8, calls):
+def test_a_merged_lora_is_used(int8, layer_calls):
     _, ours, inputs = ready(int8=int8)
     before = output(ours, inputs)
     adapted = lora(ours)
-    calls.clear()
+    layer_calls.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", inference.Int8Warning)
         with_adapter = output(adapted, inputs)
         adapted.merge_adapter()
         merged = output(adapted, inputs)
-    assert not calls
+    assert not layer_calls
     torch.testing.assert_close(merged, with_adapter, rtol=1e-3, atol=1e-4)
     adapted.unmerge_adapter()
     ours = adapted.merge_and_unload()
     after = output(ours, inputs)
-    assert len(calls) == 2 and not torch.equal(after, before)
+    assert len(layer_calls) == 2 and not torch.equal(after, before)
     torch.testing.assert_close(
         after, with_adapter, **({"rtol": 0, "atol": 0.3} if int8 else {"rtol": 1e-3, "atol": 1e-4})
     )
@@ -237,9 +224,9 @@ def replaced(model, inputs):
 
 @pytest.mark.parametrize("change", [step, data, data_assigned, load, replaced], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("int8", [False, True])
-def test_changed_weights_are_used(change, int8, calls):
+def test_changed_weights_are_used(change, int8, layer_calls):
     _, ours, inputs = ready(int8=int8)
     before = output(ours, inputs)
     change(ours, inputs)
     assert not torch.equal(output(ours, inputs), before) and is_fresh(ours, inputs)
-    assert len(calls) == 2 * 4  # `is_fresh` runs the model and a copy
+    assert len(layer_calls) == 2 * 4  # `is_fresh` runs the model and a copy

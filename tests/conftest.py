@@ -8,15 +8,18 @@ from electra_fast import testing
 testing.interpret()  # before anything imports Triton
 
 import host  # noqa: E402
+import interpreter  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from electra_fast import inference, ops  # noqa: E402
-from electra_fast.ops._operators import OPERATORS  # noqa: E402
+from electra_fast.ops._operators import HAS_TRITON, OPERATORS  # noqa: E402
 from electra_fast.ops.encoder_layer import encoder_layer  # noqa: E402
 
 if not torch.cuda.is_available():
     host.install()
+if testing.interpreted() and HAS_TRITON:
+    interpreter.install()
 
 SEED = "ELECTRA_FAST_TEST_SEED"  # passes the seed from the controller to the workers
 

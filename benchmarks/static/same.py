@@ -61,16 +61,17 @@ def passed(types: list[str], launch: Callable) -> tuple[list, object]:
         library.stub_observe(ctypes.cast(None, OBSERVER))
 
 
-def examples(launches: Callable[[], int], op: str) -> Iterator[dict]:
-    """Call an op's Triton implementation twice on every example; yield the launches that were compared."""
+def examples(launches: Callable[[], int], *ops: str) -> Iterator[dict]:
+    """Call Triton's implementations twice on every example; yield the launches that were compared."""
     _operators._C = compared = Compared(_operators._C)
-    function = testing.implementations(op, device="cuda")["triton"]
-    for example in testing.examples(op, 0):
-        testing.run(function, example)
-        calls, direct = compared.calls, compared.direct
-        testing.run(function, example)
-        counts = {"calls": compared.calls - calls, "direct": compared.direct - direct}
-        yield {"example": example.name, **counts, "different": compared.different}
+    for op in ops:
+        function = testing.implementations(op, device="cuda")["triton"]
+        for example in testing.examples(op, 0):
+            testing.run(function, example)
+            calls, direct = compared.calls, compared.direct
+            testing.run(function, example)
+            counts = {"calls": compared.calls - calls, "direct": compared.direct - direct}
+            yield {"op": op, "example": example.name, **counts, "different": compared.different}
 
 
 @triton.jit(do_not_specialize=["free"], do_not_specialize_on_alignment=["loose_ptr"])

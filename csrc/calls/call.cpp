@@ -3,6 +3,7 @@
 #include "call.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
@@ -143,6 +144,12 @@ const auto& part = parts().emplace_back([](pybind11::module_& module) {
 });
 
 }  // namespace
+
+Tensor autocast(const Tensor& x) {
+  const at::DeviceType device = x.device().type();
+  return at::autocast::is_autocast_enabled(device) ? x.to(at::autocast::get_autocast_dtype(device))
+                                                   : x;
+}
 
 variable_list once_differentiable(const char* op, variable_list gradients,
                                   const variable_list& inputs) {

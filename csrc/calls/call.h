@@ -8,12 +8,11 @@
 // costs time.
 #pragma once
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/python_headers.h>
 
 #include <cmath>
 #include <cstdint>
@@ -87,11 +86,7 @@ inline bool is_dropout(double p, const MaybeTensor& rng, int64_t stream, const T
 inline MaybeTensor contiguous(const MaybeTensor& x) { return x ? MaybeTensor(x->contiguous()) : x; }
 
 // x in the autocast dtype of its device, if autocast is enabled.
-inline Tensor autocast(const Tensor& x) {
-  const at::DeviceType device = x.device().type();
-  return at::autocast::is_autocast_enabled(device) ? x.to(at::autocast::get_autocast_dtype(device))
-                                                   : x;
-}
+Tensor autocast(const Tensor& x);
 
 // ---- The gradient -------------------------------------------------------------------------------
 
@@ -136,6 +131,18 @@ bool read(PyObject* object, std::optional<T>& x) {
 
 PyObject* wrapped(const std::optional<Tensor>& result);
 
+// Releases the lock of Python's interpreter. pybind11 has such a class, but each file that includes
+// its headers takes seconds longer to compile.
+class ReleasedLock {
+ public:
+  ReleasedLock() : thread_(PyEval_SaveThread()) {}
+  ~ReleasedLock() { PyEval_RestoreThread(thread_); }
+  ReleasedLock(const ReleasedLock&) = delete;
+
+ private:
+  PyThreadState* thread_;
+};
+
 template <auto function>
 struct Caller;
 template <class... A, MaybeTensor (*function)(A...)>
@@ -152,7 +159,7 @@ struct Caller<function> {
     std::tuple<std::decay_t<A>...> arguments;
     MaybeTensor result;
     if ((read(objects[i], std::get<i>(arguments)) && ...)) {
-      const pybind11::gil_scoped_release other_threads_may_run;
+      const ReleasedLock other_threads_may_run;
       result = std::apply(function, arguments);
     }
     return wrapped(result);

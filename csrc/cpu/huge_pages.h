@@ -13,9 +13,11 @@
 namespace electra_fast {
 
 // Ask the system, which may ignore it, for huge pages: mapping the small pages of new memory one by
-// one takes longer than writing them.
+// one takes longer than writing them. Small memory is rarely new, because malloc keeps it, and
+// there the request costs more than it saves.
 inline at::Tensor with_huge_pages(const at::Tensor& memory) {
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  if (memory.nbytes() < 4 * kHuge) return memory;
   const auto begin = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
   const uintptr_t first = round_up(begin, kHuge);
   const uintptr_t last = (begin + memory.nbytes()) / kHuge * kHuge;

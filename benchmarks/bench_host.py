@@ -58,4 +58,4 @@ def case(size: str, passes: str) -> HostCase:
     return HostCase()
 
 
-bench_host = parametrize(case, [Run(SIZE, "step", p, 94) for p in STEPS])
+bench_host = parametrize(case, [Run(SIZE, "step", p, 96) for p in STEPS])

@@ -1,7 +1,7 @@
 """Triton's interpreter in three quarters of its time, with the same results.
 
-While a kernel is interpreted, functions of `triton.language` are replaced by ones that use NumPy. Triton looks
-for them among all names of the language whenever one jitted function calls another. Here it looks once.
+While a kernel is interpreted, functions of `triton.language` are replaced by ones that use NumPy. Triton
+looks for them among all names of the language whenever one jitted function calls another. Here it looks once.
 """
 
 import functools

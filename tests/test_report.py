@@ -11,7 +11,7 @@ from test_bench_step import with_steps
 
 from benchmarks import __main__ as command
 from benchmarks.harness import machine, providers
-from benchmarks.report import kernels, losses, numbers, page, svg
+from benchmarks.report import kernels, losses, numbers, page, runs, svg
 from benchmarks.report.ops import over_time
 from benchmarks.static import figures, summary
 
@@ -82,12 +82,21 @@ def test_the_page_is_whole_and_needs_nothing_else():
         assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
 
 
+def test_a_call_that_allocates_nothing_has_no_mark():
+    result = measured()
+    for benchmark in result["benchmarks"]:
+        benchmark["extra_info"]["peak_bytes"] = 0
+    assert "Nothing was timed" in page.page([result], "")
+    result["benchmarks"][0]["extra_info"]["peak_bytes"] = 1 << 20
+    assert "1.05" in page.page([result], "")
+
+
 def test_every_number_where_others_win_is_that_of_the_results():
     result = saved()
     _, *rows = Page(page.page([result], "abc")).tables["Where others win"]
     wins = {}
     for benchmark in result["benchmarks"]:
-        fused = benchmark["extra_info"]["ratio"].get("fused", 0.0)
+        fused = benchmark["extra_info"]["ratio"].get(runs.ours(benchmark), 0.0)
         if fused > 1:
             name = (benchmark["group"], providers.label(benchmark["extra_info"]["provider"]))
             wins[name] = 1 / fused, benchmark["stats"]["median"] * 1e3

@@ -35,7 +35,8 @@ def memory(result: dict) -> str:
             (p, b["extra_info"]) for p, b in providers.items() if isinstance(b, dict) and p != "reference"
         ]
         for rows, name, factor in ((peak, "peak_bytes", 1e-6), (host, "host", 1e6)):
-            marks = [Mark(p, extra[name] * factor, digits(extra[name] * factor)) for p, extra in timed]
+            values = {p: extra[name] * factor for p, extra in timed if extra[name] > 0}  # a logarithmic axis
+            marks = [Mark(p, value, digits(value)) for p, value in values.items()]
             rows += [Row(*names(group), marks)] if marks else []
     if not peak:
         return section(title, paragraph("Nothing was timed in this run."))
@@ -44,7 +45,8 @@ def memory(result: dict) -> str:
         return dots(rows, around(f"{unit} (logarithmic)", [m.value for row in rows for m in row.marks]))
 
     what = "wall time of a call" if kind(result) == "cpu" else "time until a call returns to the host"
-    note = "Peak memory is the memory that PyTorch's allocator held during one call, minus that before it."
+    note = "Peak memory is the memory that PyTorch's allocator held during one call, minus that before it. "
+    note += "Calls that allocate nothing there are left out, such as those of another process."
     folds = folded(f"Host: {what}", chart(host, f"microseconds, {what}"))
     return section(title, paragraph(note), chart(peak, "peak MB"), folds)
 

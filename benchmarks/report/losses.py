@@ -7,6 +7,13 @@ from benchmarks.report.runs import groups, is_plain, kind, spread, times_fused
 WHY = {
     ("cpu", "add_norm"): "its backward pass makes the sum again, which pays where there is dropout; "
     "on a CPU ops are timed without",
+    ("cpu", "host"): "Triton's kernels are called from Python, a third of this time",
+    ("cpu", "infer"): "transformers' modules and our checks are Python, 1 to 2 ms of a call",
+}
+OF_OURS = {
+    "packed": "one of ours: fused without padding",
+    "eager": "one of ours: fused without a graph",
+    "fused_int8": "one of ours: fused in int8",
 }
 
 
@@ -39,10 +46,8 @@ def losses(result: dict) -> list[Comparison]:
 
 
 def why(result: dict, group: str, provider: str, fused: dict, between: tuple[float, float] | None) -> str:
-    if provider == "packed":
-        return "one of ours: fused without padding"
-    if provider == "eager":
-        return "one of ours: fused without a graph"
+    if provider in OF_OURS:
+        return OF_OURS[provider]
     if is_plain(fused):
         return "no kernel here: fused is plain PyTorch after the op's checks"
     if between and between[0] < 1 < between[1]:

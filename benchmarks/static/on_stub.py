@@ -5,7 +5,7 @@ TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a tra
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host work per call of every op
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_step           the same for a step of transformers
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_serve          such a step for each line of stdin
-TRITON_INTERPRET=0 python -m benchmarks.static.on_stub same add_norm       every example of ops, launched twice
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub same add_norm       examples of ops, launched twice
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub arguments 7         a kernel of all types of arguments
 """
 

@@ -42,6 +42,9 @@ export PIP_ROOT_USER_ACTION := ignore
 # On shared cores, threads that spin while they wait turn an op of 0.3 ms into 16 ms.
 export OMP_WAIT_POLICY ?= passive
 export HF_HUB_OFFLINE ?= 1
+# Some machines set this variable; then each of the hundred processes of the tests compiles PyTorch's sources again,
+# for 1 to 4 seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 # For these targets, a part of csrc that cannot be built is an error.
 test-all gpu-test gpu-bench: export ELECTRA_FAST_BUILD := strict

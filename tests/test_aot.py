@@ -25,12 +25,7 @@ SPILLS = {
     },
 }
 
-# sm_89 runs the kernels compiled for sm_86. Only `make test-all` and `python -m benchmarks static --update`
-# compile for sm_86, which has the instructions of sm_80, and sm_100, which has the launch shapes of sm_90.
-SLOW = (86, 100)
-of_every_gpu = pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=pytest.mark.slow) if a in SLOW else a for a in gpus.GPUS]
-)
+of_every_gpu = pytest.mark.parametrize("arch", gpus.GPUS)  # sm_89 runs the kernels compiled for sm_86
 # Every kernel whose source changed is compiled, and this share of the others.
 shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 

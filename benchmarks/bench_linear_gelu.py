@@ -1,6 +1,6 @@
 """The first layer of a feed-forward network: product, bias and GELU, as two ops and as one kernel.
 
-`fused` is what a model calls today, `ops.linear` and `ops.bias_gelu`. `candidate` is kernels/linear_gelu.py.
+`fused` is what a model calls today, `ops.linear` and `ops.bias_gelu`. `candidate` is kernels/_linear_gelu.py.
 `cublaslt_tanh` is the epilogue of cuBLASLt that torch offers. It is another function, the tanh form of GELU,
 whose difference from the erf form is smaller than the rounding of bfloat16; it has no gradient.
 """

@@ -41,7 +41,8 @@ def test_the_pages_of_ops_have_the_same_headings(file):
 def test_every_op_with_a_kernel_has_a_page():
     kernels = {file.stem for file in (*ROOT.glob("kernels/[a-z]*.py"), *ROOT.glob("csrc/cpu/*.cpp"))}
     on_another_page = {"attention_qkv", "fingerprint"}  # attention's and encoder_layer's
-    assert kernels - on_another_page == {file.stem for file in PAGES}
+    candidates = {"linear_gelu"}  # the kernel of no op yet, kernels/_linear_gelu.py
+    assert kernels - on_another_page | candidates == {file.stem for file in PAGES}
 
 
 def test_the_readme_is_five_minutes_and_no_file_is_longer_than_its_reader():

@@ -1,4 +1,4 @@
-"""The candidate kernels/linear_gelu.py, which no op uses yet: values, gradients, memory, faults."""
+"""The candidate kernels/_linear_gelu.py, which no op uses yet: values, gradients, memory, faults."""
 
 import sys
 from itertools import product
@@ -13,7 +13,7 @@ from electra_fast import testing
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the harness is not installed
 
 from benchmarks.harness import candidates
-from electra_fast.kernels import linear_gelu as kernels
+from electra_fast.kernels import _linear_gelu as kernels
 
 ROOT = Path(__file__).parents[1]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -119,9 +119,9 @@ FAULTS = [
 @pytest.mark.skipif(not testing.interpreted(), reason="on a GPU a broken kernel may destroy the context")
 @pytest.mark.parametrize(("right", "wrong"), FAULTS, ids=[wrong.replace("\n", " ") for _, wrong in FAULTS])
 def test_the_check_sees(right, wrong, tmp_path, monkeypatch):
-    source = (ROOT / "kernels" / "linear_gelu.py").read_text()
+    source = (ROOT / "kernels" / "_linear_gelu.py").read_text()
     assert right in source, "the fault no longer fits the kernel"
-    broken = tmp_path / "linear_gelu.py"
+    broken = tmp_path / "_linear_gelu.py"
     broken.write_text(source.replace(right, wrong))
     module = load(broken, "broken_linear_gelu")
     for name in ("linear_gelu_fwd", "linear_gelu_bwd"):

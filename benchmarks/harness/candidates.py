@@ -17,7 +17,7 @@ from electra_fast.ops._operators import _lazy
 from electra_fast.testing import Example
 from electra_fast.testing.budget import judge
 
-linear_gelu_fwd, linear_gelu_bwd = (_lazy(f"linear_gelu:linear_gelu_{way}") for way in ("fwd", "bwd"))
+linear_gelu_fwd, linear_gelu_bwd = (_lazy(f"_linear_gelu:linear_gelu_{way}") for way in ("fwd", "bwd"))
 
 
 class _LinearGELU(torch.autograd.Function):

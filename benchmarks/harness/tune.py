@@ -16,7 +16,8 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from benchmarks.harness.machine import device
-from electra_fast.kernels import attention, linear_gelu
+from electra_fast.kernels import _linear_gelu as linear_gelu
+from electra_fast.kernels import attention
 
 BLOCKS = tuple(product((16, 32, 64, 128), (32, 64, 128)))
 WARPS, STAGES = (4, 8), (1, 2, 3)

@@ -24,7 +24,7 @@ def test_a_healthy_installation_is_right(capsys):
     ("kernel", "words"),
     [
         (lambda x, bias: x * 1.01, "exceeds the budget"),
-        (lambda x, bias: 1 / 0, "wrong: ZeroDivisionError: division by zero"),
+        (lambda x, bias: 1 / 0, "raised ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_wrong_kernel_is_named_and_the_others_are_examined(kernel, words, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from electra_fast import ops, testing
 from electra_fast.ops._operators import OPERATORS
 from electra_fast.testing import Example, distributions
-from electra_fast.testing.budget import assert_samples
+from electra_fast.testing.judge import assert_samples
 
 OP = "mlm_head"
 

@@ -17,20 +17,16 @@ import torch
 from electra_fast import ops
 from electra_fast.errors import must
 from electra_fast.ops import TORCH, Ops, _public
-from electra_fast.testing.budget import (
-    Judgement,
-    assert_within_budget,
-    check_example,
-    check_op,
-    judge_example,
-    run,
-)
+from electra_fast.testing.budget import Judgement, assert_within_budget
 from electra_fast.testing.cases import fuzz_op
+from electra_fast.testing.check import check_example, check_op
 from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
 from electra_fast.testing.example import Example
 from electra_fast.testing.examples import examples
+from electra_fast.testing.judge import judge_example, run
 from electra_fast.testing.memory import guarded_memory
 from electra_fast.testing.mutations import mutations
+from electra_fast.testing.report import Report
 
 OPS = Ops._fields
 HOST_RUN: set[str] = set()  # ops whose implementation `cuda` was compiled for the CPU, by tests/host
@@ -84,6 +80,7 @@ __all__ = [
     "TORCH",
     "Example",
     "Judgement",
+    "Report",
     "assert_within_budget",
     "check_dropout",
     "check_example",

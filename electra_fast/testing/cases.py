@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from electra_fast import reference
-from electra_fast.testing.budget import REPLAYED, check_function, judge, judge_example, run
+from electra_fast.testing.budget import judge
+from electra_fast.testing.check import check_function
+from electra_fast.testing.definition import REPLAYED
 from electra_fast.testing.example import DTYPES, NEVER_EXPANDED, Example
+from electra_fast.testing.judge import judge_example, run
 from electra_fast.testing.layouts import LAYOUTS
 
 SMALL = (0.0, 1e-40, 65504.0)

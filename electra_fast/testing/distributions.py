@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from electra_fast.testing.budget import sample_bounds
+from electra_fast.testing.judge import sample_bounds
 
 TESTS = 32  # number of chi-square tests in this file and its callers; none should fail by chance
 

@@ -1,8 +1,8 @@
 """One call of an op with its inputs, and its variants: other memory layouts, empty batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,14 @@ NEVER_EXPANDED = ("cu_seqlens", "positions", "table")
 CHANNEL_AXES = {"linear": 1, "add_norm": 1, "bias_gelu": 1, "mlm_head": 1, "attention": 2, "attention_qkv": 3}
 
 
+class Definition(NamedTuple):
+    """What a function is compared with."""
+
+    reference: Callable  # computes in the dtype of its inputs; it is run in float64
+    low: Callable  # the same mathematics in plain PyTorch, run in the inputs' own dtype
+    kinds: tuple[type, ...] = ()  # what may be returned, Tensor or a NamedTuple; empty: any tensors
+
+
 @dataclass(frozen=True)
 class Example:
     """The arguments of one call by name, and which of them need a gradient."""
@@ -28,6 +36,9 @@ class Example:
     exact: bool = field(default=False, kw_only=True)  # every result is determined by integers
     layout: str = field(default="", kw_only=True)  # of the upstream gradients, a key of LAYOUTS
     plain: "Example | None" = field(default=None, kw_only=True)  # the contiguous example of this variant
+    results: tuple[str, ...] | None = field(default=None, kw_only=True)  # those compared; None: all
+    extreme: bool = field(default=False, kw_only=True)  # not judged if plain PyTorch overflows
+    definition: Definition | None = field(default=None, kw_only=True)  # None: that of the op
 
     def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Example":
         """Return the example with its floating tensors in `dtype`, on `device`, in the same memory layout."""

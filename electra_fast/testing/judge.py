@@ -1,0 +1,205 @@
+"""Compare a function with a definition on one example: its results, its gradients, its samples."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from electra_fast import philox
+from electra_fast.testing.budget import LUCK, STATISTICAL, Judgement, judge
+from electra_fast.testing.definition import definition_of, results_by_name
+from electra_fast.testing.example import Example
+from electra_fast.testing.layouts import LAYOUTS, copied, with_layout_of
+
+NEIGHBOURS = 8  # inputs one rounding away, on which plain PyTorch is run in that case
+
+
+class Overflow(NotImplementedError):
+    """The values of an example are so large that nothing can be judged."""
+
+
+def run(function, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Call `function` on an example; return its results and its gradients by name.
+
+    The upstream gradients differ between elements, are the same for the same example, and are exact in every
+    dtype, so that their rounding is not part of the error.
+    """
+    args = {n: copied(x).requires_grad_() if n in example.gradients else x for n, x in example.args.items()}
+    before = {n: x.detach().clone() for n, x in args.items() if isinstance(x, Tensor)}
+    results = results_by_name(example, function(**args))
+    if example.results is not None:
+        results = {name: y for name, y in results.items() if name in example.results}
+    for name, x in before.items():
+        if not torch.equal(args[name].nan_to_num(), x.nan_to_num()):
+            raise AssertionError(f"{example.op} ({example.name}): {name} must not change, got another value")
+    generator = torch.Generator().manual_seed(len(example.name))
+    wanted = [y for y in results.values() if y.requires_grad]
+    gradients = {}
+    if wanted:
+        upstream = [
+            ((16 * torch.randn(y.shape, generator=generator)).round() / 16 + 0.5).to(y) for y in wanted
+        ]
+        if example.layout:
+            upstream = [LAYOUTS[example.layout](g) if g.dim() else g for g in upstream]
+        names = [name for name in example.gradients if args[name] is not None]
+        found = torch.autograd.grad(wanted, [args[name] for name in names], upstream, allow_unused=True)
+        gradients = {name: g for name, g in zip(names, found, strict=True) if g is not None}
+    return {name: y.detach() for name, y in results.items()}, gradients
+
+
+def sample_bounds(x, table, bias, targets, rng, temperature=1.0, disallow_correct=False, weights=None):
+    """Return float64 (cdf [M, V], u [M], tol [M]); sample s is right if cdf[s-1] - tol <= u < cdf[s] + tol.
+
+    `tol` is the largest error of float32 accumulation of the logits, per row.
+    """
+    x, table, bias = (t.detach().double().cpu() for t in (x, table, bias))
+    logits = (x @ table.T + bias) / temperature
+    if disallow_correct:
+        logits = logits.scatter(1, targets.cpu().long().clamp(min=0)[:, None], -torch.inf)
+    scale = (x.abs() @ table.abs().T + bias.abs()).amax(1) / temperature
+    return logits.softmax(-1).cumsum(-1), philox.uniforms(rng.cpu(), len(x)), 2e-7 + 2.0**-22 * scale
+
+
+def assert_samples(example: Example, samples: Tensor) -> None:
+    """Assert that the samples of `mlm_head` are inside the bracket of the float64 CDF for their uniforms."""
+    args = example.args
+    used = args["weights"].cpu() != 0
+    cdf, u, tol = sample_bounds(**{k: v for k, v in args.items() if k not in ("weights", "return_table")})
+    cdf = torch.cat([torch.zeros(len(cdf), 1), cdf], 1).double()
+    s = samples.cpu().long()
+    assert ((s >= 0) & (s < cdf.shape[1] - 1)).all(), (
+        f"mlm_head: a sample outside of the vocabulary: {s.tolist()}"
+    )
+    assert (s[~used] == 0).all(), "mlm_head: a sample other than 0 in an unused slot"
+    below, above = (cdf.gather(1, (s + i)[:, None])[:, 0] for i in (0, 1))
+    wrong = used & ~((below - tol <= u) & (u < above + tol))
+    assert not wrong.any(), (
+        f"mlm_head: slot {wrong.nonzero()[0].item()} drew {s[wrong][0]}, not the inverse CDF of its uniform"
+    )
+
+
+def _asserted(name: str, check: Callable[[], None]) -> Judgement:
+    """Return the judgement of a check that gives no number, only right or wrong."""
+    try:
+        check()
+    except AssertionError as error:
+        return Judgement(name, math.inf, str(error))
+    return Judgement(name, 0.0)
+
+
+def _equal(name: str, field: str, got: Tensor, wanted: Tensor) -> Judgement:
+    why = ""
+    if got.dtype != wanted.dtype:
+        why = f"{name}: dtype {got.dtype}, not {wanted.dtype}"
+    elif not torch.equal(got.cpu(), wanted.cpu()):
+        why = f"{name}: differs from the reference"
+    return Judgement(name, math.inf if why else 0.0, why, quantity=field)
+
+
+def _plain_errors(example: Example) -> dict[str, float]:
+    """Return the largest error of plain PyTorch on inputs that are one rounding away, by name."""
+    generator, errors = torch.Generator().manual_seed(0), {}
+
+    def moved(x):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        steps = torch.randint(-1, 2, x.shape, generator=generator)
+        return with_layout_of(x * (1 + steps * torch.finfo(x.dtype).eps).to(x.dtype), x)
+
+    for _ in range(NEIGHBOURS):
+        near = replace(example, args={name: moved(x) for name, x in example.args.items()})
+        refs = run(definition_of(example).reference, near.to(torch.float64))
+        lows = run(definition_of(example).low, near)
+        for ref, low in zip(refs, lows, strict=True):
+            for name in low.keys() & ref.keys():
+                error = (low[name].double() - ref[name].double()).abs().nan_to_num(0, 0, 0)
+                errors[name] = max(errors.get(name, 0.0), error.max().item() if error.numel() else 0.0)
+    return errors
+
+
+def _other_results(title: str, got: dict, wanted: dict) -> Judgement:
+    return Judgement(title, math.inf, f"{title}: must return {', '.join(wanted)}, got {', '.join(got)}")
+
+
+def judge_example(function, example: Example) -> list[Judgement]:
+    """Compare `function` with the reference on one example; return one judgement per result and gradient.
+
+    Errors that `function` raises are not caught.
+
+    Raises:
+        Overflow: the values of the example are extreme, and plain PyTorch overflows too.
+    """
+    got, got_gradients = run(function, example)
+    title, definition = f"{example.op} ({example.name})", definition_of(example)
+    if example.exact:
+        wanted, _ = run(definition.reference, example)
+        if got.keys() != wanted.keys():
+            return [_other_results(title, got, wanted)]
+        return [_equal(f"{title}.{field}", field, got[field], y) for field, y in wanted.items()]
+
+    cpu = example.to(device="cpu")
+    ref, ref_gradients = run(definition.reference, cpu.to(torch.float64))
+    low, low_gradients = run(definition.low, cpu)
+    if got.keys() != ref.keys():
+        return [_other_results(title, got, ref)]
+    if example.extreme and not all(y.isfinite().all() for y in (*low.values(), *low_gradients.values())):
+        raise Overflow("plain PyTorch overflows too")
+    plain_errors = functools.cache(functools.partial(_plain_errors, cpu))
+
+    def judged(name, field, got, ref, low, factor=2.0):
+        first = judge(name, got, ref, low, factor)
+        lucky = ref.numel() < STATISTICAL or first.ratio <= LUCK
+        if not first.why or got.shape != ref.shape or not lucky or field == "lse":
+            return first  # unused slots of `lse` may contain anything
+        return judge(name, got, ref, low, factor, plain_errors()[field])
+
+    found = []
+    for field, y in got.items():
+        name = f"{title}.{field}"
+        if y.dtype != low[field].dtype:
+            one = Judgement(name, math.inf, f"{name} has dtype {y.dtype}, not {low[field].dtype}")
+        elif field == "samples":
+            one = _asserted(name, functools.partial(assert_samples, example, y))
+        elif not y.is_floating_point():
+            one = _equal(name, field, y, ref[field])
+        elif field == "lse":  # unused slots have no meaning
+            used = cpu.args["weights"] != 0
+            one = judged(name, field, y.cpu()[used], ref["lse"][used], low["lse"][used])
+        else:
+            one = judged(name, field, y, ref[field], low[field])
+        found.append(one._replace(quantity=field))
+
+    wanted = set(ref_gradients)
+    if set(got_gradients) != wanted:
+        why = f"{title}: gradients of {sorted(got_gradients)}, not {sorted(wanted)}"
+        return [*found, Judgement(f"{title}: gradients", math.inf, why, quantity="gradients")]
+    for field, g in got_gradients.items():
+        name, dtype = f"{title}: gradient of {field}", example.args[field].dtype
+        if g.dtype != dtype:
+            why = f"{title}: the gradient of {field} has dtype {g.dtype}, not {dtype}"
+            one = Judgement(name, math.inf, why)
+        else:
+            wanted_g = ref_gradients[field]
+            one = judged(name, field, g, wanted_g, low_gradients.get(field, wanted_g), factor=3.0)
+        found.append(one._replace(quantity=f"gradient of {field}"))
+    return found
+
+
+def _wrong(function, example: Example) -> bool:
+    try:
+        return any(judgement.why for judgement in judge_example(function, example))
+    except Exception:  # an error is wrong too
+        return True
+
+
+def blame(function, example: Example) -> str:
+    """Name the arguments whose memory layout makes an example wrong that is right with contiguous tensors."""
+    plain, layout = example.plain, example.layout
+    if plain is None or _wrong(function, plain):
+        return ""
+    alone = [name for name in plain.tensors() if _wrong(function, plain.laid_out(layout, name))]
+    alone += ["the upstream gradient"] if _wrong(function, replace(plain, layout=layout)) else []
+    return f"; contiguous tensors are right, {layout} are wrong: {', '.join(alone) or 'these together'}"

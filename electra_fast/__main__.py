@@ -1,4 +1,4 @@
-"""The command line: `python -m electra_fast info`, `… doctor`, `… pretrain`."""
+"""The command line: `python -m electra_fast info`, `… doctor`, `… check`, `… pretrain`."""
 
 import argparse
 import re
@@ -11,12 +11,14 @@ from electra_fast.errors import must
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m electra_fast", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="which implementation serves each op here, and why")
-    commands.add_parser("doctor", help="check that everything computes correctly here, and how fast")
-    _add_pretrain(commands.add_parser("pretrain", help="train a discriminator on a folder of text"))
+    add = parser.add_subparsers(dest="command", required=True).add_parser
+    add("info", help="which implementation serves each op here, and why")
+    add("doctor", help="check that everything computes correctly here, and how fast")
+    _add_check(add("check", help="compare your function with an op, example by example"))
+    _add_pretrain(add("pretrain", help="train a discriminator on a folder of text"))
     options = vars(parser.parse_args(arguments))
-    command = {"info": _info, "doctor": _doctor, "pretrain": _pretrain}[options.pop("command")]
+    commands = {"info": _info, "doctor": _doctor, "check": _check, "pretrain": _pretrain}
+    command = commands[options.pop("command")]
     default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         command(**options)
@@ -40,6 +42,38 @@ def _doctor() -> None:
     from electra_fast.doctor import examine
 
     sys.exit(examine())
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    def names(text: str) -> list[str]:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+    parser.add_argument("function", metavar="MODULE:FUNCTION", help="your function, called with keywords")
+    parser.add_argument("--op", help="the op that it computes; default: the function's name")
+    adapter = "how the function is called as the op: a name such as sdpa, or module:function"
+    parser.add_argument("--adapter", metavar="NAME", help=adapter)
+    without = "what it does not support, such as dropout,packed,gradients: these examples are left out"
+    parser.add_argument("--without", type=names, default=[], metavar="NAMES", help=without)
+    own = "it draws its own random numbers, which are judged as a distribution"
+    parser.add_argument("--own-random", action="store_true", help=own)
+    dtypes = "the floating dtypes; default: float32,bfloat16,float16"
+    parser.add_argument("--dtypes", type=names, metavar="NAMES", help=dtypes)
+    checks = "further checks, such as determinism,memory,strided; or all"
+    parser.add_argument("--checks", type=names, default=[], metavar="NAMES", help=checks)
+    parser.add_argument("--device", help="cuda, cuda:1, cpu; default: a GPU if there is one")
+    parser.add_argument("--seed", type=int, help="of the example inputs; default: a new one")
+    parser.add_argument("--json", metavar="FILE", help="write the report there")
+    parser.add_argument("--html", metavar="FILE", help="write the report there as a page with a picture")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds per example (default: 60)")
+    no_isolate = "run in this process, for a debugger: a crash or a hang then ends the check"
+    parser.add_argument("--no-isolate", action="store_true", help=no_isolate)
+
+
+def _check(function: str, own_random: bool, without: list[str], no_isolate: bool, **options) -> None:
+    from electra_fast.testing import command
+
+    supports = dict.fromkeys(without, False) | ({"random": "own"} if own_random else {})
+    sys.exit(command.check(function, supports=supports, isolate=not no_isolate, **options))
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:

@@ -19,9 +19,9 @@ from electra_fast.errors import must
 from electra_fast.ops import TORCH, Ops, _public
 from electra_fast.testing.budget import Judgement, assert_within_budget
 from electra_fast.testing.cases import fuzz_op
-from electra_fast.testing.check import check_example, check_op
+from electra_fast.testing.check import check, check_example, check_op, report
 from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
-from electra_fast.testing.example import Example
+from electra_fast.testing.example import DTYPES, Example
 from electra_fast.testing.examples import examples
 from electra_fast.testing.judge import judge_example, run
 from electra_fast.testing.memory import guarded_memory
@@ -75,6 +75,7 @@ def implementations(op: str, device: str | None = None) -> dict:
 
 
 __all__ = [
+    "DTYPES",
     "HOST_RUN",
     "OPS",
     "TORCH",
@@ -82,6 +83,7 @@ __all__ = [
     "Judgement",
     "Report",
     "assert_within_budget",
+    "check",
     "check_dropout",
     "check_example",
     "check_masker",
@@ -95,5 +97,6 @@ __all__ = [
     "interpreted",
     "judge_example",
     "mutations",
+    "report",
     "run",
 ]

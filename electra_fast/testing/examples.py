@@ -5,6 +5,8 @@ row of padding, NaN in unused slots, and odd sizes. `extremes.py` adds constant 
 `variants` adds empty batches and other memory layouts.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from electra_fast import reference
@@ -250,9 +252,13 @@ _MAKERS = (
 )  # fmt: skip
 
 
-def examples(op: str, seed: int = 0) -> list[Example]:
-    """Return the examples of one op; they depend only on the seed."""
+def examples(op: str, seed: int = 0, supported: Callable[[Example], bool] = lambda _: True) -> list[Example]:
+    """Return the examples of one op as a list; they depend only on the seed.
+
+    Empty batches and other memory layouts are made of those that `supported` accepts.
+    """
     generator = torch.Generator().manual_seed(seed)
     makers = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
     found = list(makers[op](generator))
-    return [*found, *EXTREMES.get(op, lambda _: ())(generator), *variants(found)]
+    extremes = EXTREMES.get(op, lambda _: ())(generator)
+    return [*found, *extremes, *variants([example for example in found if supported(example)])]

@@ -10,12 +10,12 @@ were findings.
 
 import argparse
 import importlib
-import multiprocessing
 import random
 import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from electra_fast import testing
 from electra_fast.errors import must
 from electra_fast.tables import text_table
 from electra_fast.testing.cases import Outcome, judge_case
+from electra_fast.testing.child import Child, Died
+from electra_fast.testing.importing import imported
 
 ENOUGH = 10  # findings, after which an op of an implementation is not run again
 
@@ -36,68 +38,33 @@ def host_run() -> None:
         importlib.import_module("host").install()
 
 
-def function_of(op: str, implementation: str):
+def function_of(op: str, implementation: str) -> Callable:
     """Return an implementation by its name or "module:function"; raise ValueError if it does not exist."""
     if ":" in implementation:
-        module, _, name = implementation.partition(":")
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:  # an empty name gives a ValueError
-            got = f"{implementation}: {type(error).__name__}: {error}"
-            raise ValueError(must("--implementation", "be an importable module:function", got)) from None
-        if not callable(function):
-            got = f"{implementation} of type {type(function).__name__}"
-            raise ValueError(must("--implementation", "name a function", got))
-        return function
+        return imported("--implementation", implementation)
     return testing.implementations(op)[implementation]
 
 
-def serve(pipe) -> None:
-    """Judge the cases that arrive through a pipe; this is the child process."""
+def judges() -> Callable[[str, str, int], Outcome]:
+    """Return the function that judges one case; this runs in the child process."""
     warnings.simplefilter("ignore")  # the cases overflow on purpose
     testing.interpret()
     host_run()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe.send("ready")
-    while True:
-        op, implementation, seed = pipe.recv()
+
+    def judge(op: str, implementation: str, seed: int) -> Outcome:
         small = device == "cpu" and implementation in ("triton", "cuda")
-        pipe.send(judge_case(op, function_of(op, implementation), seed, small=small, device=device))
+        return judge_case(op, function_of(op, implementation), seed, small=small, device=device)
+
+    return judge
 
 
-class Child:
-    """A process that judges cases one by one; it is started when needed."""
-
-    def __init__(self, limit: float):
-        self.limit, self.process = limit, None
-
-    def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other,), daemon=True)
-        self.process.start()
-        other.close()
-        self.pipe.recv()
-
-    def stop(self) -> int:
-        """End the process; return its exit code, which is negative for a signal."""
-        self.process.join(timeout=1)
-        self.process.kill()
-        self.process.join()
-        code, self.process = self.process.exitcode, None
-        return code
-
-    def judge(self, op: str, implementation: str, seed: int) -> Outcome:
-        if self.process is None:
-            self.start()
-        try:
-            self.pipe.send((op, implementation, seed))
-            if self.pipe.poll(self.limit):
-                return self.pipe.recv()
-        except (EOFError, ConnectionError):
-            return Outcome(f"the process ended with exit code {self.stop()}")
-        self.stop()
-        return Outcome(f"no result within {self.limit:.0f} seconds")
+def judged(child: Child, op: str, implementation: str, seed: int) -> Outcome:
+    """Return the outcome of a case; the end of its process is a finding."""
+    try:
+        return child.ask(op, implementation, seed)
+    except Died as error:
+        return Outcome(str(error))
 
 
 def pairs_of(op: str | None, implementation: str | None) -> list[tuple[str, str]]:
@@ -112,8 +79,8 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
     """Run cases until the time is over, or one seed; return the counts of cases, refusals and findings."""
     from tqdm import tqdm
 
-    child, spent = Child(limit), Counter()
-    child.start()  # the start takes seconds, which should not count for a case
+    child, spent = Child(limit, judges), Counter()
+    child.start()
     cases, refused, findings = Counter(), Counter(), Counter()
     first = random.randrange(2**31) if seed is None else seed
     waiting, began = list(pairs), time.monotonic()
@@ -124,7 +91,7 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
             name, op = pair
             bar.set_postfix_str(f"{name} {op}, {findings.total()} findings", refresh=False)
             start, number = time.monotonic(), first + cases[pair]
-            outcome = child.judge(op, name, number)
+            outcome = judged(child, op, name, number)
             elapsed = time.monotonic() - start
             spent[name] += elapsed
             spent[pair] += elapsed
@@ -139,8 +106,7 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
             if seed is not None or findings[pair] >= ENOUGH:
                 waiting.remove(pair)
             bar.update(min(time.monotonic() - began, seconds) - bar.n)
-    if child.process:
-        child.process.kill()
+    child.close()
     return cases, refused, findings
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from electra_fast import philox
+from electra_fast.errors import must
 from electra_fast.testing.budget import LUCK, STATISTICAL, Judgement, judge
 from electra_fast.testing.definition import definition_of, results_by_name
 from electra_fast.testing.example import Example
@@ -19,6 +20,10 @@ NEIGHBOURS = 8  # inputs one rounding away, on which plain PyTorch is run in tha
 
 class Overflow(NotImplementedError):
     """The values of an example are so large that nothing can be judged."""
+
+
+class BadReference(ValueError):
+    """The reference of an example fails, so nothing can be compared with it."""
 
 
 def run(function, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -120,6 +125,15 @@ def _plain_errors(example: Example) -> dict[str, float]:
     return errors
 
 
+def _defined(function, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Run a definition, whose errors are not those of the function that is compared."""
+    try:
+        return run(function, example)
+    except Exception as error:
+        got = f"{type(error).__name__}: {str(error).partition(chr(10))[0]} ({example.name})"
+        raise BadReference(must(f"{example.op}: the reference", "run on every example", got)) from error
+
+
 def _other_results(title: str, got: dict, wanted: dict) -> Judgement:
     return Judgement(title, math.inf, f"{title}: must return {', '.join(wanted)}, got {', '.join(got)}")
 
@@ -135,14 +149,14 @@ def judge_example(function, example: Example) -> list[Judgement]:
     got, got_gradients = run(function, example)
     title, definition = f"{example.op} ({example.name})", definition_of(example)
     if example.exact:
-        wanted, _ = run(definition.reference, example)
+        wanted, _ = _defined(definition.reference, example)
         if got.keys() != wanted.keys():
             return [_other_results(title, got, wanted)]
         return [_equal(f"{title}.{field}", field, got[field], y) for field, y in wanted.items()]
 
     cpu = example.to(device="cpu")
-    ref, ref_gradients = run(definition.reference, cpu.to(torch.float64))
-    low, low_gradients = run(definition.low, cpu)
+    ref, ref_gradients = _defined(definition.reference, cpu.to(torch.float64))
+    low, low_gradients = _defined(definition.low, cpu)
     if got.keys() != ref.keys():
         return [_other_results(title, got, ref)]
     if example.extreme and not all(y.isfinite().all() for y in (*low.values(), *low_gradients.values())):

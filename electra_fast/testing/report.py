@@ -10,7 +10,6 @@ from typing import NamedTuple
 from electra_fast.tables import text_table
 
 RIGHT, WRONG, RAISED, UNSUPPORTED = VERDICTS = ("right", "wrong", "raised", "unsupported")
-OWN = "draws its own random numbers, which are judged as a distribution"
 
 
 class Row(NamedTuple):

@@ -22,6 +22,7 @@ from electra_fast.testing.adapters import ADAPTERS, adapter_of
 from electra_fast.testing.example import Example
 
 Supports = Mapping[str, Any]
+OWN = "draws its own random numbers, which are judged as a distribution"
 
 
 def dtype_of(example: Example) -> str:
@@ -84,15 +85,15 @@ def _given(example: Example, name: str) -> Any:
 
 def unsupported(example: Example, supports: Supports) -> str:
     """Return what the example has that is not supported, or an empty string."""
+    if supports.get("random") == "own" and (example.exact or example.args.get("dropout", 0) > 0):
+        return OWN
     for name, allowed in supports.items():
         if allowed is True or name in SPECIAL:
             continue
         value = FEATURES[name](example) if name in FEATURES else _given(example, name)
-        if allowed is False:
-            present = value is not None and value is not False
-            if present:
-                return f"{name}"
-        elif value not in allowed:
+        if allowed is False and value is not None and value is not False:
+            return name
+        if allowed is not False and value not in allowed:
             return f"{name}={value}"
     return ""
 
@@ -121,11 +122,11 @@ def fit(
     if adapter is not None:
         wrap, known = adapter_of(call, op, adapter)
         function, declared = wrap(function), {**known, **declared}
-    names = _parameters(function)
+    names = parameters(function)
     if names is None:
         return function, declared
     wanted = defaults(op)
-    own = ("rng",) if declared.get("random") == "own" else ()
+    own = ("rng", "stream") if declared.get("random") == "own" else ()
     required = [n for n, default in wanted.items() if default is inspect.Parameter.empty and n not in own]
     lacking = [name for name in required if name not in names]
     unknown = [name for name, p in names.items() if p.default is p.empty and name not in wanted]
@@ -146,10 +147,10 @@ def fit(
     def with_known_arguments(**args):
         return function(**{name: x for name, x in args.items() if name in names})
 
-    return with_known_arguments, {**{name: False for name in absent if name not in own}, **declared}
+    return with_known_arguments, {**declared, **{name: False for name in absent if name not in own}}
 
 
-def _parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
+def parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
     """Return the parameters that can be passed by name; None if any can, or if there is no signature."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -1,0 +1,67 @@
+"""A process that answers questions one by one, so that a crash or a hang ends it and not the caller."""
+
+import multiprocessing
+from collections.abc import Callable
+
+
+class Died(Exception):
+    """The process ended or did not answer in time; the message says how."""
+
+
+def _serve(pipe, prepare: Callable, arguments: tuple) -> None:
+    answer = prepare(*arguments)
+    pipe.send("ready")
+    while True:
+        pipe.send(answer(*pipe.recv()))
+
+
+class Child:
+    """Answers with the function that `prepare(*arguments)` returns in a new process.
+
+    The process is started when needed, and again after it died. `prepare` and the arguments are pickled.
+    """
+
+    def __init__(self, limit: float, prepare: Callable, *arguments):
+        self.limit, self.prepare, self.arguments, self.process = limit, prepare, arguments, None
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        target = (other, self.prepare, self.arguments)
+        self.process = context.Process(target=_serve, args=target, daemon=True)
+        self.process.start()
+        other.close()
+        try:
+            self.pipe.recv()  # the start takes seconds, which should not count for an answer
+        except EOFError:
+            raise Died(f"the process could not start: {self.stop()}") from None
+
+    def stop(self) -> str:
+        """End the process; return how it ended."""
+        self.process.join(timeout=1)
+        self.process.kill()
+        self.process.join()
+        code, self.process = self.process.exitcode, None
+        return f"the process ended with exit code {code}"
+
+    def ask(self, *question):
+        """Return the answer.
+
+        Raises:
+            Died: the process ended, or has not answered within the limit.
+        """
+        if self.process is None:
+            self.start()
+        try:
+            self.pipe.send(question)
+            if self.pipe.poll(self.limit):
+                return self.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise Died(self.stop()) from None
+        self.stop()
+        raise Died(f"no result within {self.limit:.0f} seconds")
+
+    def close(self) -> None:
+        """End the process without waiting for it."""
+        if self.process is not None:
+            self.process.kill()

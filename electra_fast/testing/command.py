@@ -1,0 +1,51 @@
+"""`python -m electra_fast check`: print the report of a function, and write it to files."""
+
+from pathlib import Path
+
+import torch
+
+from electra_fast import testing
+from electra_fast.errors import must
+from electra_fast.testing.importing import imported
+
+
+def check(
+    function: str, *, op: str | None, device: str | None, dtypes: list[str] | None,
+    json: str | None, html: str | None, **options,
+) -> int:  # fmt: skip
+    """Print the report; return 0 if something is right and nothing is wrong, else 1.
+
+    Raises:
+        ValueError: an option is wrong.
+    """
+    testing.interpret()
+    name = imported("check", function).__name__
+    if op is None and name not in testing.OPS:
+        rule, remedy = "be given", f"one of {', '.join(testing.OPS)}"
+        raise ValueError(must("check: --op", rule, f"a function called {name}", remedy))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for option, file in (("--json", json), ("--html", html)):
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise ValueError(must(f"check: {option}", "name a file in an existing folder", file))
+    try:
+        found = testing.report(
+            op or name, function, device=device, dtypes=_dtypes(dtypes), progress=True, **options
+        )
+    except TypeError as error:  # another signature
+        raise ValueError(error) from None
+    print(found)
+    if json is not None:
+        found.to_json(json)
+    if html is not None:
+        found.to_html(html)
+    return 0 if found.ok else 1
+
+
+def _dtypes(names: list[str] | None) -> list[torch.dtype] | None:
+    if names is None:
+        return None
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in testing.DTYPES}
+    for name in names:
+        if name not in known:
+            raise ValueError(must("check: --dtypes", f"be some of {', '.join(known)}", name))
+    return [known[name] for name in names]

@@ -18,9 +18,18 @@ from electra_fast.testing.child import Child, Died
 from electra_fast.testing.example import Definition, Example
 from electra_fast.testing.examples import examples
 from electra_fast.testing.importing import imported
-from electra_fast.testing.judge import BadReference, Overflow, blame, judge_example, run
+from electra_fast.testing.judge import BadReference, Overflow, blame, defined, judge_example
 from electra_fast.testing.report import RAISED, RIGHT, UNSUPPORTED, WRONG, Report, Row
-from electra_fast.testing.supports import OWN, Supports, checked, dtype_of, fit, parameters, unsupported
+from electra_fast.testing.supports import (
+    OWN,
+    Supports,
+    checked,
+    declaration,
+    dtype_of,
+    fit,
+    parameters,
+    unsupported,
+)
 
 
 def check_function(call: str, op: str, function) -> None:
@@ -40,7 +49,7 @@ def check_example(function, example: Example) -> None:
 # --- one example --------------------------------------------------------------------------------------------
 
 
-def rows_of(function: Callable, example: Example, supports: Supports) -> list[Row]:
+def rows_of(function: Callable, supports: Supports, example: Example) -> list[Row]:
     """Return the rows of one example; an error of the function is a row too."""
     row = functools.partial(Row, *title_of(example))
     if reason := unsupported(example, supports):
@@ -152,10 +161,9 @@ class Subject(NamedTuple):
             found = examples(self.op, self.seed, lambda example: not unsupported(example, supports))
         chosen = []
         for example in found:
-            used = {example.args[name].dtype for name in example.gradients}
-            if self.dtypes is None or not used or used & set(self.dtypes):
+            if _has_dtype(example, self.dtypes):
                 chosen.append(example.to(device=self.device))
-                yield Task(*title_of(example), functools.partial(rows_of, function, chosen[-1], supports))
+                yield Task(*title_of(example), functools.partial(rows_of, function, supports, chosen[-1]))
 
 
 def _found(subject: Subject, isolate: bool, limit: float, progress: bool) -> Iterator[list[Row]]:
@@ -246,12 +254,15 @@ def report(
 def check_op(
     op: str, function: Callable, *, adapter=None, supports: Supports | None = None, seed: int | None = None,
     device: str = "cpu", dtypes: Iterable[torch.dtype] | None = None,
-) -> None:  # fmt: skip
+) -> Report:  # fmt: skip
     """Compare an implementation of an op with the reference: `check_op("rtd_loss", my_function)`.
 
     It is `report` with an assertion, and ends with the first example that is wrong.
 
     Args: those of `report`. The seed is part of the error message.
+
+    Returns:
+        the report, which lists what is not supported.
 
     Raises:
         AssertionError: an integer result differs from the reference, an error exceeds the budget (the
@@ -266,6 +277,34 @@ def check_op(
         found.rows += task.rows()
         found.assert_nothing_wrong()
     found.assert_right()
+    return found
+
+
+def kernel_examples(
+    op: str, *, adapter: Callable | str | None = None, supports: Supports | None = None, seed: int = 0,
+    device: str | None = None, dtypes: Collection[torch.dtype] | None = None,
+) -> dict[str, Callable[[Callable], list[Row]]]:  # fmt: skip
+    """Return by name, for each example of an op, the function that compares a function with it.
+
+    Args: those of `report`; without `device` a GPU is used if there is one.
+    """
+    check_function("kernel", op, len)
+    declared = declaration("kernel", op, adapter, supports)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = examples(op, seed, lambda example: not unsupported(example, declared))
+
+    def compare(example: Example, function: Callable) -> list[Row]:
+        check_function("kernel", op, function)
+        return rows_of(*fit("kernel", op, function, adapter, supports), example.to(device=device))
+
+    return {
+        e.name.replace("torch.", ""): functools.partial(compare, e) for e in chosen if _has_dtype(e, dtypes)
+    }
+
+
+def _has_dtype(example: Example, dtypes: Collection[torch.dtype] | None) -> bool:
+    used = {example.args[name].dtype for name in example.gradients}
+    return dtypes is None or not used or bool(used & set(dtypes))
 
 
 def check(
@@ -338,7 +377,7 @@ def _as_examples(
     if names is not None and (other := [argument for argument in found[0].args if argument not in names]):
         got = f"({', '.join(names)}), which lacks {', '.join(other)}"
         raise TypeError(must(f"check: {name}", "accept the inputs by name", got, "rename the inputs"))
-    results, _ = run(definition.reference, found[0].to(torch.float64, "cpu"))
+    results, _ = defined(definition.reference, found[0].to(torch.float64, "cpu"))
     floats = {y.dtype for y in results.values() if y.is_floating_point()}
     if floats - {torch.float64}:
         rule, remedy = "compute in the dtype of its inputs", "do not cast inside it"

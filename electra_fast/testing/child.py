@@ -1,6 +1,7 @@
 """A process that answers questions one by one, so that a crash or a hang ends it and not the caller."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 
 
@@ -42,7 +43,8 @@ class Child:
         self.process.kill()
         self.process.join()
         code, self.process = self.process.exitcode, None
-        return f"the process ended with exit code {code}"
+        name = f" ({signal.Signals(-code).name})" if code < 0 else ""
+        return f"the process ended with exit code {code}{name}"
 
     def ask(self, *question):
         """Return the answer.

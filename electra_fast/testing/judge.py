@@ -125,7 +125,7 @@ def _plain_errors(example: Example) -> dict[str, float]:
     return errors
 
 
-def _defined(function, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def defined(function, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run a definition, whose errors are not those of the function that is compared."""
     try:
         return run(function, example)
@@ -149,14 +149,14 @@ def judge_example(function, example: Example) -> list[Judgement]:
     got, got_gradients = run(function, example)
     title, definition = f"{example.op} ({example.name})", definition_of(example)
     if example.exact:
-        wanted, _ = _defined(definition.reference, example)
+        wanted, _ = defined(definition.reference, example)
         if got.keys() != wanted.keys():
             return [_other_results(title, got, wanted)]
         return [_equal(f"{title}.{field}", field, got[field], y) for field, y in wanted.items()]
 
     cpu = example.to(device="cpu")
-    ref, ref_gradients = _defined(definition.reference, cpu.to(torch.float64))
-    low, low_gradients = _defined(definition.low, cpu)
+    ref, ref_gradients = defined(definition.reference, cpu.to(torch.float64))
+    low, low_gradients = defined(definition.low, cpu)
     if got.keys() != ref.keys():
         return [_other_results(title, got, ref)]
     if example.extreme and not all(y.isfinite().all() for y in (*low.values(), *low_gradients.values())):

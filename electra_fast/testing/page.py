@@ -4,14 +4,15 @@ import html
 import math
 from collections.abc import Iterator
 
-from electra_fast.testing.report import RIGHT, VERDICTS, Report, Row
+from electra_fast.testing.report import RAISED, RIGHT, UNSUPPORTED, WRONG, Report, Row
 
 LEAST, MOST = 1e-3, 1e3  # of the picture's axis; numbers outside are drawn at its ends
 LEFT, WIDTH, LINE = 190, 560, 26  # pixels: the labels, the axis, a row of the picture
 COLORS = {"float32": "#2b6cb0", "bfloat16": "#2f855a", "float16": "#b7791f"}
 OTHER = "#6b46c1"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a202c }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 td, th { padding: 2px 12px 2px 0; text-align: left; border-bottom: 1px solid #e2e8f0; vertical-align: top }
 .wrong, .raised { color: #c53030; font-weight: 600 } .unsupported { color: #718096 }
@@ -25,12 +26,11 @@ def page(report: Report) -> str:
     """Return the page. It loads nothing from elsewhere."""
     title = html.escape(f"{report.function} as {report.subject}")
     where = html.escape(f"on {report.device}, seed {report.seed}, {report.seconds:.0f} s")
-    bad = [row for row in report.rows if row.verdict in ("wrong", "raised")]
+    bad = [row for row in report.rows if row.verdict in (WRONG, RAISED)]
     parts = [f"<h1>{title}</h1><p>{html.escape(report.summary())}; {where}</p>"]
     parts += [picture(report.rows)] if any(row.ratio for row in report.rows) else []
-    parts += (
-        ["<h2>Wrong</h2>", *(f'<p class="wrong">{html.escape(row.why)}</p>' for row in bad)] if bad else []
-    )
+    if bad:
+        parts += ["<h2>Wrong</h2>", *(f'<p class="wrong">{html.escape(row.why)}</p>' for row in bad)]
     parts += ["<h2>All rows</h2>", _table(report.rows)]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
@@ -53,9 +53,8 @@ def picture(rows: list[Row]) -> str:
     dtypes = list(dict.fromkeys(row.dtype for row in rows if row.ratio))
     for i, dtype in enumerate(dtypes):
         x, color = LEFT + 100 * i, COLORS.get(dtype, OTHER)
-        parts.append(
-            f'<circle cx="{x}" cy="12" r="4" fill="{color}"/><text x="{x + 8}" y="16">{dtype}</text>'
-        )
+        parts.append(f'<circle cx="{x}" cy="12" r="4" fill="{color}"/>')
+        parts.append(f'<text x="{x + 8}" y="16">{dtype}</text>')
     for i, quantity in enumerate(quantities):
         y = LINE * (i + 1.5)
         parts.append(f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{html.escape(quantity)}</text>')
@@ -80,14 +79,11 @@ def _x(ratio: float) -> float:
 
 
 def _table(rows: list[Row]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in (*Row._fields[:3], "verdict", *Row._fields[5:], "why"))
-    lines = []
-    for row in sorted(
-        rows, key=lambda row: (-VERDICTS.index(row.verdict) % len(VERDICTS), -(row.ratio or 0))
-    ):
+    order = (WRONG, RAISED, RIGHT, UNSUPPORTED)
+    head = ("example", "dtype", "quantity", "verdict", "error", "budget", "ratio", "why")
+    lines = ["".join(f"<th>{name}</th>" for name in head)]
+    for row in sorted(rows, key=lambda row: (order.index(row.verdict), -(row.ratio or 0))):
         numbers = ("" if x is None else f"{x:.3g}" for x in (row.error, row.budget, row.ratio))
         cells = (row.example, row.dtype, row.quantity, row.verdict, *numbers, row.why)
-        lines.append(
-            f'<tr class="{row.verdict}">' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
-        )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        lines.append("".join(f'<td class="{row.verdict}">{html.escape(cell)}</td>' for cell in cells))
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

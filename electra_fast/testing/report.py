@@ -12,6 +12,9 @@ from electra_fast.tables import text_table
 RIGHT, WRONG, RAISED, UNSUPPORTED = VERDICTS = ("right", "wrong", "raised", "unsupported")
 
 
+SHOWN = 12  # errors that are printed
+
+
 class Row(NamedTuple):
     """One result or gradient of one example, or a whole example that has none."""
 
@@ -80,8 +83,9 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.function} as {self.subject} on {self.device}, seed {self.seed}", ""]
         lines += [text_table(self._cells()), ""] if self.rows else []
-        for verdict in (WRONG, RAISED):
-            lines += [f"{verdict}: {row.why}" for row in self.of(verdict)]
+        bad = [f"{row.verdict}: {row.why}" for row in self.rows if row.verdict in (WRONG, RAISED)]
+        lines += bad[:SHOWN]
+        lines += [f"and {len(bad) - SHOWN} more, which to_json and to_html have"] if bad[SHOWN:] else []
         reasons = Counter(row.why for row in self.of(UNSUPPORTED))
         lines += [f"unsupported: {why} ({count} rows)" for why, count in reasons.items()]
         return "\n".join([*lines, f"{self.summary()}; {self.seconds:.0f} s"])

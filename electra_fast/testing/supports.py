@@ -98,6 +98,14 @@ def unsupported(example: Example, supports: Supports) -> str:
     return ""
 
 
+def declaration(
+    call: str, op: str, adapter: str | Callable | None, supports: Supports | None
+) -> dict[str, Any]:
+    """Return what is declared by the user, or else by the adapter."""
+    known = {} if adapter is None else adapter_of(call, op, adapter)[1]
+    return {**known, **checked(call, op, supports)}
+
+
 def fit(
     call: str,
     op: str,
@@ -118,10 +126,9 @@ def fit(
         TypeError: the signature is another one; the message shows the difference.
         ValueError: the adapter or a name in `supports` is unknown.
     """
-    declared = checked(call, op, supports)
+    declared = declaration(call, op, adapter, supports)
     if adapter is not None:
-        wrap, known = adapter_of(call, op, adapter)
-        function, declared = wrap(function), {**known, **declared}
+        function = adapter_of(call, op, adapter)[0](function)
     names = parameters(function)
     if names is None:
         return function, declared

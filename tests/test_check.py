@@ -55,10 +55,10 @@ def test_the_tanh_form_of_gelu_is_wrong_by_its_known_distance():
 
     report = testing.report("bias_gelu", tanh, dtypes=F32, seed=0)
     wrong = {row.example for row in report.of(WRONG)}
-    assert not report.ok and wrong >= {"a batch", "transposed"}
+    assert not report.ok and wrong >= {"contiguous", "transposed"}
     row = next(row for row in report.of(WRONG) if row.quantity == "result")
     assert "error 0.00047" in row.why and row.ratio > 100  # |tanh form - erf form| is at most 4.8e-4
-    with pytest.raises(AssertionError, match=r"bias_gelu \(a batch.*exceeds the budget.*\[seed 0\]"):
+    with pytest.raises(AssertionError, match=r"bias_gelu \(contiguous.*exceeds the budget.*\[seed 0\]"):
         report.assert_right()
 
 
@@ -104,10 +104,7 @@ def plain_attention(q, k, v, causal=False):
 def test_arguments_that_the_function_lacks_are_listed_as_unsupported():
     report = testing.report("attention", plain_attention, dtypes=F32, seed=0)
     assert report.ok and reasons(report) == {"key_mask", "scale", "cu_seqlens"}
-    assert {row.example for row in report.of(RIGHT)} >= {
-        "no mask D=64",
-        "no mask D=64, every argument offset",
-    }
+    assert any("every argument offset" in row.example for row in report.of(RIGHT))
     assert "unsupported: key_mask" in str(report)
 
 

@@ -1,6 +1,6 @@
 """Compile Triton kernels for one architecture without a GPU, called by their own launchers.
 
-    TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops 1.0
+    TRITON_INTERPRET=0 python -m benchmarks.static.aot 90 ops,attention 1.0
 
 A stand-in driver reports the architecture, and each launch stops after compilation, so argument types,
 alignment and launch shapes are the real ones. Prints one JSON object per compiled kernel. Runs in its own
@@ -27,22 +27,22 @@ PARTS = ("ops", "attention")  # of launches.py; `packed` compiles no other kerne
 COUNTING = [Path(module.__file__).read_bytes() for module in (gpus, sass)]
 
 
-def compiled(arch: int, part: str, share: float = 1.0) -> list[dict]:
-    """Return one row per kernel that a part of launches.py compiles for sm_<arch>.
+def compiled(arch: int, *parts: str, share: float = 1.0) -> list[dict]:
+    """Return one row per kernel that parts of launches.py compile for sm_<arch>, all in one process.
 
     Args:
         arch: 90 for sm_90.
-        part: a key of `launches.LAUNCHES`.
+        parts: keys of `launches.LAUNCHES`.
         share: the fraction compiled of those kernels that figures.json has from the same source and compiler.
     """
     # Triton's settings would change the figures.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k == "TRITON_CACHE_DIR"}
-    command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), part, str(share)]
+    command = [sys.executable, "-m", "benchmarks.static.aot", str(arch), ",".join(parts), str(share)]
     # Line numbers would make the machine code depend on comments and on the path of the sources.
     environment = {**kept, "TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"static: {part} does not compile for sm_{arch}\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"static: {parts} do not compile for sm_{arch}\n{done.stderr[-3000:]}")
     return named_apart([json.loads(line) for line in done.stdout.splitlines()])
 
 
@@ -50,7 +50,7 @@ def named_apart(rows: list[dict]) -> list[dict]:
     """Number the rows whose variants have the same text, because they differ in lengths or alignment only."""
     seen: dict[tuple, int] = {}
     for row in rows:
-        key = (row["kernel"], row["variant"])
+        key = (row["part"], row["kernel"], row["variant"])
         seen[key] = seen.get(key, 0) + 1
         row["variant"] += f" ({seen[key]})" if seen[key] > 1 else ""
     return rows
@@ -165,12 +165,13 @@ if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET") == "0", "an interpreted kernel is not compiled"
     from benchmarks.static.launches import LAUNCHES
 
-    arch, part, share = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    arch, parts, share = int(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
     rows = figures.load()["rows"] if share < 1 else []
     committed = {row["source"]: row for row in rows if row["arch"] == arch}
 
     def known(hash: str) -> bool:
         return source(hash) in committed and random.random() >= share
 
-    for kernel in kernels_of(arch, LAUNCHES[part], known):
-        print(json.dumps(row_of(arch, part, kernel, committed)))
+    for part in parts:
+        for kernel in kernels_of(arch, LAUNCHES[part], known):
+            print(json.dumps(row_of(arch, part, kernel, committed)))

@@ -213,7 +213,7 @@ def _linear(g):
 def _bias_gelu(g):
     for dtype in DTYPES:
         args = {"x": _normal(g, 5, 7, 300, dtype=dtype), "bias": _normal(g, 300)}
-        yield Example("bias_gelu", f"a batch {dtype}", args, ("x", "bias"))
+        yield Example("bias_gelu", f"contiguous {dtype}", args, ("x", "bias"))
         args = {"x": _normal(g, 48, 33, dtype=dtype).t(), "bias": _normal(g, 48, dtype=dtype)}
         yield Example("bias_gelu", f"transposed {dtype}", args, ("x", "bias"))
 

@@ -215,6 +215,8 @@ setup(
         "electra_fast.hf",
         "electra_fast.ops",
         "electra_fast.testing",
+        "electra_fast.testing.checks",
+        "electra_fast.testing.distributions",
         "electra_fast.train",
         "electra_fast.kernels",
     ],

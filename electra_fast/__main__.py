@@ -60,6 +60,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", type=names, metavar="NAMES", help=dtypes)
     checks = "further checks, such as determinism,memory,strided; or all"
     parser.add_argument("--checks", type=names, default=[], metavar="NAMES", help=checks)
+    cases = "random cases after the examples, with larger sizes (default: 24)"
+    parser.add_argument("--cases", type=int, default=24, help=cases)
     parser.add_argument("--device", help="cuda, cuda:1, cpu; default: a GPU if there is one")
     parser.add_argument("--seed", type=int, help="of the example inputs; default: a new one")
     parser.add_argument("--json", metavar="FILE", help="write the report there")

@@ -20,7 +20,7 @@ ORDER += [
     "pretrained",
     "model",
 ]
-ORDER += ["data", "train", "hf", "accuracy", "testing", "doctor", "__main__"]
+ORDER += ["data", "train", "hf", "accuracy", "testing", "doctor", "pytest_plugin", "__main__"]
 # The same within train/.
 TRAIN = ["__init__", "checkpoint", "recipe", "run_folder", "warm_start", "loader", "corpus", "interruption"]
 TRAIN += ["metrics", "logger", "divergence", "optimizer", "log_window", "evaluation", "step", "pretrain"]
@@ -89,3 +89,10 @@ def test_optional_packages_are_imported_where_used():
         for statement in tree.body:
             if not isinstance(statement, definitions) and not file.startswith(ADAPTERS):
                 assert not third_party(statement) & OPTIONAL, f"{file}:{statement.lineno}"
+
+
+def test_the_library_has_no_assert_statement():
+    """pytest rewrites the assertions of a package that has a plugin, and would change its messages."""
+    for file, tree in parse("electra_fast/**/*.py").items():
+        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        assert not lines, f"{file}:{lines}: raise AssertionError instead"

@@ -1,10 +1,13 @@
-"""Test kernels against the reference: example inputs, an error budget, statistics, planted faults.
+"""Check kernels against a definition: reports, an error budget, statistics, planted faults.
 
-Any function with the signature of an op can be tested:
+Any function with the signature of an op can be checked, and any other function with its own reference:
 
-    testing.check_op("rtd_loss", my_function)  # values and gradients, in every dtype
+    print(testing.report("rtd_loss", my_function))  # what is right, wrong and not supported
+    testing.check_op("rtd_loss", my_function)  # the same as an assertion
+    testing.check(my_softmax, reference, testing.inputs({"x": testing.Floats("T", "W")}))
     testing.fuzz_op("rtd_loss", my_function, seconds=60)  # random shapes, layouts and extreme values
     testing.check_masker(my_mask_tokens)  # counts, uniformity, independence
+    testing.bites(my_function, check)  # faults in the source of its Triton kernels: which does a check find?
 
 Without a GPU, call `testing.interpret()` before Triton is imported, to run Triton kernels on the CPU.
 """
@@ -17,12 +20,15 @@ import torch
 from electra_fast import ops
 from electra_fast.errors import must
 from electra_fast.ops import TORCH, Ops, _public
+from electra_fast.testing.bites import bites
 from electra_fast.testing.budget import Judgement, assert_within_budget
 from electra_fast.testing.cases import fuzz_op
 from electra_fast.testing.check import check, check_example, check_op, report
+from electra_fast.testing.checks import CHECKS
 from electra_fast.testing.distributions import check_dropout, check_masker, check_sampler
 from electra_fast.testing.example import DTYPES, Example
 from electra_fast.testing.examples import examples
+from electra_fast.testing.inputs import Booleans, Floats, Integers, inputs
 from electra_fast.testing.judge import judge_example, run
 from electra_fast.testing.memory import guarded_memory
 from electra_fast.testing.mutations import mutations
@@ -75,14 +81,19 @@ def implementations(op: str, device: str | None = None) -> dict:
 
 
 __all__ = [
+    "CHECKS",
     "DTYPES",
     "HOST_RUN",
     "OPS",
     "TORCH",
+    "Booleans",
     "Example",
+    "Floats",
+    "Integers",
     "Judgement",
     "Report",
     "assert_within_budget",
+    "bites",
     "check",
     "check_dropout",
     "check_example",
@@ -93,6 +104,7 @@ __all__ = [
     "fuzz_op",
     "guarded_memory",
     "implementations",
+    "inputs",
     "interpret",
     "interpreted",
     "judge_example",

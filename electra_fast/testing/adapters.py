@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from electra_fast import baseline
 from electra_fast.errors import must
-from electra_fast.reference import RTDLoss
+from electra_fast.reference import MaskedTokens, MLMHead, RTDLoss, rate, slot_count
 
 
 class Adapter(NamedTuple):
@@ -49,9 +52,55 @@ def _norm(call: Callable) -> Callable[[Callable], Callable]:
     return wrap
 
 
+def _dropout(function: Callable) -> Callable:
+    def add_norm(x, residual, weight, bias, *, eps, dropout=0.0):
+        options = {"eps": eps, "dropout": dropout, "drop": lambda x, p, rng, stream: function(x, p)}
+        return baseline.add_norm(x, residual, weight, bias, **options)
+
+    return add_norm
+
+
+def _labels(function: Callable) -> Callable:
+    def mask_tokens(ids, candidates, *, mask_id, key_mask=None):
+        candidates = candidates if key_mask is None else candidates & key_mask
+        masked, labels = function(ids.clone(), candidates)  # such functions often overwrite their argument
+        B, L = ids.shape
+        used = labels != -100
+        # The op has a fixed number of slots per row; a function may mask more positions than that.
+        N = max(slot_count(ids[:1], rate(0.15), None), int(used.sum(1).max()))
+        positions = (~used).to(torch.uint8).argsort(dim=1, stable=True)[:, :N]
+        weights = used.gather(1, positions)
+        targets = labels.gather(1, positions).masked_fill(~weights, 0)
+        flat = (positions + L * torch.arange(B, device=ids.device)[:, None]).masked_fill(~weights, 0)
+        return MaskedTokens(masked, flat.flatten(), targets.flatten(), weights.flatten().float())
+
+    return mask_tokens
+
+
+def _logits(x: Tensor, table: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
+    return F.linear(x.masked_fill(weights[:, None] == 0, 0), table, bias.to(x.dtype))
+
+
+def _sampler(function: Callable) -> Callable:
+    def mlm_head(x, table, bias, targets, weights, *, temperature=1.0):
+        samples = function(_logits(x, table, bias, weights), temperature)
+        return MLMHead(None, samples.to(targets.dtype), None, None)
+
+    return mlm_head
+
+
+def _cross_entropy(function: Callable) -> Callable:
+    def mlm_head(x, table, bias, targets, weights, rng, *, temperature=1.0, disallow_correct=False):
+        logits, target = _logits(x, table, bias, weights).float(), targets.long().masked_fill(weights == 0, 0)
+        rows = function(logits, target, reduction="none")
+        return MLMHead((weights / weights.sum() * rows).sum(), None, None, None)
+
+    return mlm_head
+
+
 def _rtd(function: Callable) -> Callable:
-    def rtd_loss(logits, replaced, weights=None):
-        return RTDLoss(function(logits, replaced, weights), None)
+    def rtd_loss(logits, replaced):
+        return RTDLoss(function(logits.float(), replaced.float()), None)  # in float32, as under autocast
 
     return rtd_loss
 
@@ -74,6 +123,33 @@ ADAPTERS: dict[str, dict[str, Adapter]] = {
             {},
         ),
         "norm": Adapter("(x, weight, bias, eps)", _norm(lambda f, *args: f(*args)), {}),
+        "dropout": Adapter("(input, p), as torch.nn.functional.dropout", _dropout, {"random": "own"}),
+    },
+    "mask_tokens": {
+        "labels": Adapter(
+            "(ids, candidates) [B, L] -> (masked ids, labels), which are -100 where a token is not masked; "
+            "with [MASK] = 103, mask_prob 0.15 and keep_prob 0.15",
+            _labels,
+            {"random": "own"},
+        ),
+    },
+    "mlm_head": {
+        "sampler": Adapter(
+            "(logits, temperature) [M, V] -> ids [M]", _sampler, {"random": "own", "results": ("samples",)}
+        ),
+        "cross_entropy": Adapter(
+            "(logits, targets, reduction='none') -> losses [M], as torch.nn.functional.cross_entropy",
+            _cross_entropy,
+            {"results": ("loss",)},
+        ),
+    },
+    "rtd_loss": {
+        "bce": Adapter(
+            "(logits, labels), both float32, -> mean loss, as binary_cross_entropy_with_logits",
+            _rtd,
+            # PyTorch's mean of nothing is NaN, and its float32 sum overflows before the definition's.
+            {"results": ("loss",), "empty": False, "extremes": False},
+        ),
     },
 }
 

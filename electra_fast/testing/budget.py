@@ -28,19 +28,26 @@ class Judgement(NamedTuple):
     """One result or gradient of one example, compared with the reference."""
 
     name: str
-    ratio: float  # error divided by budget, the larger quotient of the two lines above; right up to 1
+    ratio: float  # error / budget, the larger quotient of the two lines above; right up to 1, NaN: not judged
     why: str = ""  # the error in words, empty if the result is right
     error: float = math.nan  # the two numbers of that line; NaN where there is only right or wrong
     budget: float = math.nan
     quantity: str = ""  # "loss", "gradient of x": the name without that of the example
 
+    def assert_right(self) -> None:
+        """Raise AssertionError if the result is wrong."""
+        if self.why:
+            raise AssertionError(self.why)
+
 
 def judge(
-    name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0, plain_error: float = 0.0
-) -> Judgement:
+    name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0,
+    plain_error: float = 0.0, plain_norm: float = 0.0,
+) -> Judgement:  # fmt: skip
     """Compare the error of `got` with `factor` times that of `low`; name the worst element.
 
-    `plain_error` is the largest error of plain PyTorch, if it is larger than that of `low`.
+    `plain_error` and `plain_norm` are the largest error of plain PyTorch and its relative L2 norm, if they
+    are larger than those of `low`.
     """
     if got.shape != ref.shape:
         why = f"{name}: shape {list(got.shape)}, the reference has {list(ref.shape)}"
@@ -72,11 +79,12 @@ def judge(
     if found.ratio > 1:
         found = found._replace(
             why=f"{name}: error {found.error:.3g} exceeds the budget {found.budget:.3g} at "
-            f"{[int(i) for i in worst]}: got {got[worst]:.6g}, the reference has {ref[worst]:.6g}"
+            f"{[int(i) for i in worst]}: got {got[worst]:.9g}, the reference has {ref[worst]:.9g}"
         )
     if ref.numel() >= STATISTICAL and ref.norm() > 0:
         relative = ((got - ref).norm() / ref.norm()).item()
-        allowed = factor * max(((low - ref).norm() / ref.norm()).item(), eps / 4) + 4 * 2.0**-23
+        plain = max(((low - ref).norm() / ref.norm()).item(), plain_norm)
+        allowed = factor * max(plain, eps / 4) + 4 * 2.0**-23
         why = found.why
         if relative > allowed:
             why = why or f"{name}: relative L2 error {relative:.3g} exceeds the budget {allowed:.3g}"
@@ -89,4 +97,4 @@ def judge(
 def assert_within_budget(name: str, got: Tensor, ref: Tensor, low: Tensor, factor: float = 2.0) -> None:
     """Raise AssertionError if `got` is further from `ref` than `factor` times what `low` is."""
     judgement = judge(name, got, ref, low, factor)
-    assert not judgement.why, judgement.why
+    judgement.assert_right()

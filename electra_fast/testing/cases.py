@@ -15,8 +15,7 @@ from torch import Tensor
 
 from electra_fast import reference
 from electra_fast.testing.budget import judge
-from electra_fast.testing.check import check_function
-from electra_fast.testing.definition import REPLAYED
+from electra_fast.testing.definition import REPLAYED, check_function
 from electra_fast.testing.example import DTYPES, NEVER_EXPANDED, Example
 from electra_fast.testing.judge import judge_example, run
 from electra_fast.testing.layouts import LAYOUTS
@@ -267,6 +266,16 @@ def _judge_run(function, example: Example) -> str:
     return "" if legal else f"a sample outside of the vocabulary: {samples.tolist()}"
 
 
+def judge_ordinary(function, example: Example) -> str:
+    """Return the error of an ordinary case that exceeds `MARGIN` times the budget, or an empty string."""
+    wrong = [j for j in judge_example(function, example) if j.why and j.ratio > MARGIN]
+    # If terms cancel, plain PyTorch may be exact by chance. A wrong sample or NaN has an infinite ratio.
+    if any(math.isfinite(j.ratio) for j in wrong):
+        found = _judge_roughly(function, example, factor=3.0, extreme=False)
+        wrong = [j for j in wrong if not math.isfinite(j.ratio) or found.get(j.name, j.why)]
+    return wrong[0].why if wrong else ""
+
+
 def judge_case(op: str, function, seed: int, *, small: bool = False, device: str = "cpu") -> Outcome:
     """Run one case and judge it. An ordinary case must be within `MARGIN` times the error budget.
 
@@ -281,12 +290,7 @@ def judge_case(op: str, function, seed: int, *, small: bool = False, device: str
         if kind == "extreme" and not example.exact:
             found = _judge_roughly(function, example, LENIENT, extreme=True)
             return Outcome(next(filter(None, found.values()), ""))
-        wrong = [j for j in judge_example(function, example) if j.why and j.ratio > MARGIN]
-        # If terms cancel, plain PyTorch may be exact by chance. A wrong sample or NaN has an infinite ratio.
-        if any(math.isfinite(j.ratio) for j in wrong):
-            found = _judge_roughly(function, example, factor=3.0, extreme=False)
-            wrong = [j for j in wrong if not math.isfinite(j.ratio) or found.get(j.name, j.why)]
-        return Outcome(wrong[0].why if wrong else "")
+        return Outcome(judge_ordinary(function, example))
     except REFUSALS as error:
         if str(error).startswith(op.removesuffix("_qkv")):  # attention_qkv runs the kernel of attention
             return Outcome(refused=str(error))
@@ -313,6 +317,7 @@ def fuzz_op(op: str, function, *, seconds: float = 60, seed: int | None = None, 
     end, cases = time.monotonic() + seconds, 0
     while not cases or time.monotonic() < end:
         finding = judge_case(op, function, seed + cases, device=device).finding
-        assert not finding, f"{op} [seed {seed + cases}]: {finding}"
+        if finding:
+            raise AssertionError(f"{op} [seed {seed + cases}]: {finding}")
         cases += 1
     return cases

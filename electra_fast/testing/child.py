@@ -1,15 +1,25 @@
 """A process that answers questions one by one, so that a crash or a hang ends it and not the caller."""
 
+import ctypes
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Died(Exception):
     """The process ended or did not answer in time; the message says how."""
 
 
+class NoStart(Exception):
+    """The process ended before its first answer."""
+
+
 def _serve(pipe, prepare: Callable, arguments: tuple) -> None:
+    if sys.platform == "linux":  # end with the parent, also if that is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answer = prepare(*arguments)
     pipe.send("ready")
     while True:
@@ -35,7 +45,7 @@ class Child:
         try:
             self.pipe.recv()  # the start takes seconds, which should not count for an answer
         except EOFError:
-            raise Died(f"the process could not start: {self.stop()}") from None
+            raise NoStart(self.stop()) from None
 
     def stop(self) -> str:
         """End the process; return how it ended."""
@@ -50,6 +60,7 @@ class Child:
         """Return the answer.
 
         Raises:
+            NoStart: the process cannot start.
             Died: the process ended, or has not answered within the limit.
         """
         if self.process is None:

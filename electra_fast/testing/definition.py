@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 from torch import Tensor
 
 from electra_fast import baseline, philox, reference
-from electra_fast.ops import TORCH
+from electra_fast.ops import TORCH, Ops
 from electra_fast.testing.example import Definition, Example
 
 # Plain PyTorch with the dropout masks of the kernels, so that results can be compared.
@@ -14,6 +14,14 @@ _with_dropout = ("embed", "attention", "attention_qkv", "add_norm")
 REPLAYED = TORCH._replace(
     **{op: functools.partial(getattr(baseline, op), drop=philox.drop) for op in _with_dropout}
 )
+
+
+def check_function(call: str, op: str, function) -> None:
+    """Check the name of an op and that a function is callable; `call` begins the error message."""
+    if op not in Ops._fields:
+        raise ValueError(f"{call}: op must be one of {', '.join(Ops._fields)}, got {op}")
+    if not callable(function):
+        raise TypeError(f"{call}: function must be callable, got {type(function).__name__}")
 
 
 def definition_of(example: Example) -> Definition:

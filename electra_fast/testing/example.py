@@ -37,7 +37,10 @@ class Example:
     layout: str = field(default="", kw_only=True)  # of the upstream gradients, a key of LAYOUTS
     plain: "Example | None" = field(default=None, kw_only=True)  # the contiguous example of this variant
     results: tuple[str, ...] | None = field(default=None, kw_only=True)  # those compared; None: all
+    special: bool = field(default=False, kw_only=True)  # constant rows or extreme values
     extreme: bool = field(default=False, kw_only=True)  # not judged if plain PyTorch overflows
+    stable: bool = field(default=False, kw_only=True)  # as far away as a rounding of the inputs is right
+    nudge: float = field(default=0.0, kw_only=True)  # relative change of the upstream gradients
     definition: Definition | None = field(default=None, kw_only=True)  # None: that of the op
 
     def to(self, dtype: torch.dtype | None = None, device: str | None = None) -> "Example":
@@ -50,6 +53,10 @@ class Example:
 
         plain = self.plain and self.plain.to(dtype, device)
         return replace(self, args={name: moved(x) for name, x in self.args.items()}, plain=plain)
+
+    def as_stable(self) -> "Example":
+        """Return the example for a function that may be as far away as a rounding of the inputs."""
+        return replace(self, stable=True, plain=self.plain and self.plain.as_stable())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that the call reads, by name."""

@@ -6,6 +6,7 @@ row of padding, NaN in unused slots, and odd sizes. `extremes.py` adds constant 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -216,6 +217,8 @@ def _bias_gelu(g):
         yield Example("bias_gelu", f"contiguous {dtype}", args, ("x", "bias"))
         args = {"x": _normal(g, 48, 33, dtype=dtype).t(), "bias": _normal(g, 48, dtype=dtype)}
         yield Example("bias_gelu", f"transposed {dtype}", args, ("x", "bias"))
+    args = {"x": _normal(g, 3, 1030), "bias": _normal(g, 1030)}
+    yield Example("bias_gelu", "wide", args, ("x", "bias"))
 
 
 def _mlm_head_arguments(g, M, V, E, dtype, bias_dtype=torch.float32):
@@ -260,5 +263,5 @@ def examples(op: str, seed: int = 0, supported: Callable[[Example], bool] = lamb
     generator = torch.Generator().manual_seed(seed)
     makers = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
     found = list(makers[op](generator))
-    extremes = EXTREMES.get(op, lambda _: ())(generator)
+    extremes = (replace(example, special=True) for example in EXTREMES.get(op, lambda _: ())(generator))
     return [*found, *extremes, *variants([example for example in found if supported(example)])]

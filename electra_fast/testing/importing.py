@@ -21,8 +21,8 @@ def imported(option: str, name: str) -> Callable:
         function = importlib.import_module(module)
         for part in attribute.split("."):  # also a method of a class: "module:Class.apply"
             function = getattr(function, part)
-    except (ImportError, AttributeError, ValueError) as error:  # an empty name gives a ValueError
-        got = f"{name}: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # of any type: the module runs code of its own
+        got = f"{name}: {type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(must(option, "be an importable module:function", got)) from None
     if not callable(function):
         got = f"{name} of type {type(function).__name__}"

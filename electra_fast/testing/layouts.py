@@ -36,7 +36,7 @@ def strided(x: Tensor) -> Tensor:
 
 def expanded(x: Tensor) -> Tensor:
     """Return the last entry of the first axis, repeated along this axis with stride 0."""
-    last = x[-1:].expand_as(x)
+    last = x[-1:].expand_as(x) if x.dim() else x
     return with_layout_of(last, last)
 
 

@@ -11,9 +11,9 @@ aten = torch.ops.aten
 
 
 class _Guard(TorchDispatchMode):
-    def __init__(self, poison: float):
+    def __init__(self, poison: float, who: str):
         super().__init__()
-        self.poison, self.buffers = poison, []
+        self.poison, self.who, self.buffers = poison, who, []
         self.integer = 77 if math.isnan(poison) else 44  # for integer tensors; odd means True
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -35,19 +35,19 @@ class _Guard(TorchDispatchMode):
         for buffer, value in self.buffers:
             for edge in (buffer[:MARGIN], buffer[-MARGIN:]):
                 intact = edge.isnan().all() if math.isnan(value) else (edge == value).all()
-                assert intact, (
-                    f"a kernel wrote outside of a tensor of {buffer.numel() - 2 * MARGIN} {buffer.dtype}"
-                )
+                size = buffer.numel() - 2 * MARGIN
+                if not intact:
+                    raise AssertionError(f"{self.who} wrote outside of a tensor of {size} {buffer.dtype}")
 
 
 @contextlib.contextmanager
-def guarded_memory(poison: float = math.nan):
+def guarded_memory(poison: float = math.nan, who: str = "a kernel"):
     """Fill uninitialized tensors with `poison`, and raise AssertionError for a write outside of them.
 
     A result that differs between NaN and another poison was read before it was written. Memory that compiled
-    code allocates itself is not guarded.
+    code allocates itself is not guarded. `who` is the subject of the message.
     """
-    guard = _Guard(poison)
+    guard = _Guard(poison, who)
     with guard:
         yield
     guard.check()

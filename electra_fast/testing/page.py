@@ -28,6 +28,7 @@ def page(report: Report) -> str:
     where = html.escape(f"on {report.device}, seed {report.seed}, {report.seconds:.0f} s")
     bad = [row for row in report.rows if row.verdict in (WRONG, RAISED)]
     parts = [f"<h1>{title}</h1><p>{html.escape(report.summary())}; {where}</p>"]
+    parts += [f"<p>{html.escape(report.note)}</p>"] if report.note else []
     parts += [picture(report.rows)] if any(row.ratio for row in report.rows) else []
     if bad:
         parts += ["<h2>Wrong</h2>", *(f'<p class="wrong">{html.escape(row.why)}</p>' for row in bad)]

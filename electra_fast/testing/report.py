@@ -38,6 +38,7 @@ class Report:
     seed: int
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
+    note: str = ""  # what a reader must know about the rows
 
     def of(self, verdict: str) -> list[Row]:
         """Return the rows with this verdict."""
@@ -87,7 +88,8 @@ class Report:
         lines += bad[:SHOWN]
         lines += [f"and {len(bad) - SHOWN} more, which to_json and to_html have"] if bad[SHOWN:] else []
         reasons = Counter(row.why for row in self.of(UNSUPPORTED))
-        lines += [f"unsupported: {why} ({count} rows)" for why, count in reasons.items()]
+        lines += [f"unsupported: {why} ({n} row{'s' * (n > 1)})" for why, n in reasons.items()]
+        lines += [f"note: {self.note}"] if self.note else []
         return "\n".join([*lines, f"{self.summary()}; {self.seconds:.0f} s"])
 
     def _cells(self) -> list[list[str]]:

@@ -14,12 +14,14 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from electra_fast import reference
 from electra_fast.errors import must
 from electra_fast.testing.adapters import ADAPTERS, adapter_of
 from electra_fast.testing.example import Example
+from electra_fast.testing.layouts import LAYOUTS
 
 Supports = Mapping[str, Any]
 OWN = "draws its own random numbers, which are judged as a distribution"
@@ -31,6 +33,11 @@ def dtype_of(example: Example) -> str:
     return str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
 
 
+def _layout(example: Example) -> str:
+    plain = all(x.is_contiguous() for x in example.tensors().values())
+    return "contiguous" if plain else "transposed"
+
+
 FEATURES: dict[str, Callable[[Example], Any]] = {
     "dropout": lambda example: example.args.get("dropout", 0) > 0,
     "packed": lambda example: example.args.get("cu_seqlens") is not None,
@@ -38,14 +45,18 @@ FEATURES: dict[str, Callable[[Example], Any]] = {
     "empty": lambda example: any(not x.numel() for x in example.tensors().values()),
     "dtypes": dtype_of,
     "head_dims": lambda example: next(iter(example.args.values())).shape[-1],
-    "layouts": lambda example: example.layout or "contiguous",
+    "layouts": lambda example: example.layout or _layout(example),
+    "extremes": lambda example: example.special,
 }
 SPECIAL = {
     "gradients": "False, or the names of the arguments that get one",
     "results": "the names of the results that are returned",
     "random": '"own" if it does not use the counters of docs/usage.md; then it is judged as a distribution',
 }
-SAYS = {"dtypes": lambda dtype: str(dtype).removeprefix("torch.")}
+VALUES = {
+    "dtypes": ("float32", "bfloat16", "float16", "float64"),
+    "layouts": ("contiguous", *LAYOUTS),
+}
 
 
 @functools.cache
@@ -56,21 +67,31 @@ def defaults(op: str) -> dict[str, Any]:
 
 def checked(call: str, op: str, supports: Supports | None) -> dict[str, Any]:
     """Return a declaration after checking its names and values."""
-    supports = dict(supports or {})
-    arguments = defaults(op) if hasattr(reference, op) else {}
+    if not isinstance(supports, Mapping | None):
+        rule, remedy = "be a dict", 'for example {"dropout": False}'
+        raise TypeError(must(f"{call}: supports", rule, repr(supports), remedy))
+    supports, arguments = dict(supports or {}), defaults(op) if hasattr(reference, op) else {}
     known = {*FEATURES, *SPECIAL, *arguments}
     for name, value in supports.items():
         if name not in known:
             rule = f"name one of {', '.join(sorted(known))}"
             raise ValueError(must(f"{call}: supports", rule, repr(name)))
+        title = f"{call}: supports[{name!r}]"
         if name == "random":
             if value != "own":
-                raise ValueError(must(f"{call}: supports['random']", "be 'own'", repr(value)))
+                raise ValueError(must(title, "be 'own'", repr(value)))
+        elif name == "results" and isinstance(value, bool):
+            raise ValueError(must(title, "be names of results", repr(value)))
         elif not isinstance(value, bool) and (isinstance(value, str) or not isinstance(value, Collection)):
             rule, remedy = "be a bool or a collection of the supported values", f"for example ({value!r},)"
-            raise ValueError(must(f"{call}: supports[{name!r}]", rule, repr(value), remedy))
-        if name in SAYS and not isinstance(value, bool):
-            supports[name] = tuple(SAYS[name](one) for one in value)
+            raise ValueError(must(title, rule, repr(value), remedy))
+        elif not isinstance(value, bool):
+            supports[name] = tuple(
+                str(one).removeprefix("torch.") if name == "dtypes" else one for one in value
+            )
+            legal = VALUES.get(name) or (tuple(arguments) if name == "gradients" else ())
+            if legal and (other := [one for one in supports[name] if one not in legal]):
+                raise ValueError(must(title, f"have only {', '.join(legal)}", repr(other[0])))
     return supports
 
 
@@ -85,8 +106,6 @@ def _given(example: Example, name: str) -> Any:
 
 def unsupported(example: Example, supports: Supports) -> str:
     """Return what the example has that is not supported, or an empty string."""
-    if supports.get("random") == "own" and (example.exact or example.args.get("dropout", 0) > 0):
-        return OWN
     for name, allowed in supports.items():
         if allowed is True or name in SPECIAL:
             continue
@@ -96,6 +115,13 @@ def unsupported(example: Example, supports: Supports) -> str:
         if allowed is not False and value not in allowed:
             return f"{name}={value}"
     return ""
+
+
+def not_compared(example: Example, supports: Supports) -> str:
+    """Return why the values of the example cannot be compared, or an empty string."""
+    if supports.get("random") == "own" and (example.exact or example.args.get("dropout", 0) > 0):
+        return OWN
+    return unsupported(example, supports)
 
 
 def declaration(
@@ -129,6 +155,8 @@ def fit(
     declared = declaration(call, op, adapter, supports)
     if adapter is not None:
         function = adapter_of(call, op, adapter)[0](function)
+        if not callable(function):
+            raise TypeError(must(f"{call}: adapter", "return a function", type(function).__name__))
     names = parameters(function)
     if names is None:
         return function, declared
@@ -159,6 +187,8 @@ def fit(
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter] | None:
     """Return the parameters that can be passed by name; None if any can, or if there is no signature."""
+    function = getattr(function, "_init_fn", function)  # of a torch.library.custom_op
+    function = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a function of C

@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, metavar="FILE", help="write the results there instead of build/bench")
     p.add_argument("--lines", type=Path, metavar="FILE", help="append each result to it immediately")
     p.add_argument("--stage", default="", help="the stage that the lines name")
+    own = "check a function of yours and time it too; may be given several times"
+    p.add_argument("--provider", action="append", default=[], metavar="NAME=MODULE:FUNCTION", help=own)
+    adapter = "of your functions, if they are not called as the op: a name, such as sdpa, or MODULE:FUNCTION"
+    p.add_argument("--adapter", metavar="NAME", help=adapter)
+    p.add_argument("--baseline", type=Path, metavar="FILE", help="compare with an earlier run's --json FILE")
     p.add_argument("--verbose", action="store_true", help="print each case, all numbers and whole failures")
     return p
 
@@ -58,16 +63,22 @@ def measure(options: argparse.Namespace) -> int:
     import pytest
 
     from benchmarks import STARTED
+    from benchmarks.harness import compare, yours
     from benchmarks.harness.machine import ROOT, budget, device_slug
     from benchmarks.harness.progress import Progress
     from benchmarks.report.runs import read
     from benchmarks.report.text import summary, table
 
+    yours.give(options.provider, options.only, options.adapter)
+    options.only = options.only or "|".join(yours.GIVEN)
+    before = compare.baseline(options.baseline, yours.GIVEN) if options.baseline else None
     file = results_file(options, device_slug())
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".part")  # replaces the last result when it is complete
     unfinished.unlink(missing_ok=True)
-    arguments = [str(HERE), f"--rootdir={ROOT}", "-rN", "-W", "ignore"]
+    # With providers of a user only the cases of their ops run: `attention` without `attention_qkv`.
+    files = [str(HERE / f"bench_{op}.py") for op in yours.GIVEN] or [str(HERE)]
+    arguments = [*files, f"--rootdir={ROOT}", "-rN", "-W", "ignore"]
     arguments += ["--benchmark-quiet", f"--benchmark-json={unfinished}"]
     arguments += ["-vv"] if options.verbose else ["-qq", "--tb=no"]
     arguments += [] if options.budget is None else [f"--budget={options.budget}"]
@@ -96,7 +107,12 @@ def measure(options: argparse.Namespace) -> int:
         print(f"stopped: {shown} was not changed", file=sys.stderr)
         return int(status)
     print(f"\nall numbers: {shown}\nas a page: python -m benchmarks report {shown} --out report.html")
-    return int(status)
+    if before is None:
+        return int(status)
+    print()
+    compare.check(str(options.baseline), before, str(shown), result)
+    slower = compare.show(before, result, compare.THRESHOLD)
+    return int(status) or slower
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness.candidates import LinearGELUGate, linear_gelu, plain
-from benchmarks.harness.cases import BOTH, FLOPS, FORWARD, Call, Case, Run, once, parametrize
+from benchmarks.harness.cases import BOTH, FLOPS, FORWARD, Call, Case, Run, parametrize
 from benchmarks.harness.gate import Errors
 from benchmarks.harness.inputs import CUDA, STEPS, Make
 from electra_fast import ops
@@ -74,7 +74,7 @@ class LinearGELUCase(Case):
         with torch.set_grad_enabled(self.passes == BOTH):
             if provider not in self.errors:
                 self.errors[provider] = self.gate.check(function)
-        return once(function, self.call, self.passes)
+        return self.call.once(function, self.passes)
 
     def info(self, provider: str) -> dict[str, Any]:
         work = self.call.forward + (self.call.backward if self.passes == BOTH else 0)

@@ -13,6 +13,7 @@ from benchmarks.harness.inputs import REHEARSAL
 from benchmarks.harness.machine import budget, device, info
 from benchmarks.harness.progress import Progress
 from benchmarks.harness.runner import CLOCK, Runner
+from benchmarks.harness.yours import facts
 from benchmarks.report.runs import SCHEMA
 
 RUNNER = pytest.StashKey[Runner]()
@@ -103,7 +104,7 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["budget"] = budget(config.getoption("budget"))
     output_json["only"], output_json["quick"] = config.getoption("only"), config.getoption("quick")
     output_json["seconds"] = time.monotonic() - STARTED
-    output_json |= config.stash[REFUSED]
+    output_json |= config.stash[REFUSED] | facts()
     for benchmark in output_json["benchmarks"]:
         del benchmark["stats"]["data"]  # extra_info contains the quantiles
 

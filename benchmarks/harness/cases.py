@@ -21,13 +21,17 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.harness import compiled, gate
+from benchmarks.harness.clock import once
 from benchmarks.harness.inputs import SIZES, Make, Size
 from benchmarks.harness.machine import bound, device
 from benchmarks.harness.providers import COMPILED, LATE
+from benchmarks.harness.yours import GIVEN, Yours
 from benchmarks.rivals import require
 from electra_fast import ops
 from electra_fast.ops import TORCH
 from electra_fast.ops._operators import served_by
+from electra_fast.testing import Example
+from electra_fast.testing.supports import unsupported
 
 BYTES, FLOPS = "B/s", "FLOP/s"
 FORWARD, BOTH = "forward", "forward+backward"
@@ -37,7 +41,9 @@ Functions = dict[str, Callable]
 class Round(enum.IntEnum):
     """The order of a run. Imprecise ratios are measured again after all of these."""
 
-    OPS = 1  # each op and its plain PyTorch form, once; measured even when the budget is spent
+    # Each op and its plain PyTorch form, once, and every case of a provider of a user: measured even when the
+    # budget is spent.
+    OPS = 1
     STEP = 2
     OTHERS = 3
     RIVALS = 4  # rivals and compiled providers
@@ -79,6 +85,10 @@ class Call(NamedTuple):
         bounds = [bound(work, moved) for work, moved in zip(works, self.moved, strict=False)]
         return None if None in bounds else sum(bounds)
 
+    def once(self, function: Callable, passes: str) -> Callable[[], Any]:
+        """Return a function without arguments that makes this call, with its backward if `passes` has it."""
+        return once(function, self.args, self.gradients if passes == BOTH else ())
+
 
 class Case:
     """What the runner needs from a case; implemented by `OpCase` and by the files of models."""
@@ -91,6 +101,7 @@ class Case:
     compiling = 15.0  # expected seconds of a first call that compiles
     threads: int | None = None  # of torch; None leaves the default
     against: ClassVar[dict[str, str]] = {}  # providers that are compared with another one of ours than fused
+    yours: ClassVar[dict[str, Yours]] = {}  # providers of a user
 
     def require(self, provider: str) -> None:
         """Raise ImportError with the reason if the provider is absent here; this costs no time."""
@@ -111,17 +122,19 @@ class Case:
 
 
 class OpCase(Case):
-    # The errors of checked providers, backward included, by op, size and provider.
-    right: ClassVar[dict[tuple[str, str, str], gate.Errors]] = {}
+    # The errors of checked providers, by op, size, provider, and whether the gradients were checked.
+    right: ClassVar[dict[tuple[str, str, str, bool], gate.Errors]] = {}
 
     def __init__(self, op: str, inputs: Callable[[Make], Call], size: Size, passes: str, rivals: Functions):
         self.op, self.inputs, self.size, self.passes, self.rivals = op, inputs, size, passes, rivals
         self.name = f"{op}, {size.name}, {passes}"
+        self.yours = GIVEN.get(op, {})
+        self.headline = ("fused", "torch", *self.yours)
         # The reference samples in float64, which takes too long at the sizes of a single op.
         definition = ("reference",) if size.name in SIZES else ()
         drops = "dropout" in inspect.signature(getattr(TORCH, op)).parameters
         others = ("compile", "compile_max", *(["compile_rand4x"] if drops else []))
-        self.providers = ("fused", "torch", *definition, *rivals, *others)
+        self.providers = (*self.headline, *definition, *rivals, *others)
 
     def require(self, provider: str) -> None:
         super().require(provider)
@@ -136,23 +149,34 @@ class OpCase(Case):
     def gate(self) -> gate.Gate:
         return gate.Gate(self.op, self.call.args, self.call.gradients)
 
+    def checked(self, provider: str) -> tuple[str, str, str, bool]:
+        """Return the key in `right`. A function of a user may be right in the forward pass only."""
+        whole = (self.op, self.size.name, provider, True)
+        forward = provider in self.yours and self.passes == FORWARD
+        return (*whole[:3], False) if forward and whole not in self.right else whole
+
     def prepare(self, provider: str) -> Callable[[], Any]:
         function = {
             "fused": getattr(ops.FUSED, self.op),
             "torch": getattr(TORCH, self.op),
             "reference": getattr(ops.REFERENCE, self.op),
             **self.rivals,
+            **{name: yours.function for name, yours in self.yours.items()},
         }.get(provider)
         if provider in COMPILED:
             function = compiled.compiled(getattr(TORCH, self.op), provider)
-        subject = (self.op, self.size.name, provider)
-        if subject not in self.right and provider != "reference":
+        if provider in self.yours:
+            example = Example(self.op, self.name, self.call.args, self.call.gradients)
+            if what := unsupported(example, self.yours[provider].supports):
+                raise NotImplementedError(f"does not support {what}")
+        key = self.checked(provider)
+        if key not in self.right and provider != "reference":
             if provider == "fused":
                 gate.check_kernel(self.op, function, self.call.args)
             many = provider != "fused" and self.size.name not in SIZES
             roundings = gate.MANY_TERMS if many else gate.ANY_ORDER
-            self.right[subject] = self.gate.check(function, roundings)
-        call = once(function, self.call, self.passes)
+            self.right[key] = self.gate.check(function, roundings, backward=key[-1])
+        call = self.call.once(function, self.passes)
         if getattr(function, "synchronizes", False):
             call.eager = "eager calls, cold L2: it waits for the host, so it cannot be captured"
         return call
@@ -165,8 +189,10 @@ class OpCase(Case):
         facts = {"op": self.op, "size": self.size.name, "passes": self.passes, "no_baseline": replays}
         facts |= {"unit": self.call.unit, "work": work, "bound": self.call.bound(self.passes)}
         if provider == "torch" and self.op.startswith("attention"):
-            facts["backend"] = sdpa_backend(once(getattr(TORCH, self.op), self.call, self.passes))
-        errors = self.right.get((self.op, self.size.name, provider), {})
+            facts["backend"] = sdpa_backend(self.call.once(getattr(TORCH, self.op), self.passes))
+        if provider in self.yours:
+            facts["yours"] = self.yours[provider].source
+        errors = self.right.get(self.checked(provider), {})
         facts |= {"served_by": served and str(served), "implementation": served and served.kind}
         return facts | {"errors": errors}
 
@@ -188,34 +214,6 @@ def sdpa_backend(call: Callable[[], Any]) -> str | None:
     with Choice() as choice:
         call()
     return choice.backend
-
-
-def once(function: Callable, call: Call, passes: str) -> Callable[[], Any]:
-    """Return a function without arguments that calls `function`, with its backward if `passes` has it."""
-    if passes == FORWARD:
-
-        def forward():
-            with torch.no_grad():
-                return function(**call.args)
-
-        return forward
-
-    leaves = {n: call.args[n].detach().clone().requires_grad_() for n in call.gradients}
-    args, wanted = call.args | leaves, tuple(leaves.values())
-
-    def result():
-        y = function(**args)
-        return y if isinstance(y, torch.Tensor) else y.loss
-
-    upstream = None
-
-    def both():
-        nonlocal upstream
-        y = result()
-        upstream = torch.full_like(y, 0.5) if upstream is None else upstream
-        return torch.autograd.grad(y, wanted, upstream)
-
-    return both
 
 
 def cases(
@@ -244,7 +242,7 @@ def cases(
                 *key,
                 p,
                 0 if key[0] in own else value,
-                Round.OPS if key == first and p in case.headline else None,
+                Round.OPS if p in case.headline and (key == first or case.yours) else None,
             )
             for key, case in found.items()
             for p in case.providers

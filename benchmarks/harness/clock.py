@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.autograd.profiler import profile  # torch.profiler's loads the compiler, 4 s
@@ -44,6 +45,40 @@ def quantile(values: list[float], q: float) -> float:
     below = int(rank)
     above = min(below + 1, len(ranked) - 1)
     return ranked[below] + (rank - below) * (ranked[above] - ranked[below])
+
+
+def ratio_percentiles(times: list[float], others: list[float]) -> tuple[float, float]:
+    """Return the 20th and 80th percentile of times / others, round by round."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    return quantile(ratios, 0.2), quantile(ratios, 0.8)
+
+
+def once(function: Callable, args: dict[str, Any], gradients: tuple[str, ...] = ()) -> Callable[[], Any]:
+    """Return a function without arguments that calls `function`, with its backward pass to `gradients`."""
+    if not gradients:
+
+        def forward():
+            with torch.no_grad():
+                return function(**args)
+
+        return forward
+
+    leaves = {name: args[name].detach().clone().requires_grad_() for name in gradients}
+    args, wanted = args | leaves, tuple(leaves.values())
+
+    def result():
+        y = function(**args)
+        return y if isinstance(y, torch.Tensor) else y.loss
+
+    upstream = None
+
+    def both():
+        nonlocal upstream
+        y = result()
+        upstream = torch.full_like(y, 0.5) if upstream is None else upstream
+        return torch.autograd.grad(y, wanted, upstream)
+
+    return both
 
 
 def interleave(
@@ -163,3 +198,14 @@ class CUDA:
         function()
         self.synchronize()
         return torch.cuda.max_memory_allocated() - before
+
+
+def prepared(clock: CPU | CUDA, function: Callable) -> Timed:
+    """Return a function that was called before, ready to be sampled, with an estimate of its time."""
+    timed = clock.prepare(function)
+    clock.synchronize()
+    start = time.perf_counter()
+    timed.run()
+    clock.synchronize()
+    timed.seconds = time.perf_counter() - start
+    return timed

@@ -6,15 +6,18 @@ excludes a machine that is slower as a whole.
 """
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.harness.machine import info
 from benchmarks.harness.providers import OURS, label
 from benchmarks.report.numbers import between, digits
-from benchmarks.report.runs import groups, headline, read
+from benchmarks.report.runs import case, groups, headline, read
 from benchmarks.report.text import grouped
 from electra_fast.errors import must
 
+THRESHOLD = 0.05  # a smaller change counts as none
 SAME = ("device", "device_name", "threads", "cpu_capability", "torch")
 
 
@@ -36,11 +39,16 @@ class Change(NamedTuple):
         plain = next((p for p in ("torch", "reference") if all(p in ratio for ratio in found)), None)
         return (found[0][plain], found[1][plain]) if plain else None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of ours, or a provider of a user."""
+        return self.provider in OURS or "yours" in self.after["extra_info"]
+
     def verdict(self, threshold: float) -> str:
         """Return "slower", "faster" or an empty string."""
         old, new = self.before["extra_info"], self.after["extra_info"]
         lost = self.ratios[0] / self.ratios[1] if self.ratios else self.time
-        if self.provider not in OURS:
+        if not self.counts:
             return ""
         if min(self.time, lost) > 1 + threshold and new["p20"] > old["p80"]:
             return "slower"
@@ -61,6 +69,15 @@ def check(name: str, result: dict, other_name: str, other: dict) -> None:
             raise ValueError(must("compare: results", "be right", f"{run['wrong'][0]!r} in {file}"))
 
 
+def baseline(file: Path, ops: Collection[str]) -> dict:
+    """Return a stored run with which one that starts now can be compared; `ops` are those that it times."""
+    before = read(file)
+    check(str(file), before, "this process", {"machine_info": info(), "wrong": []})
+    if ops and not any(case(group).op in ops for group in groups(before)):
+        raise ValueError(must("benchmarks: --baseline", f"contain {' or '.join(ops)}", f"{file} without it"))
+    return before
+
+
 def changes(before: dict, after: dict) -> list[Change]:
     """Return the cases that both runs have timed."""
     old, new = groups(before), groups(after)
@@ -76,7 +93,7 @@ def table(found: list[Change], threshold: float) -> str:
     rows: dict[str, list[list[str]]] = {}
     for c in found:
         old, new = (f"{digits(b['stats']['median'] * 1e3)} ({between(b['extra_info'])})" for b in c[2:])
-        ratios = f"{c.ratios[0]:.2f} -> {c.ratios[1]:.2f}" if c.ratios and c.provider in OURS else ""
+        ratios = f"{c.ratios[0]:.2f} -> {c.ratios[1]:.2f}" if c.ratios and c.counts else ""
         row = [label(c.provider), old, new, f"{c.time - 1:+.1%}", ratios, c.verdict(threshold)]
         rows.setdefault(c.group, []).append(row)
     head = ["provider", "before, ms (p20 - p80)", "after", "change", "x plain", ""]
@@ -84,7 +101,7 @@ def table(found: list[Change], threshold: float) -> str:
 
 
 def show(before: dict, after: dict, threshold: float) -> int:
-    """Print the comparison; return 1 if one of our providers got slower."""
+    """Print the comparison; return 1 if one of our providers, or one of a user, got slower."""
     found = changes(before, after)
     if not found:
         raise ValueError("compare: results must have a case in common, got none; measure the same cases")
@@ -107,7 +124,7 @@ def main(arguments: list[str]) -> int:
     p = argparse.ArgumentParser(prog="python -m benchmarks compare", description=__doc__.split("\n")[0])
     p.add_argument("files", nargs="*", type=Path, metavar="JSON", help="the results before, and after")
     p.add_argument("--base", metavar="REV", help="build and time this commit and the working tree instead")
-    p.add_argument("--threshold", type=share, default=0.05, metavar="5%%", help="ignore smaller changes")
+    p.add_argument("--threshold", type=share, default=THRESHOLD, metavar="5%%", help="ignore smaller changes")
     p.add_argument("--only", metavar="SUBSTRING", help="with --base: only cases whose name contains this")
     p.add_argument(
         "--budget", type=float, default=60.0, metavar="SECONDS", help="with --base: seconds per process"

@@ -1,5 +1,7 @@
 """The implementations that run a case: their names in the results, their labels, and their order."""
 
+from collections.abc import Iterable
+
 OURS = ("fused", "eager", "packed", "fused_int8", "candidate")
 LABELS = {
     "compile": "torch.compile",
@@ -40,6 +42,13 @@ COMPILED = ("compile", "compile_max", "compile_rand4x", "huggingface_compile")
 LATE = (*RIVALS, *COMPILED)  # timed after all other providers
 ORDER = [*OURS, "torch", "compile", "compile_max", "compile_rand4x"]
 ORDER += ["huggingface", "huggingface_compile", *RIVALS, "reference"]
+
+
+def in_order(providers: Iterable[str]) -> list[str]:
+    """Return each of these providers once, in the usual order; those of a user follow torch."""
+    found, after = list(dict.fromkeys(providers)), ORDER.index("torch") + 1
+    yours = [p for p in found if p not in ORDER]
+    return [p for p in (*ORDER[:after], *yours, *ORDER[after:]) if p in found]
 
 
 def label(provider: str) -> str:

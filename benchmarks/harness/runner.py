@@ -10,15 +10,24 @@ import pytest
 import torch
 
 from benchmarks.harness.cases import Case, Round
-from benchmarks.harness.clock import CPU, CUDA, Clock, Timed, interleave, quantile
+from benchmarks.harness.clock import (
+    CPU,
+    CUDA,
+    Clock,
+    Timed,
+    interleave,
+    prepared,
+    quantile,
+    ratio_percentiles,
+)
 from benchmarks.harness.compiled import LONGER
+from benchmarks.harness.gate import NoGradient
 from benchmarks.harness.inputs import REHEARSAL
 from benchmarks.harness.machine import device
 from benchmarks.harness.providers import COMPILED
-from benchmarks.report.numbers import standard_error
+from benchmarks.report.numbers import PRECISE, standard_error
 
 CLOCK = Clock()
-PRECISE = 0.02  # a ratio with this standard error needs no more rounds
 
 
 class OutOfTime(Exception):
@@ -96,7 +105,7 @@ class Runner:
                     self._need(case.rounds[0] * sum(one.seconds for one in timed.values()))
             except Exception as error:  # any error: the other providers are measured
                 timed.pop(provider, None)
-                refused[provider] = _refuse(error)
+                refused[provider] = _refuse(error, provider in case.yours)
                 if providers[0] != "fused":
                     break  # no other provider is left to compare with fused
         if not timed:
@@ -105,7 +114,7 @@ class Runner:
         try:
             seconds = self._interleave(case, list(timed.values()))
         except Exception as error:  # refused here, so the group is not measured again per provider
-            return refused | {provider: _refuse(error) for provider in timed}
+            return refused | {p: _refuse(error, p in case.yours) for p in timed}
         headline = tuple(p for p in case.headline if p in timed)
         if len(headline) > 1 and providers == case.headline:
             self.headlines[case.name] = case, headline, seconds
@@ -196,13 +205,7 @@ class Runner:
             self.longest_compilation = max(self.longest_compilation, took)
         else:
             self.preparing[_op(case)] = max(self.preparing.get(_op(case), 0.0), took)
-        timed = self.clock.prepare(function)
-        self.clock.synchronize()
-        start = time.perf_counter()
-        timed.run()
-        self.clock.synchronize()
-        timed.seconds = time.perf_counter() - start
-        return timed
+        return prepared(self.clock, function)
 
     def _times(self, one: Timed, group: dict[str, Timed]) -> dict[str, Any]:
         median = quantile(one.times, 0.5)
@@ -239,20 +242,17 @@ def _op(case: Case) -> str:
     return case.name.partition(",")[0]
 
 
-def ratio_percentiles(times: list[float], others: list[float]) -> tuple[float, float]:
-    """Return the 20th and 80th percentile of times / others, round by round."""
-    ratios = [a / b for a, b in zip(times, others, strict=True)]
-    return quantile(ratios, 0.2), quantile(ratios, 0.8)
-
-
-def _refuse(error: Exception) -> Refused:
+def _refuse(error: Exception, yours: bool) -> Refused:
+    """Return why a provider is refused. Only a provider of a user may be right without supporting a case."""
+    first_line = next(iter(str(error).splitlines()), "")[:300]
     if isinstance(error, OutOfTime):
         return Refused("dropped", str(error))
     if isinstance(error, torch.OutOfMemoryError):
         return Refused("dropped", "it does not fit into the device's memory")
     if isinstance(error, ImportError):
         return Refused("dropped", str(error))
-    first_line = next(iter(str(error).splitlines()), "")[:300]
+    if yours and isinstance(error, (NotImplementedError, NoGradient)):
+        return Refused("dropped", first_line or type(error).__name__)
     if isinstance(error, AssertionError):
         return Refused("wrong", first_line)
     return Refused("fails", f"{type(error).__name__}: {first_line}")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness.machine import ROOT, source_hash
-from benchmarks.harness.providers import ORDER, label
+from benchmarks.harness.providers import in_order, label
 from benchmarks.report import picture
 from benchmarks.report.checks import sentence
 from benchmarks.report.numbers import digits, provider_rows, step_columns
@@ -47,7 +47,8 @@ def _ratios(found: dict[str, dict[str, dict | str]], timed: bool) -> str:
 
     Times are given for GPUs only: those of a CPU depend more on the machine than on the kernels.
     """
-    rivals = [p for p in ORDER[1:-1] if any(p in providers for providers in found.values())]
+    every = in_order(p for providers in found.values() for p in providers)
+    rivals = [p for p in every if p not in ("fused", "reference")]
     rows = []
     for group, providers in found.items():
         op, size, _ = case(group)

@@ -6,6 +6,8 @@ from benchmarks.harness.machine import DATASHEET
 from benchmarks.harness.providers import LATE, label
 from benchmarks.report.runs import compared, kind, times_fused
 
+PRECISE = 0.02  # a median or a ratio with this relative standard error needs no more rounds
+
 
 def standard_error(spread: tuple[float, float], rounds: int) -> float:
     """Return the relative standard error of a median, from the 20th and 80th percentile of its rounds.

@@ -13,11 +13,12 @@ from benchmarks.report.ops import ops, over_time, rates, sizes
 from benchmarks.report.runs import kind, machine
 from benchmarks.report.step import training_step
 from benchmarks.report.text import BASIS
+from benchmarks.report.yours import yours
 from benchmarks.static import figures
 
 STYLE = Path(__file__).with_name("page.css")
 # Sections about the newest run of a machine.
-SECTIONS = (kernels_checked, training_step, ops, where_others_win, sizes, rates, memory, errors)
+SECTIONS = (yours, kernels_checked, training_step, ops, where_others_win, sizes, rates, memory, errors)
 APPENDIX = (everything, environment)
 LEAD = (
     "Kernels for ELECTRA's pre-training, compared with other implementations of the same computation. Each "

@@ -9,7 +9,7 @@ from benchmarks.report.charts import FASTER, SLOWER, names
 from benchmarks.report.losses import Comparison, comparisons
 from benchmarks.report.numbers import times
 from benchmarks.report.runs import MODELS, case, headline, kind, with_backward
-from benchmarks.report.svg import LANE, OTHER, STYLES, around, block, grid, labels
+from benchmarks.report.svg import LANE, around, block, grid, labels, style
 
 CSS = Path(__file__).with_name("page.css").read_text()
 THEMES = ("light", "dark")  # the order of the two palettes in page.css
@@ -72,7 +72,7 @@ def ratios(result: dict, theme: str) -> str:
         for i, c in enumerate(compared):
             lane = y + i * LANE
             ends = sorted(map(axis.percent, (1, c.ratio)))
-            bars.append(block(*ends, lane + 4, STYLES.get(c.provider, OTHER)[0]))
+            bars.append(block(*ends, lane + 4, style(c.provider)[0]))
             parts.append(text(LEFT + STRIP + 58, TOP + lane + 15, times(c.ratio), "ink", "end"))
             parts.append(text(LEFT + STRIP + 66, TOP + lane + 15, label(c.provider)))
         y += 2 * LANE + 6

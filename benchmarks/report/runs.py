@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.harness.machine import ROOT
-from benchmarks.harness.providers import ORDER, label
+from benchmarks.harness.providers import ORDER, in_order, label
 from electra_fast.errors import must
 
 SCHEMA = 1  # version of our additions to pytest-benchmark's JSON; a file without the field has version 1
@@ -65,9 +65,9 @@ def groups(result: dict) -> dict[str, dict[str, dict | str]]:
     for word in ("wrong", "fails"):
         for line in result[word]:
             group, _, provider = line.split(": ")[0].rpartition(", ")
-            if provider in ORDER:
+            if provider in ORDER or provider in result.get("yours", {}):
                 found.setdefault(group, {})[provider] = word
-    return {g: {p: found[g][p] for p in ORDER if p in found[g]} for g in found}
+    return {g: {p: of[p] for p in in_order(of)} for g, of in found.items()}
 
 
 MODELS = ("patch", "infer", "fine_tune", "host")  # cases of models of transformers

@@ -5,11 +5,12 @@ Each provider has a colour (from Okabe and Ito's palette) and a shape; its name 
 
 import itertools
 import math
+import zlib
 from collections.abc import Iterable
 from html import escape
 from typing import NamedTuple
 
-from benchmarks.harness.providers import label
+from benchmarks.harness.providers import in_order, label
 from benchmarks.report.numbers import digits
 
 LANE = 19  # pixels per mark
@@ -62,7 +63,9 @@ STYLES = {
     "reference": ("grey", "cross"),
     "roofline": ("grey", "bar"),
 }
-OTHER = ("grey", "circle")
+# Those of providers of a user. Which one it is depends on the name only, so it is the same in every chart.
+YOURS = [(colour, form) for colour in ("green", "vermilion") for form in ("circle", "square", "down", "bar")]
+YOURS = [style for style in YOURS if style not in STYLES.values()]
 
 
 class Axis(NamedTuple):
@@ -152,8 +155,13 @@ class Stack(NamedTuple):
     value: str
 
 
+def style(provider: str) -> tuple[str, str]:
+    """Return the colour and the shape of a provider."""
+    return STYLES.get(provider) or YOURS[zlib.crc32(provider.encode()) % len(YOURS)]
+
+
 def shape(provider: str) -> str:
-    colour, form = STYLES.get(provider, OTHER)
+    colour, form = style(provider)
     return f'<g class="mark {colour}">{SHAPES[form]}</g>'
 
 
@@ -165,8 +173,7 @@ def legend(providers: list[str], tint: str = "") -> str:
 
 
 def _providers(marks: list[Mark]) -> list[str]:
-    found = {mark.provider for mark in marks}
-    return [p for p in STYLES if p in found]
+    return in_order(mark.provider for mark in marks)
 
 
 def dots(rows: list[Row], axis: Axis, tint: Tint | None = None) -> str:
@@ -184,7 +191,7 @@ def _row(row: Row, axis: Axis, behind: str, several: bool) -> str:
     drawn, values = [], []
     for i, mark in enumerate(row.marks):
         y = LANE * (i + 0.5)
-        colour, _ = STYLES.get(mark.provider, OTHER)
+        colour, _ = style(mark.provider)
         tooltip = f"{row.name} {row.note}, {label(mark.provider)}: {mark.text}"
         if mark.low is not None and mark.high is not None:
             ends = (axis.percent(mark.low), axis.percent(mark.high))
@@ -227,7 +234,7 @@ def lines(title: str, columns: list[str], series: dict[str, list[float | None]],
     """Return a chart with one line per provider over equidistant columns."""
     found = [
         Curve(
-            STYLES.get(provider, OTHER)[0],
+            style(provider)[0],
             [Point(i + 0.5, v) for i, v in enumerate(values) if v is not None],
             provider,
         )

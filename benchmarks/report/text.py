@@ -18,6 +18,7 @@ from benchmarks.report.runs import (
     times_fused,
     with_backward,
 )
+from benchmarks.report.yours import lines as lines_of_yours
 from electra_fast.tables import text_table
 
 WELL_KNOWN = ("torch", "compile", "huggingface", "huggingface_compile", "ort", "ort_int8", "openvino")
@@ -61,7 +62,7 @@ def table(result: dict) -> str:
         rows[group] = [[*row, "" if isinstance(b, str) else faster_than(p, b)] for row, (p, b) in cells]
     head = ["provider", *titles(COLUMNS, result), "fused is"]
     lines = [headline(result), BASIS[kind(result)], "", *grouped(head, rows, right=range(1, len(head)))]
-    return "\n".join([*lines, "", *components(result), *endings(result)])
+    return "\n".join([*lines, "", *components(result), *lines_of_yours(result), *endings(result)])
 
 
 def grouped(head: list[str], rows: dict[str, list[list[str]]], right: Collection[int]) -> list[str]:
@@ -107,7 +108,9 @@ def dropped(result: dict) -> list[str]:
         budget = 60 * round((result["seconds"] + sum(max(5, need) for need in needs)) / 60 + 0.5)
         command = f"make bench BUDGET={budget}"
         if result.get("only"):
-            command = f"python -m benchmarks --only '{result['only']}' --budget {budget}"
+            yours = "".join(f" --provider {name}={of}" for name, of in result.get("yours", {}).items())
+            yours += f" --adapter {result['adapter']}" if result.get("adapter") else ""
+            command = f"python -m benchmarks --only '{result['only']}'{yours} --budget {budget}"
         lines.append(f"the budget was too short for {len(needs)} numbers; {command} measures them too")
     return lines
 

@@ -69,6 +69,10 @@ def test_float32_gradients_cancel_to_the_last_digit(L, implementation, device):
         do -= (do * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True) * v
     if implementation[1] == "reference":
         pytest.skip("the reference sums dO O")
+    if implementation[1] == "triton" and testing.interpreted():
+        product = do[0, :, 0].numpy() @ v.detach()[0, :, 0].numpy().T
+        if (product != product[:, :1]).any():  # so do some versions of OpenBLAS for AVX2
+            pytest.skip("NumPy rounds equal columns of a product differently, so dP is not the same in a row")
     function = testing.implementations(OP)[implementation[1]]
     dq, dk, _ = torch.autograd.grad(function(q, k, v), (q, k, v), do)
     dp = (do.double() * v.double()).sum(-1).abs().max() + 4 * torch.finfo(v.dtype).eps * D**0.5

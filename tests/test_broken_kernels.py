@@ -121,6 +121,9 @@ FAULTS = [
     ),
 ]
 
+# The dtype that finds a fault which bfloat16 does not show.
+FIRST = {("_mlm_draw", "override = (-1,"): torch.float16, ("_mlm_sweep", "1.0"): torch.float32}
+
 
 def load(path, name):
     """Load a kernel file as a new module called `name`."""
@@ -155,7 +158,8 @@ def test_the_check_sees(kernel, right, wrong, tmp_path, monkeypatch):
     broken = tmp_path / f"{kernel}.py"
     broken.write_text(source.replace(right, wrong))
     pairs = launchers(broken, monkeypatch)
-    dtypes = (torch.bfloat16, torch.float32, torch.float16)  # the first finds most faults
+    first = FIRST.get((kernel, wrong), torch.bfloat16)  # finds most faults
+    dtypes = sorted((torch.bfloat16, torch.float32, torch.float16), key=lambda dtype: dtype != first)
     with pytest.raises(AssertionError), testing.guarded_memory():
         for dtype, (op, kernels) in product(dtypes, pairs):
             testing.check_op(op, getattr(ops, op).over(kernels), seed=0, dtypes=[dtype])

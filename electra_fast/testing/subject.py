@@ -124,10 +124,14 @@ def rows_of_case(function: Callable, supports: Supports, number: int, subject: "
     return [row(verdict, why)]
 
 
+def _interpreter():
+    """Return what Triton's interpreter knows of its last launch, or None if it is not loaded."""
+    return getattr(sys.modules.get("triton.runtime.interpreter"), "interpreter_builder", None)
+
+
 def _runs_interpreted() -> bool:
-    """Return whether this process has run a kernel in Triton's interpreter, which is slow at large sizes."""
-    interpreter = sys.modules.get("triton.runtime.interpreter")
-    return bool(getattr(getattr(interpreter, "interpreter_builder", None), "grid_dim", None))
+    """Return whether the function runs in Triton's interpreter, which is slow at large sizes."""
+    return bool(getattr(_interpreter(), "grid_dim", None))  # of a launch since `Subject.tasks`
 
 
 def rows_of_check(function: Callable, supports: Supports, name: str, example: Example) -> list[Row]:
@@ -191,6 +195,8 @@ class Subject(NamedTuple):
         found = self.inputs
         if found is None:
             found = examples(self.op, self.seed, lambda example: not not_compared(example, supports))
+        if (interpreter := _interpreter()) is not None:
+            interpreter.grid_dim = None
         chosen = []
         for example in found:
             if has_dtype(example, self.dtypes):

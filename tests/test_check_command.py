@@ -1,5 +1,6 @@
 """Reports from a child process, as files, and from the command line."""
 
+import functools
 import json
 from xml.etree import ElementTree
 
@@ -9,7 +10,7 @@ import torch
 from electra_fast import ops, testing
 from electra_fast.__main__ import main
 from electra_fast.testing import subject
-from electra_fast.testing.child import Died
+from electra_fast.testing.child import Child, Died
 from electra_fast.testing.report import RAISED, RIGHT, WRONG
 
 F32 = [torch.float32]
@@ -52,6 +53,21 @@ def test_nothing_more_is_run_after_three_crashes_in_a_row(monkeypatch):
     monkeypatch.setattr(subject, "Child", Dies)
     report = testing.report("bias_gelu", "electra_fast.reference:bias_gelu", seed=0, isolate=True)
     assert len(report.of(RAISED)) == 4 and "because 3 in a row ended the process" in report.rows[-1].why
+
+
+def fails(x):
+    raise RuntimeError("no reference")
+
+
+def test_an_error_of_a_child_is_raised_here():
+    child = Child(60, functools.partial, fails)
+    try:
+        with pytest.raises(RuntimeError, match="no reference"):
+            child.ask(1)
+        with pytest.raises(RuntimeError, match="no reference"):
+            child.ask(2)
+    finally:
+        child.close()
 
 
 def test_functions_that_cannot_be_imported_cannot_be_isolated():

@@ -56,6 +56,7 @@ def test_each_example_is_a_test(pytest_run):
         ("", "must have the marker kernel(op), got none"),
         ("@pytest.mark.kernel('geglu')", "op must be one of * got geglu"),
         ("@pytest.mark.kernel('bias_gelu', supports={'fp8': False})", "must name one of * got 'fp8'"),
+        ("@pytest.mark.kernel('bias_gelu', dtypes=['float32'])", "dtypes must be some of torch.float32"),
         ("@pytest.mark.kernel('bias_gelu', fp8=False)", "*unexpected keyword argument 'fp8'"),
     ],
 )

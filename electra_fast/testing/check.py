@@ -41,14 +41,19 @@ def _subject(
         raise ValueError(must(f"{call}: seed", "be an integer in [0, 2^63)", repr(seed)))
     if not isinstance(limit, int | float) or not 0 < limit < math.inf:
         raise ValueError(must(f"{call}: limit", "be a positive number of seconds", repr(limit)))
-    if dtypes is not None:
-        dtypes = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
-        if not dtypes or not set(dtypes) <= set(DTYPES):
-            raise ValueError(must(f"{call}: dtypes", f"be some of {', '.join(map(str, DTYPES))}", dtypes))
     if not isinstance(cases, int) or cases < 0:
         raise ValueError(must(f"{call}: cases", "be 0 or more", repr(cases)))
-    names, device = check_names(call, checks), _device(call, device)
+    names, device, dtypes = check_names(call, checks), _device(call, device), _dtypes(call, dtypes)
     return Subject(call, op, function, adapter, supports, names, seed, device, dtypes, cases, stable, inputs)
+
+
+def _dtypes(call: str, dtypes: Iterable[torch.dtype] | None) -> tuple[torch.dtype, ...] | None:
+    if dtypes is None:
+        return None
+    dtypes = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
+    if not dtypes or not set(dtypes) <= set(DTYPES):
+        raise ValueError(must(f"{call}: dtypes", f"be some of {', '.join(map(str, DTYPES))}", dtypes))
+    return dtypes
 
 
 def _device(call: str, device: str | torch.device) -> str:
@@ -141,7 +146,7 @@ def kernel_examples(
     """
     check_function("kernel", op, len)
     declared = declaration("kernel", op, adapter, supports)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, dtypes = device or ("cuda" if torch.cuda.is_available() else "cpu"), _dtypes("kernel", dtypes)
     chosen = examples(op, seed, lambda example: not not_compared(example, declared))
 
     def compare(example: Example, function: Callable) -> list[Row]:

@@ -23,7 +23,12 @@ def _serve(pipe, prepare: Callable, arguments: tuple) -> None:
     answer = prepare(*arguments)
     pipe.send("ready")
     while True:
-        pipe.send(answer(*pipe.recv()))
+        question = pipe.recv()
+        try:
+            found = answer(*question)
+        except Exception as error:  # of any type: `ask` raises it
+            found = error
+        pipe.send(found)
 
 
 class Child:
@@ -57,7 +62,7 @@ class Child:
         return f"the process ended with exit code {code}{name}"
 
     def ask(self, *question):
-        """Return the answer.
+        """Return the answer, which is not None, or raise the error with which the question ended.
 
         Raises:
             NoStart: the process cannot start.
@@ -67,12 +72,15 @@ class Child:
             self.start()
         try:
             self.pipe.send(question)
-            if self.pipe.poll(self.limit):
-                return self.pipe.recv()
+            found = self.pipe.recv() if self.pipe.poll(self.limit) else None
         except (EOFError, ConnectionError):
             raise Died(self.stop()) from None
-        self.stop()
-        raise Died(f"no result within {self.limit:.0f} seconds")
+        if found is None:
+            self.stop()
+            raise Died(f"no result within {self.limit:.0f} seconds")
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def close(self) -> None:
         """End the process without waiting for it."""

@@ -238,17 +238,13 @@ def _found(subject: Subject, isolate: bool, limit: float, progress: bool) -> Ite
                 deaths += 1
             if deaths == ENOUGH:
                 left = len(tasks) - i - 1
-                why = (
-                    f"{subject.op}: {left} examples were not run, because {ENOUGH} in a row ended the process"
-                )
-                yield [Row("others", "", "", RAISED, why)] if left else []
+                why = f"{left} examples were not run, because {ENOUGH} in a row ended the process"
+                yield [Row("others", "", "", RAISED, f"{subject.op}: {why}")] if left else []
                 return
     except NoStart as error:
-        rule, remedy = (
-            "be importable by a new process",
-            'in a script, call this below `if __name__ == "__main__":`',
-        )
-        raise ValueError(must(f"{subject.call}: isolate: the function", rule, error, remedy)) from None
+        rule = "be importable by a new process, with isolate"
+        remedy = 'in a script, call this below `if __name__ == "__main__":`'
+        raise ValueError(must(f"{subject.call}: its functions", rule, error, remedy)) from None
     finally:
         if child:
             child.close()

@@ -55,7 +55,7 @@ test: $(ready)
 	$(pytest)
 
 test-all: $(ready)
-	$(pytest) -m ""
+	$(pytest) -m "" --seed=random
 ifndef PY
 	$(MAKE) test-torch TORCH=2.11.0
 	$(MAKE) test-torch TORCH=newest

@@ -24,16 +24,19 @@ if testing.interpreted() and HAS_TRITON:
 SEED = "ELECTRA_FAST_TEST_SEED"  # passes the seed from the controller to the workers
 
 
+def seed_option(text):
+    return random.randrange(2**31) if text == "random" else int(text)
+
+
 def pytest_addoption(parser):
     parser.addoption(
-        "--seed", type=int, default=None, help="seed of the example inputs (default: a random one)"
+        "--seed", type=seed_option, default=0, help="seed of the example inputs, or random (default: 0)"
     )
 
 
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):
-        seed = config.getoption("--seed")
-        os.environ[SEED] = str(random.randrange(2**31) if seed is None else seed)
+        os.environ[SEED] = str(config.getoption("--seed"))
     torch.set_num_threads(
         max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     )

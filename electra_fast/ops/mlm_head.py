@@ -131,7 +131,8 @@ def mlm_head(
         table: ``[V, E]`` word embeddings, dtype of x; both are cast to the autocast dtype if enabled.
         bias: ``[V]`` float32 or the dtype of x.
         targets: ``[M]`` original ids, int32 or int64.
-        weights: ``[M]`` float32. A slot of weight 0 may contain anything; its sample and lse are 0.
+        weights: ``[M]`` float32, not negative. A slot of weight 0 may contain anything; its sample and lse
+            are 0.
         rng: int64 ``[2]`` = (seed, step).
         temperature: above 0; it applies to the samples only.
         disallow_correct: never draw the target.

@@ -67,7 +67,8 @@ def rtd_loss(kernels: Kernels, logits: Tensor, replaced: Tensor, weights: Tensor
         logits: ``[...]`` float32, float16 or bfloat16 (float64 without a GPU); one discriminator logit per
             token.
         replaced: bool, same shape; True where the token is not the original one.
-        weights: float32, same shape; 0 on padding, whose logit may be anything. None: every weight is 1.
+        weights: float32, same shape, not negative; 0 on padding, whose logit may be anything. None: every
+            weight is 1.
 
     Returns:
         RTDLoss(loss, counts): float32 scalar, the only field with a gradient; float32 ``[4]`` = weighted true

@@ -199,7 +199,7 @@ def _plant(d: Draw, args: dict, names: list[str], values: tuple, factors: tuple 
                 value = min(value, largest)
             if flat.is_floating_point():
                 value = value if values is INFINITE else min(value, torch.finfo(flat.dtype).max)
-                flat[i] = value * d.one_of(1, -1)
+                flat[i] = value if name == "weights" else value * d.one_of(1, -1)  # no weight is negative
             elif abs(value) <= torch.iinfo(flat.dtype).max:
                 flat[i] = value
         args[name] = flat.view(args[name].shape)

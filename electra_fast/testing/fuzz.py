@@ -2,6 +2,7 @@
 
     --seconds 600                      the time is shared equally by the implementations, and by their ops
     --seed 704239                      one case; each finding prints the command that repeats it
+    --seed 0 --seconds 60              the cases of the seeds from 0 on, instead of random ones
     --op rtd_loss --implementation my_module:my_function    another implementation
 
 The cases run in a child process, so a crash or a hang does not end the run. The exit status is 1 if there
@@ -27,6 +28,7 @@ from electra_fast.testing.cases import Outcome, judge_case
 from electra_fast.testing.child import Child, Died
 from electra_fast.testing.importing import imported
 
+DURATION = 60  # seconds of a run without --seed and --seconds
 ENOUGH = 10  # findings, after which an op of an implementation is not run again
 
 
@@ -75,17 +77,21 @@ def pairs_of(op: str | None, implementation: str | None) -> list[tuple[str, str]
     return [(n, o) for n, o in named if op in (None, o) and implementation in (None, n)]
 
 
-def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: float) -> tuple:
-    """Run cases until the time is over, or one seed; return the counts of cases, refusals and findings."""
+def fuzz(pairs: list[tuple[str, str]], seconds: float | None, seed: int | None, limit: float) -> tuple:
+    """Run cases until the time is over; return the counts of cases, refusals and findings.
+
+    A seed without `seconds` is one case for each pair.
+    """
     from tqdm import tqdm
 
     child, spent = Child(limit, judges), Counter()
     child.start()
     cases, refused, findings = Counter(), Counter(), Counter()
     first = random.randrange(2**31) if seed is None else seed
-    waiting, began = list(pairs), time.monotonic()
-    with tqdm(total=round(seconds), unit=" s", disable=None if seed is None else True) as bar:
-        while waiting and (seed is not None or time.monotonic() - began < seconds):
+    waiting, began, once = list(pairs), time.monotonic(), seed is not None and seconds is None
+    seconds = DURATION if seconds is None else seconds
+    with tqdm(total=round(seconds), unit=" s", disable=True if once else None) as bar:
+        while waiting and (once or time.monotonic() - began < seconds):
             # The implementation with the least time so far, and its op with the least time.
             pair = min(waiting, key=lambda pair: (spent[pair[0]], spent[pair]))
             name, op = pair
@@ -103,7 +109,7 @@ def fuzz(pairs: list[tuple[str, str]], seconds: float, seed: int | None, limit: 
                 said = f"{op}, {name}: {outcome.finding}\n    python -m electra_fast.testing.fuzz {again}"
                 tqdm.write(said, file=sys.stdout)
                 sys.stdout.flush()
-            if seed is not None or findings[pair] >= ENOUGH:
+            if once or findings[pair] >= ENOUGH:
                 waiting.remove(pair)
             bar.update(min(time.monotonic() - began, seconds) - bar.n)
     child.close()
@@ -124,8 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m electra_fast.testing.fuzz", description=__doc__.split("\n")[0]
     )
-    p.add_argument("--seconds", type=float, default=60, help="total duration (default: 60)")
-    p.add_argument("--seed", type=int, help="run only the case of this seed")
+    p.add_argument("--seconds", type=float, help=f"total duration (default: {DURATION})")
+    p.add_argument("--seed", type=int, help="run only the case of this seed; with --seconds, begin with it")
     p.add_argument("--op", choices=testing.OPS)
     p.add_argument(
         "--implementation", help="reference, cpu, cuda, triton; or module:function together with --op"

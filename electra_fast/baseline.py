@@ -162,7 +162,8 @@ def mlm_head(
             noisy = noisy.scatter(1, target[:, None], -torch.inf)
         samples = noisy.argmax(-1).to(targets.dtype)
         correct = (weights * (logits.argmax(-1) == target)).sum()
-    return MLMHead(loss, samples, correct, logits.detach().logsumexp(-1), original_table)
+        lse = logits.logsumexp(-1).masked_fill(unused, 0)
+    return MLMHead(loss, samples, correct, lse, original_table)
 
 
 def replace_tokens(ids, positions, samples, weights):

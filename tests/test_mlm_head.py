@@ -84,6 +84,15 @@ def test_the_check_finds_a_broken_sampler(fault):
         testing.check_sampler(broken)
 
 
+def test_the_check_finds_an_lse_in_an_unused_slot():
+    def broken(x, table, bias, targets, weights, rng, **options):
+        out = ops.mlm_head(x, table, bias, targets, weights, rng, **options)
+        return out._replace(lse=out.lse + (weights == 0))
+
+    with pytest.raises(AssertionError, match="lse"):
+        testing.check_op(OP, broken, seed=0)
+
+
 def test_unused_slots_get_no_gradient_and_may_have_any_value(implementation, device):
     args = arguments(device)
     args["x"][2] = torch.nan

@@ -248,7 +248,7 @@ def _judge_roughly(function, example: Example, factor: float, extreme: bool) -> 
     wholly = max(CANCELLED, eps / cancelled)  # one of the terms may be a rounded result
     found = {}
     for kind, results, wanted, plain in zip((".", ": gradient of "), got, ref, low, strict=True):
-        for name in (results.keys() & plain.keys()) - {"samples", "lse"}:
+        for name in (results.keys() & plain.keys()) - {"samples"}:
             if plain[name].isfinite().all():
                 title = f"{example.op} ({example.name}){kind}{name}"  # the name that judge_example gives
                 nothing = not extreme and wanted[name].numel() and wanted[name].abs().max() <= most

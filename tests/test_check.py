@@ -140,6 +140,14 @@ def test_random_cases_have_sizes_that_the_examples_do_not():
     assert {row.example for row in wrong} == {"random cases"} and "bias_gelu (seed " in wrong[0].why
 
 
+def test_random_cases_that_are_not_run_are_counted():
+    report = testing.report("bias_gelu", lambda x, bias: gelu(x, bias) + 1, dtypes=F32, seed=0)
+    verdicts = [row.verdict for row in report.rows if row.example == "random cases"]
+    left = verdicts[verdicts.index(UNSUPPORTED) :]
+    assert verdicts.count(WRONG) == 3 and set(left) == {UNSUPPORTED} and len(verdicts) > 15
+    assert "not run, because 3 random cases were wrong" in str(report)
+
+
 class Module(torch.nn.Module):
     def forward(self, logits, replaced):
         return ops.rtd_loss(logits, replaced)

@@ -116,6 +116,14 @@ def test_the_command_prints_the_report_and_its_status_says_whether_it_is_right(t
             r"x, bias by name, got \(input, approximate",
         ),
         (["torch.nn.functional:gelu", "--op", "bias_gelu", "--dtypes", "half"], "--dtypes must be some of"),
+        (
+            ["torch.nn.functional:gelu", "--op", "bias_gelu", "--checks", "x"],
+            "check: --checks must be 'all' or names",
+        ),
+        (
+            ["torch.nn.functional:gelu", "--op", "bias_gelu", "--adapter", "x"],
+            "check: --adapter of bias_gelu",
+        ),
         (["torch.nn.functional:gelu", "--op", "bias_gelu", "--json", "no/x"], "--json must name a file in"),
     ],
 )

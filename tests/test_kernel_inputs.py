@@ -155,6 +155,13 @@ def test_faults_are_found_by_the_examples_made_for_them():
         ({"dtypes": ()}, r"inputs: dtypes must be one or more floating dtypes, got \(\)"),
         ({"dtypes": [torch.int8]}, "inputs: dtypes must be one or more floating dtypes, got"),
         ({"edges": (1,)}, r"inputs: edges must be one or more sizes from 2 on, got \(1,\)"),
+        ({"edges": "a"}, r"inputs: edges must be one or more sizes from 2 on, got \('a',\)"),
+        ({"dtypes": "float32"}, r"inputs: dtypes must be one or more floating dtypes, got \('float32',\)"),
+        ({"sizes": {"W": "a"}}, r"inputs: sizes\['W'\] must be one or more positive sizes, got \('a',\)"),
+        ({"sizes": ["W"]}, r"inputs: sizes must be a dict, got \['W'\]"),
+        ({"arguments": ["x"]}, r"inputs: arguments must be a dict, got \['x'\]"),
+        ({"gradients": "x"}, "inputs: gradients must be a list of names, got 'x'"),
+        ({"seed": 0.5}, "inputs: seed must be an integer, got 0.5"),
         (
             {"arguments": {**TWO_AXES, "T": 3}},
             "arguments must have other names than the axes, got T for both; rename",
@@ -174,3 +181,13 @@ def test_illegal_descriptions_are_named():
         Floats("T", dtype=torch.int64)
     with pytest.raises(ValueError, match="Integers: below must be 1 or more, or the name of an axis, got 0"):
         Integers("T", below=0)
+    with pytest.raises(ValueError, match=r"Integers: below must be .*, got 2\.5"):
+        Integers("T", below=2.5)
+    with pytest.raises(ValueError, match="Floats: axes must be names or sizes, got -3"):
+        Floats("T", -3)
+
+
+def test_one_dtype_and_one_edge_need_no_tuple():
+    one = inputs(TWO_AXES, dtypes=torch.float32, edges=16)
+    several = inputs(TWO_AXES, dtypes=(torch.float32,), edges=(16,))
+    assert [example.name for example in one] == [example.name for example in several]

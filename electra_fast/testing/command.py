@@ -1,6 +1,7 @@
 """`python -m electra_fast check`: print the report of a function, and write it to files."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from electra_fast import testing
 from electra_fast.errors import must
 from electra_fast.testing.importing import imported
+
+OPTION = r"^report: (?=adapter|checks|seed|device|limit|cases)"  # arguments of `report` that are options here
 
 
 def check(
@@ -34,8 +37,8 @@ def check(
         found = testing.report(
             op or name, function, device=device, dtypes=_dtypes(dtypes), progress=True, **options
         )
-    except TypeError as error:  # another signature
-        raise ValueError(error) from None
+    except (TypeError, ValueError) as error:  # a TypeError: another signature
+        raise ValueError(re.sub(OPTION, "check: --", str(error))) from None
     except KeyboardInterrupt:
         print("stopped: nothing is reported", file=sys.stderr)
         return 130

@@ -20,12 +20,19 @@ SMALL = 3  # the size of the other axes, and of all axes but the one that an exa
 EXTREME = {torch.float32: (3e38, 1e30, 1e-40, 0), torch.bfloat16: (3e38,), torch.float16: (65504,)}
 
 
+def _is_size(size: Any, least: int = 0) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size >= least
+
+
 class Drawn:
     """An argument that is drawn from the seed. An axis is a name, whose size varies, or a fixed size."""
 
     dtype: torch.dtype | None = None
 
     def __init__(self, *axes: str | int):
+        for axis in axes:
+            if not isinstance(axis, str) and not _is_size(axis):
+                raise ValueError(must(f"{type(self).__name__}: axes", "be names or sizes", repr(axis)))
         self.axes = axes
 
     def names(self) -> list[str]:
@@ -68,8 +75,8 @@ class Integers(Drawn):
     """
 
     def __init__(self, *axes: str | int, below: str | int, dtype: torch.dtype = torch.int64):
-        if not isinstance(below, str) and below < 1:
-            raise ValueError(must("Integers: below", "be 1 or more, or the name of an axis", below))
+        if not isinstance(below, str) and not _is_size(below, least=1):
+            raise ValueError(must("Integers: below", "be 1 or more, or the name of an axis", repr(below)))
         super().__init__(*axes)
         self.below, self.dtype = below, dtype
 
@@ -102,6 +109,7 @@ class _Maker:
         self.drawn = {name: one for name, one in arguments.items() if isinstance(one, Drawn)}
         self.floats = {name: one for name, one in self.drawn.items() if isinstance(one, Floats)}
         self.axes = list(dict.fromkeys(axis for one in self.drawn.values() for axis in one.names()))
+        _assert_legal(self, rest["gradients"])
         self.small = {axis: min(listed.get(axis, (SMALL,))) for axis in self.axes}
         self.odd = {**self.small, **dict(zip(self.axes, ODD, strict=False))}
         self.odd |= {axis: sizes[0] for axis, sizes in listed.items()}
@@ -166,8 +174,8 @@ def _extremes(make: _Maker, dtypes) -> Iterator[Example]:
                 yield example
 
 
-def _assert_legal(make: _Maker, dtypes, edges, gradients) -> None:
-    """Check the arguments of `inputs`."""
+def _assert_legal(make: _Maker, gradients) -> None:
+    """Check the arguments of `inputs` that depend on each other."""
     axes = ", ".join(make.axes) or "there is none"
     if not make.drawn:
         raise ValueError(must("inputs: arguments", "have Floats, Integers or Booleans", "constants only"))
@@ -178,21 +186,22 @@ def _assert_legal(make: _Maker, dtypes, edges, gradients) -> None:
     for axis, sizes in make.listed.items():
         if axis not in make.axes:
             raise ValueError(must("inputs: sizes", f"have names of axes ({axes})", repr(axis)))
-        if not sizes or min(sizes) < 1:
+        if not sizes or not all(_is_size(size, least=1) for size in sizes):
             raise ValueError(must(f"inputs: sizes[{axis!r}]", "be one or more positive sizes", sizes))
     for name in gradients:
         if name not in make.floats:
             rule = f"name Floats ({', '.join(make.floats) or 'there are none'})"
             raise ValueError(must("inputs: gradients", rule, repr(name)))
-    if not dtypes or not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(must("inputs: dtypes", "be one or more floating dtypes", dtypes))
-    if not edges or min(edges) < 2:
-        raise ValueError(must("inputs: edges", "be one or more sizes from 2 on", edges))
+
+
+def _listed(one: Any) -> tuple:
+    """Return one element or several as a tuple."""
+    return tuple(one) if isinstance(one, Collection) and not isinstance(one, str) else (one,)
 
 
 def inputs(
-    arguments: Mapping[str, Any], *, dtypes: Collection[torch.dtype] = DTYPES,
-    sizes: Mapping[str, int | Collection[int]] | None = None, edges: Collection[int] = (16, 64, 128),
+    arguments: Mapping[str, Any], *, dtypes: torch.dtype | Collection[torch.dtype] = DTYPES,
+    sizes: Mapping[str, int | Collection[int]] | None = None, edges: int | Collection[int] = (16, 64, 128),
     gradients: Collection[str] = (), name: str = "check", seed: int = 0,
 ) -> list[Example]:  # fmt: skip
     """Return examples of a function's arguments: about 60 for two axes, each of a few thousand elements.
@@ -216,10 +225,20 @@ def inputs(
     Raises:
         ValueError: an argument breaks these rules; the message names it.
     """
-    listed = {axis: tuple(n) if isinstance(n, Collection) else (n,) for axis, n in (sizes or {}).items()}
+    for title, one in (("arguments", arguments), ("sizes", sizes or {})):
+        if not isinstance(one, Mapping):
+            raise ValueError(must(f"inputs: {title}", "be a dict", repr(one)))
+    if isinstance(gradients, str):
+        raise ValueError(must("inputs: gradients", "be a list of names", repr(gradients)))
+    if not isinstance(seed, int):
+        raise ValueError(must("inputs: seed", "be an integer", repr(seed)))
+    dtypes, edges = _listed(dtypes), _listed(edges)
+    if not dtypes or not all(isinstance(d, torch.dtype) and d.is_floating_point for d in dtypes):
+        raise ValueError(must("inputs: dtypes", "be one or more floating dtypes", dtypes))
+    if not edges or not all(_is_size(edge, least=2) for edge in edges):
+        raise ValueError(must("inputs: edges", "be one or more sizes from 2 on", edges))
+    listed = {axis: _listed(n) for axis, n in (sizes or {}).items()}
     make = _Maker(arguments, listed, {"op": name, "gradients": tuple(gradients)}, seed)
-    dtypes = tuple(dtypes)
-    _assert_legal(make, dtypes, tuple(edges), gradients)
     if all(one.dtype for one in make.floats.values()):
         dtypes = (None,)  # there is nothing that could have another dtype
     found = [*_plain(make, dtypes), *_edges(make, dtypes, edges)]

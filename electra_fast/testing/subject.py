@@ -225,6 +225,8 @@ def _found(subject: Subject, isolate: bool, limit: float, progress: bool) -> Ite
     try:
         for i, task in enumerate(_shown(tasks, subject.op) if progress else tasks):
             if task.example == "random cases" and wrong_cases >= ENOUGH:
+                why = f"not run, because {ENOUGH} random cases were wrong"
+                yield [Row(task.example, "", "", UNSUPPORTED, why)]
                 continue
             try:
                 rows = child.ask(i) if child else task.rows()

@@ -24,13 +24,13 @@ if testing.interpreted() and HAS_TRITON:
 SEED = "ELECTRA_FAST_TEST_SEED"  # passes the seed from the controller to the workers
 
 
-def seed_option(text):
+def integer_or_random(text):
     return random.randrange(2**31) if text == "random" else int(text)
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--seed", type=seed_option, default=0, help="seed of the example inputs, or random (default: 0)"
+        "--seed", type=integer_or_random, default=0, help="seed of the example inputs, or random (default: 0)"
     )
 
 

@@ -20,6 +20,7 @@ SPILLS = {
         "mlm_head_sweep": 16,
         "add_norm_bwd": 16,
         "embed_bwd": 8,
+        "rtd_loss_partials": 8,
         "attention_bwd_dkdv fp32 64": 16,
         "attention_bwd_dkdv fp32 128": 248,
     },

@@ -174,7 +174,8 @@ def test_the_summary_names_what_is_wrong_and_how_fast_the_rest_is():
         {"kind": "refused", "word": "fails", "line": "x: y"},
     ]
     found += [
-        {"kind": "end", "letter": "a", "stage": "check", "rc": None, "why": "stopped after 9 s", "seconds": 9}
+        {"kind": "end", "letter": "a", "stage": "check", "rc": None, "why": "stopped after 9 s"},
+        {"kind": "end", "letter": "f", "stage": "train", "rc": -6, "why": "", "tail": ["a", "ended"]},
     ]
     found += [line("rtd_loss", 0, False, None), line("rtd_loss", 1, True, 0.4)]
     found += [
@@ -189,6 +190,7 @@ def test_the_summary_names_what_is_wrong_and_how_fast_the_rest_is():
     assert "rtd_loss, triton  WRONG in 1 of 2, 1 not run  inf" in text
     assert "loss 9.000 to not finite" in text
     assert "fails: x: y" in text and "stage check: stopped after 9 s" in text
+    assert "stage train: exit code -6, ended" in text
 
 
 def test_every_kernel_has_a_check_and_every_op_a_time():

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -33,6 +35,7 @@ def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monke
     monkeypatch.setattr(getattr(training, where), "_make", hangs)
     monkeypatch.setattr(loader, "BATCH_TIMEOUT", 3.0)
     monkeypatch.setattr(loader, "POLL", 0.05)
+    monkeypatch.setattr(loader, "CLOSING", 0.05)
     step = {"loader": 3, "held_out_loader": 4}[where]
     with pytest.raises(
         loader.NoBatch,
@@ -41,6 +44,26 @@ def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monke
         training.run()
     released.set()
     assert max(tmp_path.glob("checkpoints/step-*")).name == f"step-00000000{step}"
+
+
+def test_a_process_that_ends_while_a_batch_is_prepared_is_not_aborted():
+    program = """
+import contextlib, types, torch
+from electra_fast.train.loader import Loader
+
+class Slow:
+    pad_id = 0
+
+    def padded(self, index):
+        for _ in range(300 * index):
+            torch.rand(50_000).sort()
+        return types.SimpleNamespace(_asdict=lambda: {"ids": torch.ones(1, 1)})
+
+with contextlib.closing(Loader(Slow(), False, torch.device("cpu")).prefetch()) as batches:
+    next(batches)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_error_in_making_a_batch_is_raised_by_the_run(corpus, tmp_path, monkeypatch):

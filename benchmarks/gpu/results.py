@@ -172,8 +172,10 @@ def summary(run: dict) -> str:
     if counted := [line["counts"] for line in run["tests"] if "counts" in line]:
         said.append("tests: " + ", ".join(f"{n} {name}" for name, n in sorted(counted[-1].items())))
     said += [f"{word}: {line}" for word in ("wrong", "fails") for line in run[word]]
-    early = [s for s in run["stages"] if s["rc"] != 0]
-    said += [f"stage {s['stage']}: {s['why'] or 'exit code ' + str(s['rc'])}" for s in early]
+    for stage in run["stages"]:
+        if stage["rc"] != 0:
+            code_and_output = [f"exit code {stage['rc']}", *stage.get("tail", [])[-1:]]
+            said.append(f"stage {stage['stage']}: {stage['why'] or ', '.join(code_and_output)}")
     return "\n".join(said)
 
 

@@ -18,6 +18,7 @@ BATCH_TIMEOUT = (
     600.0  # seconds to wait for one batch, which takes milliseconds unless the disk of the text hangs
 )
 POLL = 0.5  # seconds between two checks whether the run was asked to stop
+CLOSING = 3.0  # seconds to wait at the end for a batch; SIGKILL often follows 10 seconds after SIGTERM
 
 
 class NoBatch(TimeoutError):
@@ -43,7 +44,8 @@ class Loader:
         """Yield (batch, number of real tokens) for first, first + 1, …; a thread prepares the next batch.
 
         One thread is enough: it prepares 20 million tokens per second. Its errors are raised in the caller.
-        It is a daemon, so if it hangs the process can still end. Closing the generator ends it.
+        It is a daemon, so if it hangs the process can still end. Closing the generator ends it and waits for
+        it, at most `CLOSING` seconds: a process that ends while another thread is inside torch is aborted.
 
         Raises:
             NoBatch: a batch was not ready after `BATCH_TIMEOUT` seconds, or ``stop()`` was true meanwhile.
@@ -63,7 +65,8 @@ class Loader:
             jobs.put((index, future))
             return future
 
-        threading.Thread(target=work, name="electra_fast batches", daemon=True).start()
+        thread = threading.Thread(target=work, name="electra_fast batches", daemon=True)
+        thread.start()
         try:
             index, future = first, request(first)
             while True:
@@ -74,6 +77,7 @@ class Loader:
                 yield self._send(batch), tokens
         finally:
             jobs.put(None)
+            thread.join(CLOSING)
 
     def _make(self, index: int) -> Batch:
         batch = self.batches.fixed_shape(index) if self.packed else self.batches.padded(index)

@@ -123,7 +123,8 @@ def no_maximum_is_subtracted(x):
 
 
 def an_empty_row_has_no_maximum(x):
-    return (x - x.amax(-1, keepdim=True)).softmax(-1)
+    x.amax(-1)  # raises IndexError; it is not subtracted here because its rounding depends on the machine
+    return x.softmax(-1)
 
 
 def test_faults_are_found_by_the_examples_made_for_them():

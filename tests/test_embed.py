@@ -130,6 +130,17 @@ def test_a_frequent_id_is_summed_in_float32(dtype, device):
     testing.check_example(ops.embed, batch(20_000, 500, 24, dtype).to(device=device))
 
 
+@pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
+def test_programs_of_many_tiles(device, monkeypatch):
+    """As for real sizes, a program of the backward pass has several tiles; the last ones are cut or empty."""
+    from electra_fast.kernels import embed
+
+    monkeypatch.setattr(embed, "PROGRAMS", 32)
+    for options in ({}, {"position_ids": torch.arange(16).repeat(21, 1)}):
+        example = batch(21 * 16, 50, 128, **options).to(device=device)
+        testing.check_example(testing.implementations(OP)["triton"], example)
+
+
 def test_any_number_of_threads_gives_the_same_bits(check_thread_counts):
     check_thread_counts(ops.embed, batch(3200, 700, 64, dropout=0.1, rng=RNG, stream=3))
 

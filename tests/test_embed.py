@@ -131,11 +131,15 @@ def test_a_frequent_id_is_summed_in_float32(dtype, device):
 
 
 @pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
-def test_programs_of_many_tiles(device, monkeypatch):
-    """As for real sizes, a program of the backward pass has several tiles; the last ones are cut or empty."""
-    from electra_fast.kernels import embed
+def test_programs_of_many_tiles_and_ids_of_many_pieces(device, monkeypatch):
+    """As for real sizes, a program of the backward pass has several tiles; the last ones are cut or empty.
+
+    The 100 tokens of one id have whole pieces and blocks, which are summed first.
+    """
+    from electra_fast.kernels import _embed_sums, embed
 
     monkeypatch.setattr(embed, "PROGRAMS", 32)
+    monkeypatch.setattr(_embed_sums, "PIECE", 4)
     for options in ({}, {"position_ids": torch.arange(16).repeat(21, 1)}):
         example = batch(21 * 16, 50, 128, **options).to(device=device)
         testing.check_example(testing.implementations(OP)["triton"], example)

@@ -296,9 +296,13 @@ def test_a_bad_target_raises_on_the_cpu_and_makes_the_loss_nan_on_a_gpu(device, 
 
 @pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
 def test_programs_of_many_tiles_and_slots_of_many_chunks(device, monkeypatch):
-    """As for real sizes, a program has several tiles, and the stored exponentials need several chunks."""
+    """As for real sizes, a program has several tiles, and the stored exponentials need several chunks.
+
+    The slots and the blocks of tokens are counted, summed and searched in several steps.
+    """
     from electra_fast.kernels import mlm_head
 
+    monkeypatch.setattr(mlm_head, "BLOCK", 4)
     monkeypatch.setattr(mlm_head, "PROGRAMS", 2)
     monkeypatch.setattr(mlm_head, "CHUNK_BYTES", 1)
     g = torch.Generator().manual_seed(6)

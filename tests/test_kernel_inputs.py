@@ -123,7 +123,7 @@ def no_maximum_is_subtracted(x):
 
 
 def an_empty_row_has_no_maximum(x):
-    x.amax(-1)  # raises IndexError; it is not subtracted here because its rounding depends on the machine
+    x.amax(-1)  # raises IndexError; subtracting it exceeds the budget in other rows on some machines
     return x.softmax(-1)
 
 

@@ -16,8 +16,9 @@ def example(M, V, E=8, **options):
     return Example(OP, f"M={M} V={V}", args, ("x", "table", "bias"))
 
 
-# Every warp reads several groups of tokens, and several blocks compute a row of the gradient.
-EXAMPLES = [example(5, 10007, temperature=0.9, disallow_correct=True)]
+# Every warp reads several groups of tokens, and several blocks compute a row of the gradient. Of the second
+# example, a thread sums the losses of several slots.
+EXAMPLES = [example(5, 10007, temperature=0.9, disallow_correct=True), example(600, 9)]
 
 
 def check_a_target_outside_the_vocabulary_makes_its_row_nan(function):
@@ -42,6 +43,10 @@ FAULTS = {
     "the loss is summed before every warp has stored its part": (
         "  __syncthreads();  // every warp has stored its sums\n",
         "",
+    ),
+    "a thread counts only its last slot": (
+        "sums[0] += static_cast<double>(weights[m])",
+        "sums[0] = static_cast<double>(weights[m])",
     ),
     "only one warp reaches a barrier": (
         "  if (warp != 0) return;\n",

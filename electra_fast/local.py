@@ -47,6 +47,19 @@ def existing(argument: str, path: str | Path, hub: bool = True) -> Path:
     raise FileNotFoundError(must(argument, rule, f"{path}, which does not exist", remedy))
 
 
+def new_folder(argument: str, folder: Path) -> None:
+    """Create a folder if it does not exist; `argument` names it in the error, as in `existing`.
+
+    Raises:
+        OSError: it cannot be created, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = f"{folder}: {error.strerror}"
+        raise OSError(must(argument, "be a folder that can be created", got)) from error
+
+
 def regular_file(path: Path, call: str = "") -> Path:
     """Return `path` if it is a regular file, because opening a FIFO would wait for a writer.
 
@@ -81,6 +94,13 @@ def json_object(call: str, path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(must(f"{call}: {path}", "contain a JSON object", type(found).__name__))
     return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object; a kill leaves the old file or the new one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    part.replace(path)
 
 
 def device(argument: str, name: str | torch.device | None) -> torch.device:

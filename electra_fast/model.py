@@ -40,6 +40,11 @@ class ElectraOutput(NamedTuple):
     masked: Tensor  # [] float32, number of masked positions; mlm_correct / masked is the accuracy
     rtd_counts: Tensor  # [4] float32, true positives, false positives, false negatives, true negatives
 
+    def numbers(self) -> Tensor:
+        """Return the metrics of a micro-batch, float32 ``[9]``, in the order of `StepMetrics`."""
+        mlm = (self.mlm_loss * self.masked, self.mlm_correct, self.masked)
+        return torch.cat([torch.stack([self.loss, *mlm, self.rtd_loss]), self.rtd_counts])
+
 
 class Generator(PretrainedHalf):
     """The masked language model, with the state dict and the logits of ``ElectraForMaskedLM``."""

@@ -18,6 +18,7 @@ from electra_fast.data import Batches, Encoded, Packed, Padded, check_batch, enc
 from electra_fast.data.sequences import _draws, cut_pairs
 from electra_fast.data.wordpiece import pieces
 from electra_fast.model import Electra
+from electra_fast.train.corpus import named
 from electra_fast.train.loader import Loader
 
 pytest_plugins = ["corpus"]
@@ -319,6 +320,10 @@ def test_check_batch_accepts_an_empty_batch_and_a_real_one(tokenizer, topics):
     check_batch(Batches(encode(topics, tokenizer)).padded(0).ids, tokenizer.get_vocab_size())
 
 
+def made(batches, index):
+    return named(batches.fixed_shape(index))
+
+
 @pytest.mark.parametrize("where", ["meta", "cuda"])
 def test_batches_are_on_the_cpu_for_any_default_device_and_dtype(tmp_path, tokenizer, topics, where):
     def everything():
@@ -328,7 +333,9 @@ def test_batches_are_on_the_cpu_for_any_default_device_and_dtype(tmp_path, token
             found += [*part.bounds(), part.first_tokens(), part.subset]
             for pairs in (False, True):
                 packed = Batches(part, seq_len=32, batch_size=None, batch_tokens=200, pairs=pairs)
-                loader = Loader(packed, True, torch.device("cpu"))
+                loader = Loader(
+                    packed, lambda i, packed=packed: named(packed.fixed_shape(i)), torch.device("cpu")
+                )
                 for batch in (Batches(part, seq_len=32, pairs=pairs).padded(3), packed.packed(2)):
                     found += [x for x in batch if isinstance(x, torch.Tensor)]
                 found += [x for x in loader[1].values() if isinstance(x, torch.Tensor)]

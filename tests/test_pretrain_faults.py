@@ -15,7 +15,7 @@ import trainings
 from electra_fast import data
 from electra_fast.model import Discriminator, Electra
 from electra_fast.train import loader
-from electra_fast.train.pretrain import MAX_SKIPPED, NotFinite
+from electra_fast.train.divergence import MAX_SKIPPED, NotFinite
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("tqdm")
@@ -47,20 +47,17 @@ def test_a_batch_that_is_never_made_ends_the_run_in_time(corpus, tmp_path, monke
     assert max(tmp_path.glob("checkpoints/step-*")).name == f"step-00000000{step}"
 
 
-class Slow:
-    """Batches of which all but the first take 0.3 s."""
-
-    pad_id = 0
-
-    def padded(self, index):
-        time.sleep(0.3 * index)
-        return types.SimpleNamespace(_asdict=lambda: {"ids": torch.ones(1, 1)})
+def slow(index):
+    """Return a batch; all but the first take 0.3 s."""
+    time.sleep(0.3 * index)
+    return {"ids": torch.ones(1, 1)}
 
 
 def test_no_thread_is_left_when_a_run_ends():
     """A process that ends while another thread is inside torch would be aborted."""
     before = set(threading.enumerate())
-    with contextlib.closing(loader.Loader(Slow(), False, torch.device("cpu")).prefetch()) as batches:
+    of_slow = loader.Loader(types.SimpleNamespace(pad_id=0), slow, torch.device("cpu"))
+    with contextlib.closing(of_slow.prefetch()) as batches:
         next(batches)
         assert len(set(threading.enumerate()) - before) == 1
     assert set(threading.enumerate()) <= before

@@ -19,6 +19,7 @@ from electra_fast.train.recipe import Recipe
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = ["electra_fast.train.pretrain", "tokenizers", "safetensors.torch", "tqdm"]
 PRELOADED += ["torch._dynamo"]  # imported by optimizers
+PRELOADED += ["electra_fast.train.fine_tune", "sklearn.metrics"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 SIZES = ("layers=1", "hidden=32", "heads=1", "ffn=64", "generator_layers=1", "generator_hidden=16")
@@ -54,7 +55,7 @@ def train(
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the progress bar
     torch.set_num_threads(1)
     if die_at is not None:
-        _kill_at(die_at)
+        kill_at(die_at)
     training = Pretraining(recipe, out, device="cpu")
     if signal_at is not None:
         training.model.register_forward_hook(functools.partial(_signal, training, *signal_at))
@@ -94,7 +95,7 @@ def state(out, step: int) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.glob("*.safetensors")}
 
 
-def _kill_at(count: int) -> None:
+def kill_at(count: int) -> None:
     """Kill this process after `count` calls of fsync and rename, the calls that make a checkpoint durable."""
     calls = iter(range(count))
 

@@ -1,12 +1,5 @@
-"""Batches of sequences, padded or packed.
+"""Batches of sequences, padded or packed; `order` says which sequences are in which batch."""
 
-The sequences of all epochs, each epoch in its own random order, form one endless list. The size of a sequence
-is 1, or its number of tokens if the size of a batch is given in tokens; its offset is the sum of the sizes
-before it, and it belongs to batch ``offset // capacity``. So a batch is found by its index, without those
-before it, and there is no state to save.
-"""
-
-import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
@@ -16,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from electra_fast.data.encoded import Encoded
-from electra_fast.data.sequences import cut, cut_pairs, seeded
+from electra_fast.data.order import Order
+from electra_fast.data.sequences import cut, cut_pairs
 from electra_fast.errors import must
 
 
@@ -62,10 +56,10 @@ class Batches:
         _require_at_least("seq_len", 5 if self.pairs else 3, self.seq_len)
         if self.batch_tokens is None:
             _require_at_least("batch_size", 1, self.batch_size)
-            self._capacity = self.batch_size
+            capacity = self.batch_size
         else:
             _require_at_least("batch_tokens", 2 * self.seq_len, self.batch_tokens)
-            self.batch_size, self._capacity = None, self.batch_tokens - self.seq_len + 1
+            self.batch_size, capacity = None, self.batch_tokens - self.seq_len + 1
         if self.pairs:
             self._sequences = cut_pairs(self.documents, self.seq_len, self.seed)
         else:
@@ -75,19 +69,19 @@ class Batches:
         if not self.num_sequences:
             raise ValueError(must("Batches: documents", "contain a token", "none"))
         self.num_tokens = int(lengths.sum())  # per epoch, special ones included
-        self._sizes = np.ones_like(lengths) if self.batch_tokens is None else lengths
-        self._epoch_size = int(self._sizes.sum())
+        sizes = np.ones_like(lengths) if self.batch_tokens is None else lengths
+        self._order = Order(sizes, capacity, self.seed)
 
     @property
     def num_batches(self) -> int:
         """Whole batches in an epoch."""
-        return self._epoch_size // self._capacity
+        return self._order.epoch_size // self._order.capacity
 
     def padded(self, index: int) -> Padded:
         """Return batch ``index``, each sequence padded to ``seq_len``."""
         if index < 0:
             raise IndexError(must("Batches: index", "be 0 or more", index))
-        numbers = self._sequence_numbers(index)
+        numbers = self._order.numbers(index)
         start, first, second = (column[numbers, None] for column in self._sequences)  # [B, 1]
         position = np.arange(self.seq_len)  # [L]
         middle = first + 1  # position of the first [SEP]
@@ -132,26 +126,6 @@ class Batches:
         ids = pad(batch.ids, (0, tokens - real), value=self.pad_id)
         type_ids = None if batch.type_ids is None else pad(batch.type_ids, (0, tokens - real))
         return Packed(ids, cu_seqlens, self.seq_len, type_ids)
-
-    def _sequence_numbers(self, index: int) -> np.ndarray:
-        """Return the numbers of the sequences in a batch."""
-        begin, end = index * self._capacity, (index + 1) * self._capacity
-        numbers = []
-        for epoch in range(begin // self._epoch_size, (end - 1) // self._epoch_size + 1):
-            order, offsets = _epoch(self, epoch)
-            bounds = (begin - epoch * self._epoch_size, end - epoch * self._epoch_size)
-            low, high = np.searchsorted(offsets, bounds)
-            numbers.append(order[low:high])
-        return np.concatenate(numbers)
-
-
-# A batch may span two epochs, and batches of held-out text come in between.
-@functools.lru_cache(maxsize=4)
-def _epoch(batches: Batches, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order of an epoch's sequences, and the offset of each within the epoch."""
-    order = torch.randperm(batches.num_sequences, generator=seeded(batches.seed, epoch), device="cpu").numpy()
-    sizes = batches._sizes[order]
-    return order, sizes.cumsum() - sizes
 
 
 def _require_at_least(argument: str, least: int, got: int) -> None:

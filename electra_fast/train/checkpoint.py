@@ -208,7 +208,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(renamed, ignore_errors=True)
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path, command: str = "pretrain") -> int:
     """Lock a folder for training; return the descriptor of its lock file, which stays locked until closed.
 
     On a file system without locks, such as some network file systems, only a warning is given.
@@ -219,17 +219,17 @@ def lock(folder: Path) -> int:
     try:
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise OSError(must(f"pretrain: the folder {folder}", "be writable", error.strerror)) from error
+        raise OSError(must(f"{command}: the folder {folder}", "be writable", error.strerror)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
             remedy = "wait until it ends, or name another folder"
-            text = f"pretrain: {folder} is locked by another training process; {remedy}"
+            text = f"{command}: {folder} is locked by another training process; {remedy}"
             raise OSError(text) from None
         warnings.warn(
-            f"pretrain: {folder} cannot be locked: its file system answers {error.strerror!r} to flock. "
+            f"{command}: {folder} cannot be locked: its file system answers {error.strerror!r} to flock. "
             "Training continues; make sure that no other process trains in this folder",
             stacklevel=2,
         )

@@ -1,5 +1,7 @@
 """The data of a run: its tokenizer, its training and held-out text, and their loaders."""
 
+from typing import Any
+
 import torch
 
 from electra_fast import data, local
@@ -64,7 +66,13 @@ def loader(recipe: Recipe, text: data.Encoded, config: ElectraConfig, device: to
         sep_id=config.sep_id,
         **(packed if recipe.packed else padded),
     )
-    return Loader(batches, recipe.packed, device)
+    make = batches.fixed_shape if recipe.packed else batches.padded
+    return Loader(batches, lambda index: named(make(index)), device)
+
+
+def named(batch: data.Packed | data.Padded) -> dict[str, Any]:
+    """Return a batch as the keyword arguments of `Electra.forward`."""
+    return {name: x for name, x in batch._asdict().items() if x is not None}
 
 
 def _documents(recipe: Recipe, paths: tuple[str, ...]) -> data.Documents:

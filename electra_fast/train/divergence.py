@@ -29,6 +29,10 @@ class Collapse:
         self.warmup = warmup
         self._warned: set[str] = set()
 
+    def warnings(self, sums: StepMetrics, step: int, logit_std: float) -> tuple[str | None, str | None]:
+        """Return the warnings for a line of the log."""
+        return self.generator(sums), self.discriminator(step, logit_std)
+
     def generator(self, sums: StepMetrics) -> str | None:
         """Return a warning, or None, for the sums of a line of the log."""
         return self._once(
@@ -60,8 +64,13 @@ def not_finite(metrics: dict[str, float]) -> bool:
     return not all(math.isfinite(metrics[name]) for name in names)
 
 
-def no_finite_gradient(out: Path, step: int, seed: int, accumulate: int) -> NotFinite:
-    """Write not_finite.json; return the error of a run whose gradient was first not finite at `step`."""
+def no_finite_gradient(
+    command: str, out: Path, run_folder: Path, step: int, seed: int, accumulate: int
+) -> NotFinite:
+    """Write not_finite.json; return the error of a run whose gradient was first not finite at `step`.
+
+    `out` is the folder with the checkpoints, `run_folder` the one for --resume.
+    """
     first = step * accumulate
     try:
         last = checkpoint.load(out / "checkpoints")
@@ -73,7 +82,7 @@ def no_finite_gradient(out: Path, step: int, seed: int, accumulate: int) -> NotF
     with contextlib.suppress(OSError):  # a full disk must not hide the error
         (out / "not_finite.json").write_text(json.dumps(record, indent=1) + "\n")
     return NotFinite(
-        f"pretrain: the gradient was not finite {MAX_SKIPPED} times in a row, first at step {step}; "
-        f"the weights are those before it, {state}. To reproduce it: --resume {out}, or loader[{first}] "
-        f"with rng ({seed}, {first}); not_finite.json has the numbers"
+        f"{command}: the gradient was not finite {MAX_SKIPPED} times in a row, first at step {step}; "
+        f"the weights are those before it, {state}. To reproduce it: --resume {run_folder}, or "
+        f"loader[{first}] with rng ({seed}, {first}); not_finite.json has the numbers"
     )

@@ -129,8 +129,14 @@ def unigram_loss(train: Tensor, held_out: Tensor, vocab_size: int) -> float:
 
 @contextlib.contextmanager
 def recorded(model: Electra) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
-    """Record the arguments of each call of `rtd_loss`: forward does not return the logits."""
-    ops, seen = model.ops, []
+    """Record the arguments of each call of `rtd_loss`: forward does not return the logits.
+
+    A model for another task, without `ops`, has no such call.
+    """
+    seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    if (ops := getattr(model, "ops", None)) is None:
+        yield seen
+        return
 
     def rtd_loss(logits, replaced, weights=None):
         seen.append((logits, replaced, weights))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from electra_fast.data import Batches
 from electra_fast.errors import must
 
 Batch = dict[str, Any]  # keyword arguments of Electra.forward
@@ -26,13 +25,14 @@ class NoBatch(TimeoutError):
 
 
 class Loader:
-    """`loader[index]` is a batch, a function of the seed of the batches and of the index.
+    """`loader[index]` is the batch that ``make(index)`` returns, on a device.
 
-    All batches have the same shape, so that a step can be captured as a CUDA graph.
+    `batches` describes the data; it has the ``pad_id``. On a GPU all batches should have the same shape, so
+    that a step can be captured as a CUDA graph.
     """
 
-    def __init__(self, batches: Batches, packed: bool, device: torch.device):
-        self.batches, self.packed, self.device = batches, packed, device
+    def __init__(self, batches: Any, make: Callable[[int], Batch], device: torch.device):
+        self.batches, self.make, self.device = batches, make, device
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __getitem__(self, index: int) -> Batch:
@@ -80,10 +80,8 @@ class Loader:
             thread.join(CLOSING)
 
     def _make(self, index: int) -> Batch:
-        batch = self.batches.fixed_shape(index) if self.packed else self.batches.padded(index)
-        named = {name: x for name, x in batch._asdict().items() if x is not None}
-        pin = self._copy_stream is not None
-        return {name: x.pin_memory() if pin and isinstance(x, Tensor) else x for name, x in named.items()}
+        batch, pin = self.make(index), self._copy_stream is not None
+        return {name: x.pin_memory() if pin and isinstance(x, Tensor) else x for name, x in batch.items()}
 
     def _send(self, batch: Batch) -> Batch:
         """Copy on a separate CUDA stream, so that the copy does not wait for the steps queued before it."""
@@ -104,8 +102,8 @@ def _wait(future: futures.Future[Batch], index: int, stop: Callable[[], Any]) ->
     end = time.monotonic() + BATCH_TIMEOUT
     while not futures.wait([future], timeout=POLL).done:
         if stop():
-            raise NoBatch(f"pretrain: the run was asked to stop while it waited for batch {index}")
+            raise NoBatch(f"loader: the run was asked to stop while it waited for batch {index}")
         if time.monotonic() > end:
             rule = f"be ready within {BATCH_TIMEOUT:g} seconds"
             remedy = "check the disk with the token cache (XDG_CACHE_HOME, else ~/.cache)"
-            raise NoBatch(must(f"pretrain: batch {index}", rule, "none", remedy))
+            raise NoBatch(must(f"loader: batch {index}", rule, "none", remedy))

@@ -2,15 +2,19 @@
 
 import collections
 import contextlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from torch import Tensor
 
-from electra_fast.train.divergence import Collapse
 from electra_fast.train.logger import Logger
-from electra_fast.train.metrics import MetricBuffer, StepMetrics, means, total
+from electra_fast.train.metrics import MetricBuffer, total
 from electra_fast.train.optimizer import Skipped
+
+# A function of (sums, step, logit_std) of a line of the log.
+Warnings = Callable[[Any, int, float], Iterable[str | None]]
 
 
 class LogWindow:
@@ -21,12 +25,15 @@ class LogWindow:
         step: the number of steps before the window.
         skipped: the counter of skipped steps, which is updated with each line.
         accumulate: micro-batches per step.
-        warmup: see `Collapse`.
+        warnings: returns warnings about a line, or None for each. It must not be a method of the run, because
+            the cycle of references would keep the folder locked.
     """
 
-    def __init__(self, metrics: MetricBuffer, step: int, skipped: Skipped, accumulate: int, warmup: int):
+    def __init__(
+        self, metrics: MetricBuffer, step: int, skipped: Skipped, accumulate: int, warnings: Warnings
+    ):
         self.metrics, self.skipped, self.accumulate = metrics, skipped, accumulate
-        self.collapse = Collapse(warmup)
+        self.warnings = warnings
         self.first, self.steps, self.tokens, self.rate = step, 0, 0, 0.0
         self.since = time.monotonic()
         self._closed = collections.deque()
@@ -48,21 +55,22 @@ class LogWindow:
             self._line(logger, *self._closed.popleft()[:-1], rows, logit_std)
 
     def _line(
-        self, logger: Logger, first: int, tokens: int, rate: float, rows: list[StepMetrics], logit_std: float
+        self, logger: Logger, first: int, tokens: int, rate: float, rows: list[Any], logit_std: float
     ) -> None:
         for step, row in enumerate(rows, first):
             self.skipped.add(step, row.skipped > 0)
         sums, now, last = total(rows), time.monotonic(), first + len(rows)
         facts = {
-            "logit_std": logit_std,
             "learning_rate": rate,
             "skipped": self.skipped.steps,
             "tokens": tokens,
             "tokens_per_second": tokens / (now - self.since),
         }
-        logger.write("train", last, means(sums, len(rows), len(rows) * self.accumulate) | facts)
+        if not math.isnan(logit_std):
+            facts = {"logit_std": logit_std} | facts
+        logger.write("train", last, sums.means(len(rows), len(rows) * self.accumulate) | facts)
         self.since = now
-        for warning in (self.collapse.generator(sums), self.collapse.discriminator(last, logit_std)):
+        for warning in self.warnings(sums, last, logit_std):
             logger.warn(last, warning)
 
     def skipped_steps(self) -> int:

@@ -29,7 +29,7 @@ class Logger:
     A file or a terminal that cannot be written causes one warning; training continues.
     """
 
-    def __init__(self, folder: Path, step: int, steps: int):
+    def __init__(self, folder: Path, step: int, steps: int, shown: tuple[str, ...] = SHOWN):
         from tqdm import tqdm
 
         options = {"total": steps, "initial": step, "unit": " steps", "dynamic_ncols": True}
@@ -39,7 +39,7 @@ class Logger:
             self.bar = tqdm(**options, disable=True)
         self.file = folder / "log.jsonl"
         self.start = time.monotonic()
-        self.shown: dict[str, float] = {}
+        self.names, self.shown = shown, {}
         self.warned = False
         self.board = None
         with self._warn_once():
@@ -58,7 +58,7 @@ class Logger:
                 for name, value in numbers.items():
                     if isinstance(value, int | float):
                         self.board.add_scalar(f"{kind}/{name}", value, step)
-        self.shown |= {k: v for k, v in numbers.items() if k in SHOWN and isinstance(v, int | float)}
+        self.shown |= {k: v for k, v in numbers.items() if k in self.names and isinstance(v, int | float)}
         with contextlib.suppress(OSError):  # the terminal was closed, or the reader of a pipe has ended
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in self.shown.items()}, refresh=False)
             self.bar.update(step - self.bar.n)
@@ -87,7 +87,7 @@ class Logger:
         except OSError as error:
             if not self.warned:
                 warnings.warn(
-                    f"pretrain: {self.file} cannot be written, {error}; training continues without it",
+                    f"{self.file} cannot be written, {error}; training continues without it",
                     stacklevel=4,
                 )
             self.warned = True

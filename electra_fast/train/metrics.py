@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of a step, summed over its micro-batches."""
+    """The metrics of a step of pre-training, summed over its micro-batches."""
 
     loss: float
     mlm_loss: float  # summed over all masked tokens
@@ -36,15 +36,42 @@ class StepMetrics(NamedTuple):
         """Whether the generator replaces no token or predicts all, so the discriminator learns nothing."""
         return self.masked > 0 and (self.mlm_correct == self.masked or 0 == self.replaced < self.original)
 
+    def means(self, steps: int, micro_batches: int) -> dict[str, float]:
+        """Return the metrics of a line of the log, from the sums over its steps."""
+        predicted = self.true_positives + self.false_positives
+        return {
+            "loss": self.loss / micro_batches,
+            "mlm_loss": self.mlm_loss / max(self.masked, 1.0),
+            "mlm_accuracy": self.mlm_correct / max(self.masked, 1.0),
+            "rtd_loss": self.rtd_loss / micro_batches,
+            "replaced": self.replaced / max(self.replaced + self.original, 1.0),
+            "precision": self.true_positives / predicted if predicted else math.nan,
+            "recall": self.true_positives / self.replaced if self.replaced else math.nan,
+            "gradient_norm": self.gradient_norm / steps,
+        }
 
-Read = tuple[list[StepMetrics], list[float]]  # the rows, and the scalars that were read with them
+
+class TaskMetrics(NamedTuple):
+    """The metrics of a step of fine-tuning, summed over its micro-batches."""
+
+    loss: float
+    gradient_norm: float
+    skipped: float  # as in `StepMetrics`
+
+    def means(self, steps: int, micro_batches: int) -> dict[str, float]:
+        """Return the metrics of a line of the log, from the sums over its steps."""
+        return {"loss": self.loss / micro_batches, "gradient_norm": self.gradient_norm / steps}
+
+
+Read = tuple[list[Any], list[float]]  # the rows, and the scalars that were read with them
 
 
 class MetricBuffer:
-    """The metrics of the last steps, on the device."""
+    """The metrics of the last steps, on the device; `kind` is the class of a row."""
 
-    def __init__(self, rows: int, device: torch.device):
-        self.rows = torch.zeros(rows, len(StepMetrics._fields), dtype=torch.float32, device=device)
+    def __init__(self, rows: int, device: torch.device, kind: type[NamedTuple] = StepMetrics):
+        self.kind = kind
+        self.rows = torch.zeros(rows, len(kind._fields), dtype=torch.float32, device=device)
 
     def write(self, row: Tensor, values: list[Tensor]) -> None:
         """Set row number `row`, int64 ``[1]``."""
@@ -56,12 +83,12 @@ class MetricBuffer:
         The result is a function: called with False it returns both, or None until they have arrived; called
         with True it waits for them.
         """
-        width = len(StepMetrics._fields)
+        width = len(self.kind._fields)
         values = torch.cat([self.rows[:count].flatten(), *(x.reshape(1).float() for x in scalars)])
 
         def parse(copy: Tensor) -> Read:
             numbers = copy.tolist()
-            rows = [StepMetrics(*numbers[i : i + width]) for i in range(0, count * width, width)]
+            rows = [self.kind(*numbers[i : i + width]) for i in range(0, count * width, width)]
             return rows, numbers[count * width :]
 
         if values.device.type == "cpu":
@@ -79,21 +106,6 @@ class MetricBuffer:
         return result
 
 
-def total(rows: list[StepMetrics]) -> StepMetrics:
-    """Return the sums over several steps."""
-    return StepMetrics(*map(sum, zip(*rows, strict=True)))
-
-
-def means(sums: StepMetrics, steps: int, micro_batches: int) -> dict[str, float]:
-    """Return the metrics of a line of the log, from the sums over its steps."""
-    tp, predicted = sums.true_positives, sums.true_positives + sums.false_positives
-    return {
-        "loss": sums.loss / micro_batches,
-        "mlm_loss": sums.mlm_loss / max(sums.masked, 1.0),
-        "mlm_accuracy": sums.mlm_correct / max(sums.masked, 1.0),
-        "rtd_loss": sums.rtd_loss / micro_batches,
-        "replaced": sums.replaced / max(sums.replaced + sums.original, 1.0),
-        "precision": tp / predicted if predicted else math.nan,
-        "recall": tp / sums.replaced if sums.replaced else math.nan,
-        "gradient_norm": sums.gradient_norm / steps,
-    }
+def total(rows: list[Any]) -> Any:
+    """Return the sums over several steps, a row of the same class."""
+    return type(rows[0])(*map(sum, zip(*rows, strict=True)))

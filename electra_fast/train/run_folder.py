@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from electra_fast import data
+from electra_fast import data, local
 from electra_fast.errors import must
 from electra_fast.train import checkpoint
-from electra_fast.train.recipe import Recipe
+from electra_fast.train.options import Options
 
 RECIPE, OLD_RECIPE = "recipe.json", "config.json"  # the latter in runs of versions before this one
 MODEL_FILES = {"model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"}
@@ -47,43 +47,40 @@ class RunFolder:
         OSError: it cannot be created, or another process trains in it.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, command: str = "pretrain"):
+        self.path, self.command = Path(path), command
         self.tokenizer, self.checkpoints = self.path / "tokenizer", self.path / "checkpoints"
         try:
             str(path).encode()
         except UnicodeEncodeError:  # the package tokenizers cannot write files there
             rule = "be a folder whose name is UTF-8"
-            raise ValueError(must("pretrain: --out", rule, repr(str(path)), "rename it")) from None
+            raise ValueError(must(f"{self.command}: --out", rule, repr(str(path)), "rename it")) from None
         self._lock()
 
     def _lock(self) -> None:
         self._created = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            got = f"{self.path}: {error.strerror}"
-            raise OSError(must("pretrain: --out", "be a folder that can be created", got)) from error
-        self._descriptor = checkpoint.lock(self.path)
+        local.new_folder(f"{self.command}: --out", self.path)
+        self._descriptor = checkpoint.lock(self.path, self.command)
         self.close = weakref.finalize(self, os.close, self._descriptor)  # also at the end of the process
 
-    def save_recipe(self, recipe: Recipe) -> None:
+    def save_recipe(self, recipe: Options) -> None:
         """Write recipe.json; it replaces the config.json of a run that an earlier version started."""
         old = find_recipe(self.path)
         recipe.save(self.path / RECIPE)
         if old is not None and old.name == OLD_RECIPE:
             old.unlink()
-            print(f"pretrain: {self.path} was started by an earlier version; {OLD_RECIPE} is now {RECIPE}")
+            text = f"{self.path} was started by an earlier version; {OLD_RECIPE} is now {RECIPE}"
+            print(f"{self.command}: {text}")
 
-    def describe(self, recipe: Recipe, tokenizer) -> None:
+    def describe(self, recipe: Options, tokenizer) -> None:
         """Write the files that a resumed run reads first: recipe.json, and tokenizer/ if it is missing."""
         self.save_recipe(recipe)
         if not self.tokenizer.exists():
             part = self.path / "tokenizer.part"
-            data.save_tokenizer(tokenizer, part)
+            self.save_tokenizer(tokenizer, part)
             part.rename(self.tokenizer)
 
-    def restore(self, recipe: Recipe, tokenizer) -> None:
+    def restore(self, recipe: Options, tokenizer) -> None:
         """Create the folder again if it was removed or renamed during training.
 
         Raises:
@@ -110,7 +107,7 @@ class RunFolder:
         if needed > free:
             self._remove()
             rule = f"have {_size(needed)} free for {keep + 1} checkpoints"
-            raise OSError(must("pretrain: --out", rule, _size(free), "lower --keep"))
+            raise OSError(must(f"{self.command}: --out", rule, _size(free), "lower --keep"))
 
     def _remove(self) -> None:
         """Remove the folder if it is new and empty."""
@@ -128,10 +125,18 @@ class RunFolder:
         for name in ("discriminator", "generator"):
             if (half := getattr(model, name, None)) is not None:
                 half.save_pretrained(self.path / name)
-                try:
-                    data.save_tokenizer(tokenizer, self.path / name)
-                except Exception as error:  # tokenizers has no class of error for a full disk
-                    raise OSError(must(f"pretrain: {self.path / name}", "be writable", error)) from error
+                self.save_tokenizer(tokenizer, self.path / name)
+
+    def save_tokenizer(self, tokenizer, folder: Path) -> None:
+        """Write the files of the tokenizer into a folder of the run.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        try:
+            data.save_tokenizer(tokenizer, folder)
+        except Exception as error:  # tokenizers has no class of error for a full disk
+            raise OSError(must(f"{self.command}: {folder}", "be writable", error)) from error
 
 
 def _size(bytes_: int) -> str:

@@ -1,4 +1,4 @@
-"""One step of pre-training: forward and backward of its micro-batches, clipping, AdamW, a row of metrics.
+"""One step of training: forward and backward of its micro-batches, clipping, AdamW, a row of metrics.
 
 The host does not synchronize with the device in a step. On a GPU the step is captured once as a CUDA graph
 and replayed: a step of ELECTRA-small has about 1000 launches, and with 5 to 10 us per launch the host would
@@ -26,7 +26,8 @@ class Step:
     """`step(batches, rngs, rate, row)` takes one optimizer step.
 
     Args:
-        model: a module with the forward of `Electra`.
+        model: a module whose forward has the arguments of a batch and ``rng``. It returns an output with
+            ``loss`` and ``numbers()``, the first metrics of a row: `Electra`, or a `TaskModel`.
         optim: the result of `optimizer.adamw`.
         clip: the norm to which gradients are clipped.
         dtype: the autocast dtype, None for float32. With it the weights have copies in that dtype.
@@ -106,8 +107,7 @@ class Step:
             with autocast, recorded(self.model) as seen:
                 out = self.model(**batch, rng=rng)
             (out.loss / len(batches)).backward()
-            numbers = (out.loss, out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss)
-            sums = sums + torch.cat([torch.stack(numbers).detach(), out.rtd_counts])
+            sums = sums + out.numbers().detach()
         self._logits = (seen[-1][0].detach(), seen[-1][2]) if seen else None
         norm, skipped = optimizer.step(self.optim, rate, self.clip)
         if self.copies is not None:

@@ -20,6 +20,7 @@ _MODULES = {
     "Recipe": "train.recipe",
     "check_batch": "data",
     "info": "doctor",
+    "layerwise_groups": "train.optimizer",
     "numerics": "accuracy",
 }
 __all__ = ["__version__", "ops", "reference", *_MODULES]

@@ -65,7 +65,7 @@ def _table(rows: int, columns: int, std: float) -> nn.Parameter:
     return nn.Parameter(_truncated_normal(torch.empty(rows, columns), std))
 
 
-def _linear(ops: Ops, inputs: int, outputs: int, std: float | None = None) -> Linear:
+def make_linear(ops: Ops, inputs: int, outputs: int, std: float | None = None) -> Linear:
     """Return a linear layer with bias 0 and truncated-normal weights, Glorot-uniform if `std` is None."""
     linear = Linear(inputs, outputs, ops)
     if std is None:
@@ -180,14 +180,7 @@ class AddNorm(nn.LayerNorm):
     ) -> Tensor:
         dropout, rng = _dropout_now(self, x, rng)
         return self.ops.add_norm(
-            x,
-            residual,
-            self.weight,
-            self.bias,
-            eps=self.eps,
-            dropout=dropout,
-            rng=rng,
-            stream=stream,
+            x, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, rng=rng, stream=stream
         )
 
 
@@ -200,8 +193,8 @@ class SelfAttention(nn.Module):
         self.heads = config.heads
         self.dropout = config.dropout
         W, std = config.hidden, config.initializer
-        self.qkv = _linear(ops, W, 3 * W, std)  # rows: query, key, value
-        self.out = _linear(ops, W, W, std)
+        self.qkv = make_linear(ops, W, 3 * W, std)  # rows: query, key, value
+        self.out = make_linear(ops, W, W, std)
         self.norm = AddNorm(config, ops)
 
     def forward(
@@ -211,12 +204,16 @@ class SelfAttention(nn.Module):
         *,
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
+        rows: Tensor | None = None,  # [S], see `Encoder`
     ) -> Tensor:
         _check_layout(self, layout)
         dropout, rng = _dropout_now(self, x, rng)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [.., 3, H, D]
         context = self.ops.attention_qkv(qkv, **layout._asdict(), dropout=dropout, rng=rng, stream=stream)
-        return self.norm(self.out(context.flatten(-2)), x, rng, stream + 1)
+        context = context.flatten(-2)  # [.., W]
+        if rows is not None:
+            context, x = (y.flatten(0, -2).index_select(0, rows) for y in (context, x))
+        return self.norm(self.out(context), x, rng, stream + 1)
 
 
 class FeedForward(nn.Module):
@@ -225,8 +222,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
-        self.dense_in = _linear(ops, config.hidden, config.ffn, config.initializer)
-        self.dense_out = _linear(ops, config.ffn, config.hidden, config.initializer)
+        self.dense_in = make_linear(ops, config.hidden, config.ffn, config.initializer)
+        self.dense_out = make_linear(ops, config.ffn, config.hidden, config.initializer)
         self.norm = AddNorm(config, ops)
 
     def forward(self, x: Tensor, rng: Tensor | None = None, stream: int = FIRST_STREAM) -> Tensor:
@@ -254,13 +251,15 @@ class EncoderLayer(nn.Module):
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
         int8: bool = False,  # see `Encoder`
+        rows: Tensor | None = None,  # [S], see `Encoder`
     ) -> Tensor:
         why = inference.why_not(self, x) or self._parts().why_not(Linear, AddNorm)
         if not why and self.attention.ops == FUSED:
-            return self._infer(x, layout, int8)
+            x = self._infer(x, layout, int8)
+            return x if rows is None else x.flatten(0, -2).index_select(0, rows)
         inference.check_int8(self, int8, why or "its ops are not FUSED")
         _, rng = _dropout_now(self, x, rng)
-        x = self.attention(x, layout, rng=rng, stream=stream)
+        x = self.attention(x, layout, rng=rng, stream=stream, rows=rows)
         return self.feed_forward(x, rng, stream + 2)
 
     def _parts(self) -> inference.Parts:
@@ -293,7 +292,7 @@ class Encoder(nn.Module):
         self.embedding = SharedEmbedding(config, ops)
         self.project = None
         if config.embedding != config.hidden:
-            self.project = _linear(ops, config.embedding, config.hidden)
+            self.project = make_linear(ops, config.embedding, config.hidden)
         self.layers = nn.ModuleList(EncoderLayer(config, ops) for _ in range(config.layers))
 
     def forward(
@@ -306,7 +305,12 @@ class Encoder(nn.Module):
         stream: int = FIRST_STREAM,
         words: Tensor | None = None,
         return_words: bool = False,
+        rows: Tensor | None = None,
     ) -> Tensor | Embedded:  # [.., W]; with `return_words` also the word table
+        """Return the output at every token or, with `rows`, int64 ``[S]``, at these offsets only: ``[S, W]``.
+
+        The last layer then computes its output product and its feed-forward network for these tokens only.
+        """
         _check_layout(self, layout)
         _, rng = _dropout_now(self, ids, rng)
         x, words = self.embedding(  # [.., E]
@@ -321,7 +325,8 @@ class Encoder(nn.Module):
         if self.project is not None:
             x = self.project(x)
         for i, layer in enumerate(self.layers):
-            x = layer(x, layout, rng=rng, stream=stream + 1 + 3 * i, int8=self.int8)
+            only = rows if layer is self.layers[-1] else None
+            x = layer(x, layout, rng=rng, stream=stream + 1 + 3 * i, int8=self.int8, rows=only)
         return Embedded(x, words) if return_words else x
 
     @staticmethod
@@ -338,7 +343,7 @@ class GeneratorHead(nn.Module):
         self.ops = ops
         self.temperature = config.temperature
         self.disallow_correct = config.disallow_correct
-        self.dense = _linear(ops, config.hidden, config.embedding, config.initializer)
+        self.dense = make_linear(ops, config.hidden, config.embedding, config.initializer)
         self.norm = nn.LayerNorm(config.embedding, eps=config.eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -382,8 +387,8 @@ class DiscriminatorHead(nn.Module):
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
         self.ops = ops
-        self.dense = _linear(ops, config.hidden, config.hidden, config.initializer)
-        self.score = _linear(ops, config.hidden, 1)
+        self.dense = make_linear(ops, config.hidden, config.hidden, config.initializer)
+        self.score = make_linear(ops, config.hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # [.., W] -> [..]
         h = self.ops.bias_gelu(self.dense(x, with_bias=False), self.dense.bias)

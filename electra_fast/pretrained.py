@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,10 @@ class PretrainedHalf(nn.Module):
         resize(self, vocab_size, optimizer)
         self.config = config
 
+    def described(self) -> dict[str, Any]:
+        """Return the config.json of this model."""
+        return {"architectures": [self.hugging_face_class]} | config_to_hugging_face(self.config)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, which transformers and this class can read.
 
@@ -156,8 +160,7 @@ class PretrainedHalf(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"architectures": [self.hugging_face_class]} | config_to_hugging_face(self.config)
-        tensors = self.state_dict()
+        config, tensors = self.described(), self.state_dict()
         tensors.pop(TIED_TABLE, None)  # loading ties it again, as in transformers
         # The files have the sums that a `DifferenceEmbedding` looks up, not its differences.
         tensors = {n: t for n, t in tensors.items() if not n.startswith(DIFFERENCE)}
@@ -190,31 +193,51 @@ class PretrainedHalf(nn.Module):
                 number of layers than the file, or the file is damaged or contains NaN, infinity or integers.
             RuntimeError: tensors are missing, unknown or of another shape; the message lists them.
         """
-        folder = local.existing("from_pretrained: folder", folder)
-        file, config_file = folder / "model.safetensors", folder / "config.json"
-        if not file.is_file():
-            remedy = "save an older checkpoint again with transformers, or "
-            remedy += "load_state_dict(torch.load(file, weights_only=True))"
-            raise FileNotFoundError(
-                must(f"from_pretrained: {folder}", "contain model.safetensors", "a folder without it", remedy)
-            )
-        described = local.json_object("from_pretrained", config_file)
-        try:
-            config = config_from_hugging_face(described)
-        except ValueError as error:
-            raise ValueError(f"{error}; in {config_file}") from None
-        tensors = _read(file)
-        # Checked first, because building millions of layers for a wrong number would take hours.
-        if (layers := _layers(tensors)) != config.layers:
-            subject = f"from_pretrained: num_hidden_layers in {config_file}"
-            raise ValueError(must(subject, f"be {layers}, the layers in {file.name}", config.layers))
+        folder, (described, config, tensors) = Path(folder), read_folder(folder)
         try:
             with torch.device("meta"):  # without random weights, because all of them come from the file
-                model = cls(config, ops)
+                model = cls.build(described, config, ops)
             model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
-            raise RuntimeError(must(f"from_pretrained: {file}", f"fit {config_file.name}", error)) from None
+            file = folder / "model.safetensors"
+            raise RuntimeError(must(f"from_pretrained: {file}", "fit config.json", error)) from None
         return model.eval()
+
+    @classmethod
+    def build(cls, described: dict[str, Any], config: ElectraConfig, ops: Ops) -> Self:
+        """Return a new model; `described` is the config.json of the folder that will be loaded."""
+        return cls(config, ops)
+
+
+class Folder(NamedTuple):
+    """The contents of a Hugging Face folder with one model."""
+
+    described: dict[str, Any]  # config.json
+    config: ElectraConfig
+    tensors: dict[str, Tensor]  # by transformers' names
+
+
+def read_folder(folder: str | Path) -> Folder:
+    """Read a Hugging Face folder; errors as in `PretrainedHalf.from_pretrained`."""
+    folder = local.existing("from_pretrained: folder", folder)
+    file, config_file = folder / "model.safetensors", folder / "config.json"
+    if not file.is_file():
+        remedy = "save an older checkpoint again with transformers, or "
+        remedy += "load_state_dict(torch.load(file, weights_only=True))"
+        raise FileNotFoundError(
+            must(f"from_pretrained: {folder}", "contain model.safetensors", "a folder without it", remedy)
+        )
+    described = local.json_object("from_pretrained", config_file)
+    try:
+        config = config_from_hugging_face(described)
+    except ValueError as error:
+        raise ValueError(f"{error}; in {config_file}") from None
+    tensors = _read(file)
+    # Checked first, because building millions of layers for a wrong number would take hours.
+    if (layers := _layers(tensors)) != config.layers:
+        subject = f"from_pretrained: num_hidden_layers in {config_file}"
+        raise ValueError(must(subject, f"be {layers}, the layers in {file.name}", config.layers))
+    return Folder(described, config, tensors)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -1,12 +1,18 @@
-"""The command line: `python -m electra_fast info`, `… doctor`, `… check`, `… pretrain`."""
+"""The command line: `python -m electra_fast COMMAND`; `--help` lists the commands."""
 
 import argparse
+import contextlib
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from electra_fast.errors import must
+
+TASK = "classify, regress, tag, answer, choose, rank or intent"
+DEVICE = "cuda, cuda:1, cpu; default: a GPU if there is one"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,8 +22,11 @@ def main(arguments: list[str] | None = None) -> None:
     add("doctor", help="check that everything computes correctly here, and how fast")
     _add_check(add("check", help="compare your function with an op, example by example"))
     _add_pretrain(add("pretrain", help="train a discriminator on a folder of text"))
+    _add_finetune(add("finetune", help="train a discriminator on a task: classify, tag, answer, …"))
+    _add_evaluate(add("evaluate", help="evaluate a fine-tuned model on a file"))
     options = vars(parser.parse_args(arguments))
     commands = {"info": _info, "doctor": _doctor, "check": _check, "pretrain": _pretrain}
+    commands |= {"finetune": _finetune, "evaluate": _evaluate}
     command = commands[options.pop("command")]
     default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
@@ -62,7 +71,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checks", type=names, default=[], metavar="NAMES", help=checks)
     cases = "random cases after the examples, with larger sizes (default: 24)"
     parser.add_argument("--cases", type=int, default=24, help=cases)
-    parser.add_argument("--device", help="cuda, cuda:1, cpu; default: a GPU if there is one")
+    parser.add_argument("--device", help=DEVICE)
     parser.add_argument("--seed", type=int, help="of the example inputs; default: a new one")
     parser.add_argument("--json", metavar="FILE", help="write the report there")
     parser.add_argument("--html", metavar="FILE", help="write the report there as a page with a picture")
@@ -79,40 +88,101 @@ def _check(function: str, own_random: bool, without: list[str], no_isolate: bool
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
-    from electra_fast.train.recipe import add_options
+    from electra_fast.train.options import add_options
+    from electra_fast.train.recipe import Recipe
 
+    _add_folder_and_device(parser)
+    add_options(parser, Recipe)
+
+
+def _add_folder_and_device(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", help="the folder of a new run")
     where.add_argument("--resume", help="the folder of a run to continue")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu; default: a GPU if there is one")
+    parser.add_argument("--device", help=DEVICE)
     graph = "on a GPU, launch the kernels one by one instead of replaying a CUDA graph"
     parser.add_argument("--no-graph", action="store_true", help=graph)
-    add_options(parser)
 
 
 def _pretrain(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
-    from electra_fast.train.pretrain import NotFinite, Pretraining
+    from electra_fast.train.pretrain import Pretraining
     from electra_fast.train.recipe import Recipe
 
+    folder, recipe = _started(Recipe, out, resume, given)
+    with _training_errors("pretrain"):
+        Pretraining(recipe, folder, device=device, graph=not no_graph).run()
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+    from electra_fast.train.options import add_options
+
+    parser.add_argument("task", nargs="?", help=TASK, default=argparse.SUPPRESS)
+    _add_folder_and_device(parser)
+    add_options(parser, FineTuneRecipe)
+
+
+def _finetune(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
+    from electra_fast.train.fine_tune import fine_tune
+    from electra_fast.train.fine_tune_page import summary_table
+    from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+
+    folder, recipe = _started(FineTuneRecipe, out, resume, given)
+    with _training_errors("finetune"):
+        results = fine_tune(recipe, folder, device=device, graph=not no_graph)
+    print(summary_table(results))
+    print(f"{folder}: the model of seed {results['best']}, metrics.json, predictions.jsonl, report.html")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from electra_fast.train.fine_tune_recipe import FILE_OPTIONS, FineTuneRecipe
+    from electra_fast.train.options import add_options
+
+    parser.add_argument("task", help=TASK)
+    parser.add_argument("--model", required=True, help="the folder of a fine-tuned model")
+    parser.add_argument("--data", required=True, nargs="+", metavar="PATH", help="files with labels")
+    parser.add_argument("--split", default="test", help="of files with several: train, dev or test (default)")
+    parser.add_argument(
+        "--out", help="write predictions.jsonl, metrics.json and report.html into this folder"
+    )
+    parser.add_argument("--device", help=DEVICE)
+    add_options(parser, FineTuneRecipe, FILE_OPTIONS)
+
+
+def _evaluate(task: str, model: str, data: list[str], **options) -> None:
+    from electra_fast.train.results import evaluate_folder, one_line
+
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    print(one_line(evaluate_folder(task, model, data, **given)))
+
+
+def _started(kind: type, out: str | None, resume: str | None, given: dict) -> tuple[Path, Any]:
+    """Return the folder of a run and its recipe, a new one or that of the folder with changes."""
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if out is not None:
-        folder, recipe = _new_folder(out), Recipe(**given)
-    else:
-        folder, recipe_file = _run_folder(resume)
-        recipe = Recipe.load(recipe_file).changed(**given)
+        return _new_folder(kind.command, out), kind(**given)
+    folder, recipe_file = _run_folder(kind.command, resume)
+    return folder, kind.load(recipe_file).changed(**given)
+
+
+@contextlib.contextmanager
+def _training_errors(command: str) -> Iterator[None]:
+    """Raise a ValueError for a run that diverged or does not fit into the memory."""
+    from electra_fast.train.divergence import NotFinite
+
     try:
-        Pretraining(recipe, folder, device=device, graph=not no_graph).run()
+        yield
     except NotFinite as error:
         raise ValueError(error) from error
     except (RuntimeError, MemoryError) as error:
         if not re.search("alloc|out of memory|overflow", f"{error} {type(error).__name__}", re.IGNORECASE):
             raise
-        subject, got = "pretrain: the model and its batches", str(error).partition("\n")[0]
-        remedy = "lower the sizes in --set, --vocab or --batch-tokens"
+        subject, got = f"{command}: the model and its batches", str(error).partition("\n")[0]
+        remedy = "lower the sizes in --set, --vocab or the size of a batch"
         raise ValueError(must(subject, "fit into the memory", got, remedy)) from error
 
 
-def _new_folder(out: str) -> Path:
+def _new_folder(command: str, out: str) -> Path:
     """Return the folder of `--out`.
 
     Raises:
@@ -123,21 +193,21 @@ def _new_folder(out: str) -> Path:
 
     folder = Path(out)
     if out == "":
-        raise ValueError(must("pretrain: --out", "name a folder", "''"))
+        raise ValueError(must(f"{command}: --out", "name a folder", "''"))
     try:
         found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         rule = "be a folder or a new name"
-        raise OSError(must("pretrain: --out", rule, f"{out}: {error.strerror}")) from None
+        raise OSError(must(f"{command}: --out", rule, f"{out}: {error.strerror}")) from None
     found -= {".lock", "recipe.part", "config.part"}  # left by a run that ended before its first checkpoint
     if found:
         remedy = "--resume continues its run" if find_recipe(folder) else "name another folder"
         got = f"{out}, which contains {sorted(found)[0]}"
-        raise ValueError(must("pretrain: --out", "be a new folder", got, remedy))
+        raise ValueError(must(f"{command}: --out", "be a new folder", got, remedy))
     return folder
 
 
-def _run_folder(resume: str) -> tuple[Path, Path]:
+def _run_folder(command: str, resume: str) -> tuple[Path, Path]:
     """Return the folder of `--resume` and the file with its recipe.
 
     Raises:
@@ -147,14 +217,15 @@ def _run_folder(resume: str) -> tuple[Path, Path]:
     from electra_fast import local
     from electra_fast.train.run_folder import MODEL_FILES, find_recipe
 
-    folder, option, rule = Path(resume), "pretrain: --resume", "be the folder of a run"
+    folder, option, rule = Path(resume), f"{command}: --resume", "be the folder of a run"
     if resume == "":
         raise ValueError(must(option, rule, "''"))
     local.existing(option, folder)
     if (file := find_recipe(folder)) is not None:
         return folder, file
     if any((folder / name).exists() for name in MODEL_FILES):
-        got, remedy = f"{resume}, the folder of a model", "--init starts a new run from it"
+        option_of = {"pretrain": "--init", "finetune": "--model"}
+        got, remedy = f"{resume}, the folder of a model", f"{option_of[command]} starts a new run from it"
         raise ValueError(must(option, rule, got, remedy))
     raise ValueError(must(option, rule, resume, "--out starts one"))
 

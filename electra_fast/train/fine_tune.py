@@ -1,0 +1,168 @@
+"""Fine-tuning: from a discriminator to a classifier, a tagger or an answerer.
+
+    python -m electra_fast finetune classify --model DISCRIMINATOR --train a.csv --dev b.csv --out runs/c
+    python -m electra_fast finetune --resume runs/c
+
+    fine_tune(FineTuneRecipe(task="classify", model=…, train=…, dev=…), "runs/c")  # the same in Python
+
+Each seed trains in its own folder, seed-0, seed-1, …, as a `Training`. The best one on --dev is saved in the
+folder itself, which transformers loads, with metrics.json, predictions.jsonl and report.html.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from electra_fast import local
+from electra_fast.errors import must
+from electra_fast.tasks.examples import TaskBatches
+from electra_fast.tasks.task import TaskModel, evaluate
+from electra_fast.train import optimizer, results
+from electra_fast.train.divergence import NotFinite
+from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+from electra_fast.train.loader import Loader
+from electra_fast.train.logger import Logger
+from electra_fast.train.metrics import TaskMetrics
+from electra_fast.train.run_folder import RECIPE, RunFolder
+from electra_fast.train.task_data import TaskData
+from electra_fast.train.training import Training
+
+DATA = "data.json"  # the hashes of the data of a run
+
+
+class FineTuning(Training):
+    """The run of one seed.
+
+    Args:
+        recipe: the result of `FineTuneRecipe.resolved`, with the seed.
+        out: the folder of the seed. If it has a run already, that run is resumed.
+        task_data: the data, the same for all seeds.
+        device: where to train.
+        graph: as in `Training`.
+
+    Raises:
+        ValueError, OSError: as in `Training`.
+    """
+
+    command, text_option, evaluation = "finetune", "--train", "dev"
+
+    def __init__(
+        self, recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch.device, graph: bool = True
+    ):
+        self.task_data, self.shown = task_data, ("tokens_per_second", "loss", task_data.task.metric)
+        examples, fixed = task_data.splits["train"].examples, graph and device.type == "cuda"
+        batches = TaskBatches(examples, recipe.batch, recipe.seed, task_data.config.pad_id, fixed)
+        recipe = recipe.for_model(task_data.config, batches.steps_per_epoch)
+        model = TaskModel(task_data.head(recipe.seed), task_data.task).to(device).train()
+        optim = optimizer.adamw(
+            model,
+            betas=(0.9, recipe.beta2),
+            weight_decay=recipe.weight_decay,
+            bias_correction=recipe.bias_correction,
+            layer_decay=recipe.layer_decay,
+        )
+        folder, loader = RunFolder(out, self.command), Loader(batches, batches.make, device)
+        super().__init__(
+            recipe,
+            folder,
+            task_data.tokenizer,
+            task_data.hashes["train"],
+            model,
+            optim,
+            loader,
+            TaskMetrics,
+            graph,
+        )
+
+    @property
+    def run_folder(self) -> Path:
+        return self.out.parent
+
+    def evaluate(self) -> dict[str, float]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return evaluate(self.task_data.task, self.model.head, *self.task_data.splits["dev"]).metrics
+
+    def summary(self, metrics: dict[str, float]) -> str:
+        return f"on --dev: {results.one_line(metrics)}"
+
+    def introduce(self, logger: Logger) -> None:
+        if self.step == 0:
+            parameters = sum(p.numel() for p in self.model.parameters())
+            facts = {"parameters": parameters, "steps": self.recipe.steps, "seed": self.recipe.seed}
+            logger.write("begin", 0, facts)
+
+    def export(self) -> None:
+        """Write the model after the last step; before that, only the checkpoints have its weights."""
+        if self.step == self.recipe.steps:
+            self.model.head.save_pretrained(self.out / "model")
+            for config in (self.out / "model").rglob("config.json"):  # of an intent's slots too
+                self.folder.save_tokenizer(self.tokenizer, config.parent)
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step and write metrics.json."""
+        metrics = super().run()
+        local.write_json(
+            results.of_seed(self.out),
+            {"seed": self.recipe.seed, "failed": None, "dev": results.with_null(metrics)},
+        )
+        return metrics
+
+
+def fine_tune(
+    recipe: FineTuneRecipe, out: str | Path, *, device: str | torch.device | None = None, graph: bool = True
+) -> dict[str, Any]:
+    """Train all seeds, evaluate the best one, write the results into `out`, and return them.
+
+    Args:
+        recipe: the options. If `out` has a run already, it is continued with the changes that
+            `FineTuneRecipe.changed` allows; seeds that have ended are not trained again.
+        out: the folder of the run.
+        device: None: a GPU if there is one.
+        graph: as in `Training`.
+
+    Returns:
+        the content of metrics.json, see `results.of_run`.
+
+    Raises:
+        ValueError, OSError: as in `TaskData` and `Training`, or `out` is the folder of a seed.
+        NotFinite: no seed has ended with finite weights.
+        SystemExit: as in `Training.run`.
+    """
+    out, device = Path(out), local.device("finetune: --device", device)
+    if (out / "log.jsonl").exists():
+        rule, got = "be the folder of a whole run", f"{out}, which is one seed"
+        raise ValueError(must("finetune: --resume", rule, got, f"use {out.parent}"))
+    file = out / RECIPE
+    recipe = FineTuneRecipe.load(file).changed(**recipe.given()) if file.exists() else recipe.resolved()
+    precision = recipe.precision or ("bf16" if device.type == "cuda" else "float32")
+    recipe = dataclasses.replace(recipe, precision=precision)
+    task_data = TaskData(recipe)
+    task_data.introduce()
+    folder = RunFolder(out, "finetune")
+    try:
+        recipe.save(file)
+        task_data.require_same(out / DATA)
+        for seed in recipe.all_seeds():
+            of_seed = out / f"seed-{seed}"
+            if not results.of_seed(of_seed).exists():
+                _train(dataclasses.replace(recipe, seed=seed), of_seed, task_data, device, graph)
+            shutil.rmtree(of_seed / "checkpoints", ignore_errors=True)  # of a seed that has ended
+        return results.of_run(recipe, out, task_data, device)
+    finally:
+        folder.close()
+
+
+def _train(
+    recipe: FineTuneRecipe, folder: Path, task_data: TaskData, device: torch.device, graph: bool
+) -> None:
+    """Train one seed. A run that diverges is a result too, unless it is the only one."""
+    try:
+        FineTuning(recipe, folder, task_data, device, graph).run()
+    except NotFinite as error:
+        if recipe.seeds == 1:
+            raise
+        print(error, flush=True)
+        local.write_json(results.of_seed(folder), {"seed": recipe.seed, "failed": str(error), "dev": None})

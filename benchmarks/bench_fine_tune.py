@@ -1,173 +1,235 @@
-"""Fine-tuning a classifier of transformers: one step on 32 search queries, forward, loss, backward, AdamW.
+"""Fine-tuning a classifier: a training step, an epoch and an evaluation on texts of real lengths.
 
-`huggingface` is ElectraForSequenceClassification with its default config, on queries that are padded to the
-longest one. `fused` is the same model after `electra_fast.hf.patch`. `packed` gives the patched encoder the
-queries end to end with their bounds, and the classifier the first token of each. On a GPU the step runs under
-autocast to bfloat16.
+`fused` is what `python -m electra_fast finetune` runs: batches without padding, `train/step.py`, and in an
+evaluation the operator for inference. The others are transformers' Trainer (`harness/trainer.py`) with
+ElectraForSequenceClassification. `trainer` pads each batch to its longest text; the texts in a batch of
+`trainer_grouped` have similar lengths. `trainer_patched` is `trainer` after `electra_fast.hf.patch`, and
+`trainer_packed` gives the patched model the texts end to end.
+
+All have ELECTRA-small with dropout 0.1, the same weights, and the same texts. Their lengths are those of a
+public data set (`harness/lengths.py`); ids and labels are random. On a GPU autocast to bfloat16 is on.
 """
 
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import gate
-from benchmarks.harness.cases import Case, Run, parametrize
-from benchmarks.harness.compiled import compiled
-from benchmarks.harness.inputs import CUDA, REHEARSAL, tokenizer
+from benchmarks.harness import gate, lengths
+from benchmarks.harness.cases import FORWARD, Case, Round, Run, parametrize
+from benchmarks.harness.clock import on_a_stream
+from benchmarks.harness.inputs import CUDA, REHEARSAL
 from benchmarks.harness.machine import device
-from benchmarks.harness.models import build, without_dropout
-from benchmarks.harness.providers import COMPILED
-from electra_fast import data
+from benchmarks.harness.providers import OURS
+from electra_fast.capture import cuda_graph
+from electra_fast.heads import SequenceClassifier
+from electra_fast.pretrained import config_from_hugging_face
+from electra_fast.tasks.classify import Classify
+from electra_fast.tasks.examples import Examples, TaskBatches
+from electra_fast.tasks.task import EVALUATION_TOKENS, TaskModel, predict
+from electra_fast.train import optimizer
+from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+from electra_fast.train.loader import Loader
+from electra_fast.train.metrics import MetricBuffer, TaskMetrics
+from electra_fast.train.step import Step
 
-PROVIDERS = ("fused", "packed", "huggingface", "huggingface_compile")
+STEP, EPOCH = "step", "epoch"  # passes, in addition to FORWARD
+BATCH = 8 if REHEARSAL else 32
 SMALLER = {"num_hidden_layers": 2} if REHEARSAL else {}  # the default has 12
-
-# The label says whether the query is about programming.
-QUERIES = (
-    ("sort a list of dictionaries by value", 1),
-    ("what is the time in new york", 0),
-    ("read a file line by line without loading all of it into memory", 1),
-    ("how long do you boil an egg if you want it soft in the middle", 0),
-    ("difference between a process and a thread and when to use which", 1),
-    ("train times from london to paris", 0),
-    ("remove an item from a list while you iterate over it", 1),
-    ("weather tomorrow", 0),
-    ("convert a string to a date and add three days to it", 1),
-    ("what is the best way to learn to play the piano as an adult without a teacher", 0),
-    ("regular expression for an email address", 1),
-    ("how to grow tomatoes in a small garden", 0),
-    ("import error no module named numpy", 1),
-    ("who wrote the song of the wind", 0),
-    ("run two functions at the same time and wait until both of them have returned a result", 1),
-    ("opening hours of the city library on sunday and on public holidays", 0),
-    ("merge two sorted arrays", 1),
-    ("cheap second hand cars near me", 0),
-    ("why is my loop so slow when I append a character to a string in each step", 1),
-    ("what to wear to a wedding in winter", 0),
-    ("send a message over a socket and close the connection", 1),
-    ("distance between the earth and the moon", 0),
-    ("print a number with two decimal places", 1),
-    ("can I return a book that I have already opened if I still have the receipt", 0),
-    ("how do I catch an exception write it to a log and raise it again with its traceback", 1),
-    ("symptoms of the common cold and how long they last", 0),
-    ("copy a folder and all files in it", 1),
-    ("easy dinner for two", 0),
-    ("install a package for one user only on a machine where I am not root", 1),
-    ("how much water should a person drink in a day when it is hot outside", 0),
-    ("test whether two objects are equal or whether they are the same object", 1),
-    ("names of the planets in order of their size", 0),
-)
+VOCABULARY, WORDS, CLS, SEP = 30_522, 1000, 101, 102  # BERT's: its size, the first id of a word
+# With length grouping Trainer sorts this many texts at a time: 50 batches, or a quarter of the data. An epoch
+# on so many texts has the padding of a whole one; one on fewer texts would have more.
+GROUP = {"banking77": 1600, "clinc150": 1600, "wnut17": 832}
+EVALUATED = 4 * BATCH  # texts of a short evaluation
 
 
-class Batch(NamedTuple):
-    inputs: dict[str, Any]  # arguments of the model, or of its encoder if the batch is packed
-    labels: Tensor
-    first: Tensor | None = None  # offsets of the first tokens in a packed batch
+class Size(NamedTuple):
+    data: str
+    passes: str
+    texts: int
+
+    @property
+    def short(self) -> bool:
+        return self.texts in (BATCH, EVALUATED)
+
+    @property
+    def name(self) -> str:
+        word = "evaluation" if self.passes == FORWARD else self.passes
+        return f"{self.data}, {word} of {self.texts}"
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        grouped = ("trainer_grouped",) if self.texts == GROUP.get(self.data) else ()
+        return ("fused", "trainer", *grouped, "trainer_patched", "trainer_packed")
 
 
-def sequences() -> list[Tensor]:
-    """Return the ids of each query between [CLS] and [SEP]."""
-    special = data.special_ids(tokenizer())
-    cls, sep = special["[CLS]"], special["[SEP]"]
-    return [torch.tensor([cls, *tokenizer().encode(text).ids, sep]) for text, _ in QUERIES]
+SIZES = [Size(data, *part) for data in GROUP for part in ((STEP, BATCH), (FORWARD, EVALUATED))]
+SIZES += [Size(data, passes, texts) for data, texts in GROUP.items() for passes in (EPOCH, FORWARD)]
+SIZES += [Size(f"squadshifts {longest}", STEP, BATCH) for longest in (384, 512)]
+SIZES = SIZES[:2] if REHEARSAL else SIZES
 
 
-def batch(packed: bool) -> Batch:
-    """Return the queries as one batch, padded or packed."""
-    found, labels = sequences(), torch.tensor([label for _, label in QUERIES]).to(device())
-    lengths = torch.tensor([len(ids) for ids in found])
-    longest = int(lengths.max())
-    if not packed:
-        ids = nn.utils.rnn.pad_sequence(found, batch_first=True)
-        mask = (torch.arange(longest) < lengths[:, None]).long()
-        return Batch({"input_ids": ids.to(device()), "attention_mask": mask.to(device())}, labels)
-    bounds = F.pad(lengths.cumsum(0), (1, 0)).int().to(device())
-    positions = torch.cat([torch.arange(n) for n in lengths]).to(device())
-    inputs = {"input_ids": torch.cat(found)[None].to(device()), "position_ids": positions[None]}
-    inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
-    inputs |= {"max_length_q": longest, "max_length_k": longest}
-    return Batch(inputs, labels, bounds[:-1].long())
+class Texts:
+    """Texts with the lengths of a data set, in random order, ids and labels at random."""
+
+    def __init__(self, data: str, count: int):
+        random, self.labels = np.random.default_rng(0), lengths.described(data)["labels"]
+        self.lengths = random.permutation(lengths.sample(data, count))
+        ends = self.lengths.cumsum()
+        ids = random.integers(WORDS, VOCABULARY, ends[-1], dtype=np.int32)
+        ids[ends - self.lengths], ids[ends - 1] = CLS, SEP
+        targets = {"labels": random.integers(self.labels, size=count)}
+        offsets = np.concatenate([[0], ends])
+        self.examples = Examples(ids, offsets, self.lengths, item_targets=targets)
+        self.longest_first = np.argsort(-self.lengths, kind="stable")
 
 
 class FineTuneCase(Case):
-    name = "fine_tune, 32 queries, step"
-    providers = PROVIDERS
-    headline = ("fused", "packed", "huggingface")
-    seconds = 4.0
-    rounds = (3, 20)
-    compiling = 200.0  # twelve layers, both directions, without dropout for the gate and with it
-
-    def __init__(self):
-        self.batches = {packed: batch(packed) for packed in (False, True)}
+    def __init__(self, size: Size):
+        self.size, self.name = size, f"fine_tune, {size.name}, {size.passes}"
+        self.providers = self.headline = size.providers
+        self.seconds, self.rounds = (4.0, (3, 20)) if size.short else (0.0, (2, 2))
+        self.preparing = 0.0 if CUDA or size.short else 60.0
+        self.texts = Texts(size.data, size.texts)
+        self.checked = Texts(size.data, BATCH)  # the texts that the gate compares
         self.errors: dict[str, gate.Errors] = {}
 
-    @functools.cached_property
-    def config(self):
+    def model(self, provider: str, **changes: Any) -> nn.Module:
+        """Return a model with the weights that all providers have; `changes` are fields of its config."""
         import transformers  # imported late, because it takes seconds
 
-        return transformers.ElectraConfig(**SMALLER)
+        from benchmarks.harness.trainer import PackedClassifier
+        from electra_fast import hf
 
-    def model(self, provider: str) -> nn.Module:
-        return build("ElectraForSequenceClassification", self.config, provider, device())
+        packed = provider == "trainer_packed"
+        make = PackedClassifier if packed else transformers.ElectraForSequenceClassification
+        torch.manual_seed(0)
+        model = make(transformers.ElectraConfig(num_labels=self.texts.labels, **SMALLER | changes))
+        if provider == "fused":
+            model = ours(model)
+        elif provider in OURS:
+            hf.patch(model)
+        return model.to(device()).train()
 
-    def loss(self, model: nn.Module, provider: str) -> tuple[Tensor, Tensor]:
-        """Return the loss and the logits."""
-        inputs, labels, first = self.batches[provider == "packed"]
-        with torch.autocast(device(), torch.bfloat16, enabled=CUDA):
-            if first is None:
-                logits = model(**inputs).logits
-            else:  # the classifier reads the first position of [B, L, W]
-                logits = model.classifier(model.electra(**inputs).last_hidden_state[0, first][:, None])
-            return F.cross_entropy(logits, labels), logits
+    def trainer(self, model: nn.Module, provider: str, texts: Texts):
+        from benchmarks.harness.trainer import items, trainer
+
+        grouped, of_all = provider == "trainer_grouped", items(texts.examples)
+        found = [of_all[i] for i in texts.longest_first] if grouped else of_all
+        return trainer(model, found, BATCH, "sequential" if grouped else "random")
+
+    def predictions(self, model: nn.Module, provider: str, texts: Texts) -> Callable[[], np.ndarray]:
+        """Return an evaluation: a function that returns the logits of all texts, in order."""
+        if provider == "fused":
+            evaluate = functools.partial(predict, model.head, texts.examples, EVALUATION_TOKENS[device()])
+            return torch.autocast(device(), torch.bfloat16, enabled=CUDA)(evaluate)
+        of = self.trainer(model, provider, texts)
+        if provider != "trainer_grouped":
+            return lambda: of.predict(of.train_dataset).predictions
+        return lambda: of.predict(of.train_dataset).predictions[np.argsort(texts.longest_first)]
+
+    def training(self, model: nn.Module, provider: str) -> Callable[[], None]:
+        """Return a function that trains on all texts once."""
+        if provider != "fused":
+            from benchmarks.harness.trainer import epoch
+
+            return epoch(self.trainer(model, provider, self.texts))
+        where, steps = torch.device(device()), self.size.texts // BATCH
+        batches = TaskBatches(self.texts.examples, BATCH, seed=0, pad_id=0, fixed=CUDA)
+        stream = Loader(batches, batches.make, where).prefetch()
+        metrics, capture = MetricBuffer(1, where, TaskMetrics), cuda_graph if CUDA else None
+        dtype = torch.bfloat16 if CUDA else None
+        take = Step(model, optimizer.adamw(model), clip=1.0, dtype=dtype, metrics=metrics, capture=capture)
+        rngs = torch.tensor([[0, 0]])
+
+        def run() -> None:
+            for batch, _ in itertools.islice(stream, steps):
+                take([batch], rngs, 1e-5, 0)
+
+        return on_a_stream(run)
 
     def results(self, model: nn.Module, provider: str) -> dict[str, Tensor]:
-        """Return logits, loss and the gradient of all parameters as one vector, without dropout."""
-        with without_dropout(model):
-            loss, logits = self.loss(model, provider)
-            gradients = torch.autograd.grad(loss, list(model.parameters()))
-        found = {"logits": logits, "loss": loss, "gradient": torch.cat([g.flatten() for g in gradients])}
-        return {name: x.detach() for name, x in found.items()}
+        """Return what the gate compares: the logits, or in training the loss and the gradient."""
+        if self.size.passes == FORWARD:
+            return {"logits": torch.from_numpy(self.predictions(model, provider, self.checked)())}
+        with torch.autocast(device(), torch.bfloat16, enabled=CUDA):
+            if provider == "fused":
+                batch = self.checked.examples.batch(np.arange(BATCH))
+                batch = {n: x.to(device()) if isinstance(x, Tensor) else x for n, x in batch.items()}
+                loss = model(**batch).loss
+            else:
+                of = self.trainer(model, provider, self.checked)
+                loss = of.compute_loss(model, of._prepare_inputs(of.data_collator(of.train_dataset)))
+        loss.backward()
+        return {"loss": loss.detach(), "gradient": gradient(model)}
 
     @functools.cached_property
     def truth(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The results of the unpatched model in float64 and in the dtype that is timed."""
-        model = self.model("huggingface")
-        low = self.results(model, "huggingface")
-        return self.results(model.double(), "huggingface"), low
+        """The results of the unpatched model without dropout in float64, and in the dtype that is timed."""
+        model = self.model("trainer", **NO_DROPOUT)
+        low = self.results(model, "trainer")
+        return self.results(model.double(), "trainer"), low
 
     def check(self, model: nn.Module, provider: str) -> gate.Errors:
-        """Return the errors of the results; raise AssertionError if they are those of another step."""
+        """Return the errors of a model without dropout; raise AssertionError if it computes another."""
         got, (ref, low) = self.results(model, provider), self.truth
         return {name: gate.check_close(name, got[name], ref[name], low[name]) for name in ref}
 
-    def prepare(self, provider: str):
-        model = self.model(provider)
-        forward = compiled(model, provider) if provider in COMPILED else model
+    def prepare(self, provider: str) -> Callable[[], Any]:
         if provider not in self.errors:
-            self.errors[provider] = self.check(forward, provider)
-        optim = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-        def step() -> None:
-            optim.zero_grad(set_to_none=True)
-            self.loss(forward, provider)[0].backward()
-            optim.step()
-
-        step.eager = "eager steps, as a trainer runs them"
-        return step
+            self.errors[provider] = self.check(self.model(provider, **NO_DROPOUT), provider)
+        model = self.model(provider)
+        forward = self.size.passes == FORWARD
+        run = self.predictions(model, provider, self.texts) if forward else self.training(model, provider)
+        run.eager = "eager calls, as a trainer makes them"  # `fused` captures its own graph
+        return run
 
     def info(self, provider: str) -> dict[str, Any]:
-        facts = {"op": "fine_tune", "size": "32 queries", "passes": "step", "served_by": None}
-        tokens = len(self.batches[True].inputs["input_ids"][0])
-        return facts | {"unit": "tokens/s", "work": tokens, "errors": self.errors[provider]}
+        facts = {"op": "fine_tune", "size": self.size.name, "passes": self.size.passes, "served_by": None}
+        return facts | {"unit": "texts/s", "work": self.size.texts, "errors": self.errors[provider]}
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def ours(model: nn.Module) -> TaskModel:
+    """Return the model of `finetune` with the weights of a classifier of transformers."""
+    config = config_from_hugging_face(model.config.to_dict())
+    head = SequenceClassifier(config, [str(i) for i in range(model.config.num_labels)])
+    head.load_state_dict(model.state_dict())
+    return TaskModel(head, Classify(FineTuneRecipe(task="classify")))
+
+
+def gradient(model: nn.Module) -> Tensor:
+    """Return the gradients of all parameters as one vector, in the order of transformers' names."""
+    parameters = list(model.parameters())
+    weights = [p.data for p in parameters]
+    for p in parameters:
+        p.data, p.grad = p.grad, None
+    state = (model.head if isinstance(model, TaskModel) else model).state_dict()
+    found = torch.cat([state[name].flatten() for name in sorted(state)])
+    for p, weight in zip(parameters, weights, strict=True):
+        p.data = weight
+    return found
 
 
 @functools.cache
 def case(size: str, passes: str) -> FineTuneCase:
-    return FineTuneCase()
+    return FineTuneCase(next(s for s in SIZES if (s.name, s.passes) == (size, passes)))
 
 
-values = {p: 5 if p in COMPILED else 97 for p in PROVIDERS}
-bench_fine_tune = parametrize(case, [Run("32 queries", "step", p, values[p]) for p in PROVIDERS])
+def runs() -> list[Run]:
+    """Return all cases. Only the short ones of the first data set fit into the usual budget."""
+    early, late = (97, None), (0, Round.DEFINITIONS)
+    return [
+        Run(s.name, s.passes, p, *(early if s.short and s.data == SIZES[0].data else late))
+        for s in SIZES
+        for p in s.providers
+    ]
+
+
+bench_fine_tune = parametrize(case, runs())

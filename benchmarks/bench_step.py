@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import roofline
 from benchmarks.harness.cases import Case, Round, Run, parametrize
+from benchmarks.harness.clock import on_a_stream
 from benchmarks.harness.compiled import compiled
 from benchmarks.harness.dispatched import Dispatched
 from benchmarks.harness.gate import Errors, check_close
@@ -88,16 +89,7 @@ class StepCase(Case):
         optim = optimizer.adamw(model)
         take = Step(model, optim, clip=1.0, dtype=DTYPE, metrics=metrics, capture=capture)
         rngs = torch.tensor([[0, micro] for micro in range(self.accumulate)])
-        side = torch.cuda.Stream() if CUDA else None  # the default stream cannot be captured
-
-        def step():
-            if CUDA:
-                side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                take([inputs] * self.accumulate, rngs, 1e-4, 0)
-            if CUDA:
-                torch.cuda.current_stream().wait_stream(side)
-
+        step = on_a_stream(lambda: take([inputs] * self.accumulate, rngs, 1e-4, 0))
         for _ in range(WARM_UP + 1 if capture else 0):
             step()
         assert take.why_eager is None, take.why_eager

@@ -1,6 +1,5 @@
 """The benchmarks of inference and of fine-tuning: their gates, their providers, their place in the tables."""
 
-import copy
 import sys
 import time
 
@@ -12,7 +11,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from benchmarks import bench_fine_tune, bench_infer
-from benchmarks.harness import models, providers, runner
+from benchmarks.harness import lengths, models, providers, runner
 from benchmarks.report import markdown, text
 from electra_fast import hf
 
@@ -109,37 +108,81 @@ def test_a_case_runs_on_the_threads_that_it_names(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def fine_tune():
-    case = bench_fine_tune.FineTuneCase()
-    return case, case.model("fused")
+def small():
+    """Batches of 4 texts, and a model of two layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_fine_tune, "BATCH", 4)
+        patch.setattr(bench_fine_tune, "SMALLER", {"num_hidden_layers": 2, "hidden_size": 32})
+        yield
 
 
-@pytest.mark.parametrize("provider", ["fused", "packed"])
-def test_a_patched_step_passes_the_gate(fine_tune, provider):
-    case, model = fine_tune
-    assert set(case.check(model, provider)) == {"logits", "loss", "gradient"}
+@pytest.fixture(scope="module", params=["step", "forward"])
+def fine_tune(small, request):
+    return bench_fine_tune.FineTuneCase(bench_fine_tune.Size("banking77", request.param, 8))
 
 
-def test_the_gate_refuses_the_gradient_of_another_step(fine_tune):
-    case, model = fine_tune
-    model = copy.deepcopy(model)
-    model.classifier.out_proj.weight.register_hook(lambda gradient: 1.001 * gradient)
+TRAINERS = ("trainer", "trainer_grouped", "trainer_patched", "trainer_packed")
+
+
+@pytest.mark.parametrize("provider", ["fused", *TRAINERS])
+def test_every_way_to_fine_tune_passes_the_gate(fine_tune, provider):
+    errors = fine_tune.check(fine_tune.model(provider, **bench_fine_tune.NO_DROPOUT), provider)
+    assert set(errors) == ({"logits"} if fine_tune.size.passes == "forward" else {"loss", "gradient"})
+
+
+LAST = {
+    "fused": "head.encoder.layers.1.feed_forward.norm.bias",
+    "trainer_packed": "electra.encoder.layer.1.output.LayerNorm.bias",
+}
+
+
+@pytest.mark.parametrize("provider", LAST)
+def test_the_gate_refuses_another_model(fine_tune, provider):
+    model = fine_tune.model(provider, **bench_fine_tune.NO_DROPOUT)
+    model.get_parameter(LAST[provider]).data[-1] += 1e-3
+    with pytest.raises(AssertionError, match=r"from the reference"):
+        fine_tune.check(model, provider)
+
+
+def test_the_gate_refuses_the_gradient_of_another_step(small):
+    case = bench_fine_tune.FineTuneCase(bench_fine_tune.Size("banking77", "step", 4))
+    model = case.model("fused", **bench_fine_tune.NO_DROPOUT)
+    model.head.classifier.out.weight.register_hook(lambda gradient: 1.001 * gradient)
     with pytest.raises(AssertionError, match=r"gradient: .* from the reference"):
         case.check(model, "fused")
 
 
-def test_queries_are_short_and_of_real_lengths():
-    lengths = [len(ids) for ids in bench_fine_tune.sequences()]
-    assert len(lengths) == 32 and 13 <= sum(lengths) / 32 <= 15 and min(lengths) < 8 and max(lengths) > 20
-    padded, packed = bench_fine_tune.batch(False), bench_fine_tune.batch(True)
-    real = padded.inputs["attention_mask"].bool()
-    assert torch.equal(padded.inputs["input_ids"][real], packed.inputs["input_ids"][0])
-    assert torch.equal(packed.inputs["input_ids"][0, packed.first], padded.inputs["input_ids"][:, 0])
+@pytest.mark.parametrize("provider", ["fused", *TRAINERS])
+def test_an_epoch_trains_on_each_text_once(small, provider):
+    def note(model, args, inputs):
+        ids = inputs.get("ids", inputs.get("input_ids"))
+        seen.append(ids[ids != 0])  # without padding
+
+    seen, case = [], bench_fine_tune.FineTuneCase(bench_fine_tune.Size("banking77", "epoch", 16))
+    model = case.model(provider)
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    case.training(model, provider)()
+    ids = torch.from_numpy(case.texts.examples.ids).long()
+    assert len(seen) == 4 and torch.equal(torch.cat(seen).sort().values, ids.sort().values)
+
+
+def test_lengths_are_quantiles_of_those_of_a_data_set(tmp_path, monkeypatch):
+    text = "".join(f"{'word ' * count},{count % 3}\n" for count in (1, 1, 3, 7))
+    (tmp_path / "t.csv").write_text(f"text,label\n{text}")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\n")
+    monkeypatch.setattr(lengths, "FILE", tmp_path / "lengths.json")
+    files = ["d", str(tmp_path / "t.csv"), "--vocab", str(tmp_path / "vocab.txt")]
+    options = ["--task", "classify", "--max-len", "8", "--source", "S", "--licence", "L"]
+    monkeypatch.setattr(sys, "argv", ["lengths", *files, *options])
+    lengths.main()
+    counts = [0, 0, 0, 2, 0, 1, 0, 0, 1]
+    assert lengths.described("d") == {"source": "S", "licence": "L", "labels": 2, "counts": counts}
+    assert lengths.sample("d", 4).tolist() == [3, 3, 5, 8] and lengths.sample("d", 2).tolist() == [3, 8]
 
 
 def with_models():
     """Return RESULT with inference and fine-tuning."""
-    infer, tune = "infer, 1x16, one thread, forward", "fine_tune, 32 queries, step"
+    infer, tune = "infer, 1x16, one thread, forward", "fine_tune, banking77, step of 32, step"
     int8 = fake_benchmark(infer, "ort_int8", 0.002, {"fused": 2.0, "fused_int8": 0.8})
     int8["extra_info"]["against"] = "fused_int8"
     benchmarks = [
@@ -147,17 +190,17 @@ def with_models():
         fake_benchmark(infer, "huggingface", 0.008, {"fused": 0.5}),
         fake_benchmark(infer, "fused_int8", 0.0016, {"fused": 2.5}),
         int8,
-        fake_benchmark(tune, "fused", 0.4, {"packed": 0.5}),
-        fake_benchmark(tune, "packed", 0.2, {"fused": 2.0}),
+        fake_benchmark(tune, "fused", 0.2, {"trainer": 3.0}),
+        fake_benchmark(tune, "trainer", 0.6, {"fused": 1 / 3}),
     ]
     return RESULT | {"benchmarks": [*RESULT["benchmarks"], *benchmarks]}
 
 
 def test_inference_and_fine_tuning_are_in_the_tables():
     shown = markdown.tables(with_models(), "abc")
-    assert "| size | packed | fused, int8 | Hugging Face | ONNX Runtime, int8 |" in shown
-    assert "| infer | 1x16, one thread |  | 0.40 | 2.00 | 1.25 (fused, int8) |" in shown
-    assert "| fine_tune | 32 queries | 0.50 |  |  |  |" in shown
+    assert "| size | fused, int8 | Trainer | Hugging Face | ONNX Runtime, int8 |" in shown
+    assert "| infer | 1x16, one thread | 0.40 |  | 2.00 | 1.25 (fused, int8) |" in shown
+    assert "| fine_tune | banking77, step of 32 |  | 3.00 |  |  |" in shown
     lines = [line.split() for line in text.summary(with_models()).splitlines()]
     int8 = "1.60 ONNX Runtime, int8 (fused, int8) 2.00 1.25x as fast 5"
     assert int8.split() in lines[-20:], "the first time is that of our int8"

@@ -5,17 +5,21 @@ import lzma
 import math
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.learning import probes, report
+from benchmarks.learning import fine_tune, probes, report, transfer
 from benchmarks.learning import runs as learning
 from electra_fast import data
 from electra_fast.config import ElectraConfig
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.ops import FUSED
+from electra_fast.tasks.examples import Examples
+from electra_fast.tasks.items import Tagged
 from electra_fast.train.checkpoint import read
+from electra_fast.train.task_data import Split
 
 TINY = {"layers": 1, "hidden": 32, "heads": 1, "ffn": 64, "embedding": 16, "vocab_size": 200}
 TINY |= {"generator_layers": 1, "generator_hidden": 32, "generator_heads": 1, "generator_ffn": 64}
@@ -49,6 +53,17 @@ def test_equal_flops_are_counted_in_products():
     }
     assert learning.flops(Electra) == pytest.approx(wanted["electra"], rel=0.08)
     assert learning.flops(learning.MaskedLM) == pytest.approx(wanted["masked"], rel=0.08)
+
+
+def test_a_bag_of_words_counts_wordpieces_and_knows_the_most_frequent_tag():
+    ids = np.array([101, 7, 7, 102, 101, 9, 102], np.int32)
+    split = Split(["first", "second"], Examples(ids, np.array([0, 4, 7]), np.array([4, 3])))
+    counts = transfer.counts(split, 200)
+    assert counts[0, 7] == 2 and counts[1, 9] == 1 and counts.sum() == 7 and (counts[:, 101] == 1).all()
+    tags = ("B-x", "O", "O"), ("B-x", "B-x")
+    words = ("Ann", "is", "ann"), ("ANN", "Is")
+    items = [Tagged(list(w), list(t), "") for w, t in zip(words, tags, strict=True)]
+    assert transfer.most_frequent_tags(items) == {"ann": "B-x", "is": "O"}
 
 
 def test_the_masked_model_is_the_generators_half_of_electra():
@@ -216,3 +231,28 @@ def test_from_text_to_page(tmp_path, monkeypatch):
         assert words in page
     assert results["runs"][0]["curve"][-1]["step"] == 3
     assert data.load_tokenizer(runs[0].folder / "tokenizer").get_vocab_size() > 104
+
+
+def test_fine_tuning_and_trainer_learn_from_the_same_texts(tmp_path):
+    pytest.importorskip("transformers")
+    rows = "".join(f"it is {'good' if i % 2 else 'bad'},{i % 2}\n" for i in range(64))
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text(f"text,label\n{rows}")
+    threads = torch.get_num_threads()
+    found = [fine_tune.train(fine_tune.Run(name, 0, tmp_path, 3.0)) for name in fine_tune.MODELS]
+    torch.set_num_threads(threads)
+    assert [(run["items"], run["tested"]) for run in found] == [(64, 64)] * 2
+    assert all(0.4 < run["accuracy"] <= 1 and run["cpu_seconds"] > 0 for run in found)
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.86, "within"), (0.9, "outside")])
+def test_accuracies_are_compared_within_their_noise(accuracy, verdict):
+    runs = [
+        {"model": model, "seed": seed, "accuracy": a + seed / 100, "cpu_seconds": seconds}
+        | {"epochs": 8.0, "data": "some", "items": 10, "tested": 5}
+        for model, a, seconds in (("finetune", 0.86, 10.0), ("trainer", accuracy, 25.0))
+        for seed in range(3)
+    ]
+    page = "\n".join(report._fine_tuning({"machine": "here", "torch": "2", "runs": runs}))
+    assert f"{0.86 - accuracy:+.4f}, {verdict} two standard errors (0.0163)" in page
+    assert "it is 2.50 times as fast" in page and "0.8700 ± 0.0058" in page

@@ -130,7 +130,7 @@ def second(implementations: dict[str, list[str]], scratch: Path) -> list[Stage]:
         timed("j", "step small, compile, rand4x", "bench_step[small 128x128-step-compile_rand4x]", 130, 60),
         timed("j", "step base, compile", "bench_step[base 8 of 32x512-step-compile]", 150, 120),
         timed("j", "patched models", "bench_patch[", 100, 70),
-        timed("j", "inference and fine-tuning", "bench_infer[|bench_fine_tune[", 100, 70),
+        timed("j", "inference and fine-tuning", "bench_infer[|bench_fine_tune[banking77", 100, 70),
         timed("j", "embed", "bench_embed[", 60, 40),
         timed("j", "attention, all sizes", "bench_attention[", 150, 100),
         Stage("k", "tune linear_gelu", (PYTHON, "-m", "benchmarks", "tune", "linear_gelu"), 170, 130),

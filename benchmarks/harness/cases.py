@@ -98,6 +98,7 @@ class Case:
     headline: tuple[str, ...] = ("fused", "torch")  # timed together; any other provider only with fused
     seconds = 0.6  # measuring time per provider
     rounds = (5, 40)  # minimum, maximum
+    preparing = 0.0  # expected seconds before a first provider can be timed
     compiling = 15.0  # expected seconds of a first call that compiles
     threads: int | None = None  # of torch; None leaves the default
     against: ClassVar[dict[str, str]] = {}  # providers that are compared with another one of ours than fused

@@ -81,6 +81,21 @@ def once(function: Callable, args: dict[str, Any], gradients: tuple[str, ...] = 
     return both
 
 
+def on_a_stream(function: Callable[[], None]) -> Callable[[], None]:
+    """Return the function on a CUDA stream of its own: the default one cannot be captured."""
+    if not torch.cuda.is_available():
+        return function
+    side = torch.cuda.Stream()
+
+    def run() -> None:
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function()
+        torch.cuda.current_stream().wait_stream(side)
+
+    return run
+
+
 def interleave(
     timed: list[Timed],
     rounds: int,

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable
 
-OURS = ("fused", "eager", "packed", "fused_int8", "candidate")
+OURS = ("fused", "eager", "packed", "fused_int8", "trainer_packed", "trainer_patched", "candidate")
 LABELS = {
     "compile": "torch.compile",
     "compile_max": "torch.compile, max-autotune",
     "compile_rand4x": "torch.compile, rand4x",
     "huggingface": "Hugging Face",
     "huggingface_compile": "Hugging Face, compiled",
+    "trainer": "Trainer",
+    "trainer_grouped": "Trainer, grouped by length",
+    "trainer_patched": "Trainer, patched",
+    "trainer_packed": "Trainer, patched, packed",
     "eager": "fused, no graph",
     "fused_int8": "fused, int8",
     "linear_ce": "F.linear_cross_entropy",
@@ -41,7 +45,7 @@ RIVALS += ("cublaslt_tanh",)
 COMPILED = ("compile", "compile_max", "compile_rand4x", "huggingface_compile")
 LATE = (*RIVALS, *COMPILED)  # timed after all other providers
 ORDER = [*OURS, "torch", "compile", "compile_max", "compile_rand4x"]
-ORDER += ["huggingface", "huggingface_compile", *RIVALS, "reference"]
+ORDER += ["trainer", "trainer_grouped", "huggingface", "huggingface_compile", *RIVALS, "reference"]
 
 
 def in_order(providers: Iterable[str]) -> list[str]:

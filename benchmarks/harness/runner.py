@@ -193,7 +193,7 @@ class Runner:
         """Return the expected seconds before a provider can be timed."""
         if provider in COMPILED:
             return max(case.compiling * LONGER.get(provider, 1.0), self.longest_compilation)
-        return self.preparing.get(_op(case), 0.0)
+        return max(case.preparing, self.preparing.get(_op(case), 0.0))
 
     def _prepare(self, case: Case, provider: str) -> Timed:
         """Check a provider, call it once so that it compiles, and once more to estimate its time."""

@@ -13,6 +13,7 @@ PAGE = Path(__file__).parent / "LEARNING.md"
 CURVES = Path(__file__).parents[1] / "results" / "learning.svg"
 PROBES = {"sentiment": "GoEmotions, frozen, linear", "pairs": "BLiMP, zero-shot"}
 ENCODERS = {"fused": "ELECTRA's discriminator", "masked": "masked LM"}
+TRANSFERS = {"classify": "Banking77", "tag": "WNUT17"}
 COLOURS = ("blue", "vermilion", "green")  # by seed
 
 
@@ -53,7 +54,11 @@ def markdown(results: dict) -> str:
     for corpus, models in by_name(results).items():
         lines += [*_training(corpus, models), ""]
     if results["probes"]:
-        lines += _comparison(results)
+        lines += [*_comparison(results), ""]
+    if "fine_tune" in results:
+        lines += _fine_tuning(results["fine_tune"])
+    if "transfer" in results:
+        lines += _transfer(results["transfer"])
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -176,6 +181,67 @@ def _by_seed(probes: dict[str, list[dict]]) -> list[str]:
             lines.append(f"| {title} | {p['seed']} | {' | '.join(cells)} |")
     note = "95 % intervals: binomial for sentiment, from the spread of the paradigms for grammar."
     return [*lines, "", note]
+
+
+def _fine_tuning(found: dict) -> list[str]:
+    """Return the section about `benchmarks/learning/fine_tune.py`."""
+    runs = {name: [r for r in found["runs"] if r["model"] == name] for name in ("finetune", "trainer")}
+    first, count = found["runs"][0], len(runs["finetune"])
+    lines = [
+        "## Fine-tuning compared with transformers' Trainer",
+        "",
+        f"A tiny classifier without pre-training on {first['data']}: {first['items']:,} texts for training, "
+        f"{first['tested']:,} for testing, {first['epochs']:g} epochs, {count} seeds. Each run used one "
+        f"thread of {found['machine']} with torch {found['torch']}. Both sides begin with the same weights "
+        "and have the same rate, warm-up, clipping and AdamW. The batches of Trainer are padded, those of "
+        "`finetune` are packed.",
+        "",
+        "| | accuracy | of each seed | CPU seconds, training and testing |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, title in (("finetune", "`finetune`"), ("trainer", "Trainer, dynamic padding")):
+        accuracy, seconds = ([r[key] for r in runs[name]] for key in ("accuracy", "cpu_seconds"))
+        each = ", ".join(f"{a:.4f}" for a in accuracy)
+        lines.append(f"| {title} | {_mean(accuracy, 4)} | {each} | {_mean(seconds, 0)} |")
+    (a, da), (b, db) = (mean_and_error(r["accuracy"] for r in runs[name]) for name in runs)
+    error = math.hypot(da, db)
+    verdict = "within" if abs(a - b) <= 2 * error else "outside"
+    ratio = mean(r["cpu_seconds"] for r in runs["trainer"]) / mean(r["cpu_seconds"] for r in runs["finetune"])
+    return [
+        *lines,
+        "",
+        f"- Accuracy, `finetune` minus Trainer: {a - b:+.4f}, {verdict} two standard errors "
+        f"({2 * error:.4f}).",
+        f"- `finetune` needs {1 / ratio:.2f} of the CPU time: it is {ratio:.2f} times as fast.",
+    ]
+
+
+def _transfer(found: dict) -> list[str]:
+    """Return the section about `benchmarks/learning/transfer.py`."""
+    starts = dict.fromkeys(run["start"] for run in found["runs"])
+    lines = [
+        "",
+        "## Fine-tuning from a pre-trained discriminator",
+        "",
+        f"The discriminator is of preset tiny, after {found['steps']:,} steps on {found['text']}. Each task "
+        "was fine-tuned from it and from new weights, with the same vocabulary and recipe "
+        f"({found['epochs']:g} epochs), on one thread of {found['machine']} with torch {found['torch']}.",
+        "",
+        f"| test set | metric | {' | '.join(starts)} | difference | bag of words | majority |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    verdicts = []
+    for task, title in TRANSFERS.items():
+        runs = [run for run in found["runs"] if run["task"] == task]
+        values = {start: [run["value"] for run in runs if run["start"] == start] for start in starts}
+        (a, da), (b, db) = (mean_and_error(values[start]) for start in starts)
+        error = math.hypot(da, db)
+        cells = [_mean(values[start], 3) for start in starts]
+        cells += [f"{a - b:+.3f} ± {error:.3f}", f"{found['words'][task]:.3f}", f"{runs[0]['majority']:.3f}"]
+        lines.append(f"| {title} | {runs[0]['metric']} | {' | '.join(cells)} |")
+        word = _sign(a - b, error, "ahead of", "behind", "as good as")
+        verdicts.append(f"- {title}: the pre-trained discriminator is {word} new weights.")
+    return [*lines, "", *verdicts]
 
 
 def _mean(values: list[float], digits: int) -> str:

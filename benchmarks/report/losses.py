@@ -14,6 +14,8 @@ OF_OURS = {
     "packed": "one of ours: fused without padding",
     "eager": "one of ours: fused without a graph",
     "fused_int8": "one of ours: fused in int8",
+    "trainer_packed": "one of ours: patched, without padding",
+    "trainer_patched": "one of ours: patched",
 }
 
 

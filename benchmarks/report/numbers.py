@@ -40,8 +40,8 @@ def between(extra: dict) -> str:
 def rate(extra: dict, seconds: float) -> str:
     """Return the declared work per second, and the share of the bound if the bound is known."""
     value, unit = extra["work"] / seconds, extra["unit"]
-    if unit == "tokens/s":
-        return f"{digits(value)} tokens/s"
+    if unit in ("tokens/s", "texts/s"):
+        return f"{digits(value)} {unit}"
     share = f", {extra['bound'] / seconds:.0%}" if extra.get("bound") else ""
     for factor, letter in ((1e12, "T"), (1e9, "G")):
         if value >= factor:

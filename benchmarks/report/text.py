@@ -22,6 +22,7 @@ from benchmarks.report.yours import lines as lines_of_yours
 from electra_fast.tables import text_table
 
 WELL_KNOWN = ("torch", "compile", "huggingface", "huggingface_compile", "ort", "ort_int8", "openvino")
+WELL_KNOWN += ("trainer", "trainer_grouped")
 WELL_KNOWN += ("packed", "fused_int8")  # of ours
 TOO_LATE = re.compile(r"needs (\d+) s, \d+ s are left")  # the reason of a number that the budget left out
 COLUMNS = ["ms", "p20 - p80", "host us", "rate, share of bound", "peak MB"]

@@ -214,6 +214,7 @@ setup(
         "electra_fast.data",
         "electra_fast.hf",
         "electra_fast.ops",
+        "electra_fast.tasks",
         "electra_fast.testing",
         "electra_fast.testing.checks",
         "electra_fast.testing.distributions",

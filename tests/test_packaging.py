@@ -194,6 +194,14 @@ def test_nvcc_of_wheels_is_found(extension, tmp_path):
 
 
 @needs_compiler
+def test_every_package_is_installed(extension):
+    extension()
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "electra_fast").rglob("__init__.py")}
+    named = {".".join(folder.parts) for folder in folders}
+    assert set(extension.made["packages"]) == named | {"electra_fast.kernels"}
+
+
+@needs_compiler
 def test_nvcc_without_its_headers_builds_for_the_cpu(extension, tmp_path, capsys):
     fake_toolkit(tmp_path, "exit 1", header=False)
     built = extension()

@@ -143,7 +143,7 @@ def _curves(folder: Path, results: dict[str, Any]) -> str:
     metric, charts = results["metric"], []
     for title, label, kind, number in (
         ("Loss in training", "loss in training, mean per target", "train", "loss"),
-        (f"{metric} in training", f"{metric} on --dev", "dev", metric),
+        (f"{metric} on --dev", metric, "dev", metric),
     ):
         lines = [
             line_chart.Line(name, _points(log, kind, number)) for name, log in zip(names, logs, strict=True)

@@ -41,8 +41,8 @@ STEP, EPOCH = "step", "epoch"  # passes, in addition to FORWARD
 BATCH = 8 if REHEARSAL else 32
 SMALLER = {"num_hidden_layers": 2} if REHEARSAL else {}  # the default has 12
 VOCABULARY, WORDS, CLS, SEP = 30_522, 1000, 101, 102  # BERT's: its size, the first id of a word
-# With length grouping Trainer sorts this many texts at a time: 50 batches, or a quarter of the data. An epoch
-# on so many texts has the padding of a whole one; one on fewer texts would have more.
+# With length grouping Trainer sorts this many texts at a time: 50 batches, or a quarter of the data. If an
+# epoch has this number of texts, the share of padding is that of the whole data; with fewer it is larger.
 GROUP = {"banking77": 1600, "clinc150": 1600, "wnut17": 832}
 EVALUATED = 4 * BATCH  # texts of a short evaluation
 

@@ -19,6 +19,7 @@ from electra_fast.ops import FUSED
 from electra_fast.tasks.examples import Examples
 from electra_fast.tasks.items import Tagged
 from electra_fast.train.checkpoint import read
+from electra_fast.train.recipe import Recipe
 from electra_fast.train.task_data import Split
 
 TINY = {"layers": 1, "hidden": 32, "heads": 1, "ffn": 64, "embedding": 16, "vocab_size": 200}
@@ -64,6 +65,14 @@ def test_a_bag_of_words_counts_wordpieces_and_knows_the_most_frequent_tag():
     words = ("Ann", "is", "ann"), ("ANN", "Is")
     items = [Tagged(list(w), list(t), "") for w, t in zip(words, tags, strict=True)]
     assert transfer.most_frequent_tags(items) == {"ann": "B-x", "is": "O"}
+
+
+def test_the_numbers_of_a_pre_training_are_those_of_its_folder(tmp_path):
+    Recipe(preset="tiny", steps=7, batch_tokens=512, accumulate=2).resolved().save(tmp_path / "recipe.json")
+    begin = {"kind": "begin", "train_tokens": 900, "vocabulary": 200, "parameters": 1}
+    (tmp_path / "log.jsonl").write_text(json.dumps(begin) + "\n" + json.dumps({"kind": "train"}) + "\n")
+    wanted = {"steps": 7, "batch_tokens": 1024, "train_tokens": 900, "vocabulary": 200}
+    assert transfer.pretraining(tmp_path) == wanted
 
 
 def test_the_masked_model_is_the_generators_half_of_electra():

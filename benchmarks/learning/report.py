@@ -218,13 +218,14 @@ def _fine_tuning(found: dict) -> list[str]:
 
 def _transfer(found: dict) -> list[str]:
     """Return the section about `benchmarks/learning/transfer.py`."""
-    starts = dict.fromkeys(run["start"] for run in found["runs"])
+    starts, before = dict.fromkeys(run["start"] for run in found["runs"]), found["pretraining"]
     lines = [
         "",
         "## Fine-tuning from a pre-trained discriminator",
         "",
-        f"The discriminator is of preset tiny, after {found['steps']:,} steps on {found['text']}. Each task "
-        "was fine-tuned from it and from new weights, with the same vocabulary and recipe "
+        f"The discriminator is of preset tiny, after {before['steps']:,} steps of {before['batch_tokens']:,} "
+        f"tokens on a text of {before['train_tokens']:,} tokens, with {before['vocabulary']:,} pieces. Each "
+        "task was fine-tuned from it and from new weights, with the same vocabulary and recipe "
         f"({found['epochs']:g} epochs), on one thread of {found['machine']} with torch {found['torch']}.",
         "",
         f"| test set | metric | {' | '.join(starts)} | difference | bag of words | majority |",

@@ -1,6 +1,6 @@
 """Is a pre-trained discriminator a better start for fine-tuning than new weights? Than a bag of words?
 
-    python -m benchmarks.learning.transfer runs/wiki/discriminator DATA --steps 3500
+    python -m benchmarks.learning.transfer runs/wiki DATA
 
 DATA has banking77/ and wnut17/. Each task is fine-tuned from the discriminator and from new weights of the
 same sizes, with the same vocabulary and recipe, with several seeds, on one thread each. The bag of words of
@@ -28,6 +28,8 @@ from electra_fast.tasks import entities
 from electra_fast.tasks.items import Tagged
 from electra_fast.train.fine_tune import fine_tune
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+from electra_fast.train.recipe import Recipe
+from electra_fast.train.run_folder import find_recipe
 from electra_fast.train.task_data import Split, TaskData
 
 STARTS = ("pre-trained", "new weights")
@@ -101,19 +103,26 @@ def labels(split: Split) -> np.ndarray:
     return split.examples.item_targets["labels"]
 
 
+def pretraining(run: Path) -> dict[str, int]:
+    """Return the numbers of a run of pre-training that LEARNING.md names."""
+    with (run / "log.jsonl").open() as log:
+        begin = json.loads(next(log))
+    recipe = Recipe.load(find_recipe(run))
+    facts = {"steps": recipe.steps, "batch_tokens": recipe.batch_tokens * recipe.accumulate}
+    return facts | {name: begin[name] for name in ("train_tokens", "vocabulary")}
+
+
 def main() -> None:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks.learning.transfer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("discriminator", type=Path, help="the discriminator of a run of preset tiny")
+    p.add_argument("run", type=Path, help="a run of pre-training with preset tiny")
     p.add_argument("data", type=Path, help="the folder with banking77/ and wnut17/")
-    p.add_argument("--text", default="wiki", help="the name of its text")
-    p.add_argument("--steps", type=int, required=True, help="the steps of its training")
     p.add_argument("--seeds", type=int, default=3)
     options = p.parse_args()
-    where = (options.discriminator, options.data)
+    where = (options.run / "discriminator", options.data)
     runs = [Run(t, s, i, *where) for i, t, s in itertools.product(range(options.seeds), FILES, STARTS)]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(train, runs))
@@ -124,8 +133,7 @@ def main() -> None:
         "runs": found,
         "words": {task: bag_of_words(task, *where) for task in FILES},
         "epochs": OPTIONS["epochs"],
-        "text": options.text,
-        "steps": options.steps,
+        "pretraining": pretraining(options.run),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results)

@@ -13,6 +13,7 @@ import torch
 
 from electra_fast import data, local
 from electra_fast.errors import must
+from electra_fast.heads import TaskHead
 from electra_fast.pretrained import read_folder
 from electra_fast.tasks import TASKS
 from electra_fast.tasks.task import Evaluation, Task, evaluate
@@ -56,12 +57,14 @@ def of_run(recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch
     best = max(ended, key=lambda result: _comparable(result["dev"][metric]))
     shutil.copytree(out / f"seed-{best['seed']}" / "model", out, dirs_exist_ok=True)
 
-    evaluations = {
-        role: _evaluate(task, out, split, device, recipe.precision)
-        for role, split in task_data.splits.items()
-        if role != "train"
-    }
     last = "test" if "test" in task_data.splits else "dev"
+    known = {"train", "dev"} - {last}  # the seed's result has the metrics on --dev
+    head = _head(task, out, device)
+    evaluations = {
+        role: _evaluate(task, head, split, recipe.precision)
+        for role, split in task_data.splits.items()
+        if role not in known
+    }
     results = {
         "task": task.name,
         "metric": metric,
@@ -74,6 +77,7 @@ def of_run(recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch
         "highest": max(values, default=None),
         "best": best["seed"],
     }
+    results |= {"dev": best["dev"]}
     results |= {role: with_null(evaluation.metrics) for role, evaluation in evaluations.items()}
     write(out, task, task_data.splits[last].items, evaluations[last].predictions, results)
     return results
@@ -117,13 +121,16 @@ def with_null(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
-def _evaluate(task: Task, folder: Path, split: Split, device: torch.device, precision: str) -> Evaluation:
+def _head(task: Task, folder: Path, device: torch.device) -> TaskHead:
     try:
-        head = task.head_class.from_pretrained(folder)
+        return task.head_class.from_pretrained(folder).to(device)
     except RuntimeError as error:  # it has the head of another task
         raise ValueError(must(str(folder), f"have the head of {task.name}", "other weights")) from error
-    head.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+
+
+def _evaluate(task: Task, head: TaskHead, split: Split, precision: str) -> Evaluation:
+    device = next(head.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         return evaluate(task, head, *split, progress=True)
 
 
@@ -181,7 +188,8 @@ def evaluate_folder(
     of_task.check(items)
     set_max_len(of_task, recipe, config)
     examples = of_task.examples(items, data.load_tokenizer(folder, special_ids=None))
-    evaluation = _evaluate(of_task, folder, Split(items, examples), device, recipe.precision)
+    head = _head(of_task, folder, device)
+    evaluation = _evaluate(of_task, head, Split(items, examples), recipe.precision)
     if out is not None:
         local.new_folder("evaluate: --out", Path(out))
         results = {

@@ -21,7 +21,7 @@ from electra_fast.data import lines as line_files
         (b"PK\x03\x04 and more", "a zip archive; unpack it"),
         (b"SQLite format 3\0", "an SQLite database"),
         (b"\x7fELF\0", "a program"),
-        (gzip.compress(b"%PDF-1.7\n"), "a PDF document"),
+        (gzip.compress(b"%PDF-1.7\n", mtime=0), "a PDF document"),
         (tar_of({"inner.txt": b"%PDF-1.7\n"}), "inner.txt is a PDF document"),
         (b"\n<!DOCTYPE html>\n<html>", "is an HTML or XML document; extract its text"),
         (b"<HTML><body>", "is an HTML or XML document"),

@@ -6,6 +6,8 @@
     batches = Batches(train, seq_len=128, batch_size=32)
     batch = batches.padded(0)  # model(**batch._asdict())
 
+`tokenize_folder` and `open_tokens` are for corpora that one process would tokenize for hours.
+
 A batch is a pure function of (seed, index).
 """
 
@@ -13,7 +15,16 @@ from electra_fast.data.batches import Batches, Packed, Padded
 from electra_fast.data.cache import open_cache, tokenize
 from electra_fast.data.check import check_batch
 from electra_fast.data.encoded import Encoded, encode, held_out
+from electra_fast.data.stored import forget_index
 from electra_fast.data.text import Documents, documents
+from electra_fast.data.tokenizing import Work, tokenize_folder
+from electra_fast.data.tokens_folder import (
+    is_tokens_folder,
+    open_tokens,
+    read_manifest,
+    tokenizer_of,
+    unknown_of,
+)
 from electra_fast.data.unknown import Unknown, require_known
 from electra_fast.data.wordpiece import (
     SPECIAL_IDS,
@@ -33,17 +44,25 @@ __all__ = [
     "Packed",
     "Padded",
     "Unknown",
+    "Work",
     "check_batch",
     "documents",
     "encode",
+    "forget_index",
     "held_out",
+    "is_tokens_folder",
     "load_tokenizer",
     "open_cache",
+    "open_tokens",
+    "read_manifest",
     "require_known",
     "save_tokenizer",
     "save_vocab",
     "special_ids",
     "tokenize",
+    "tokenize_folder",
+    "tokenizer_of",
     "train_tokenizer",
+    "unknown_of",
     "vocab_hash",
 ]

@@ -10,7 +10,8 @@ from torch.nn.functional import pad
 
 from electra_fast.data.encoded import Encoded
 from electra_fast.data.order import Order
-from electra_fast.data.sequences import cut, cut_pairs
+from electra_fast.data.sequences import Sequences, cut, cut_pairs
+from electra_fast.data.stored import index_key, stored
 from electra_fast.errors import must
 
 
@@ -60,17 +61,21 @@ class Batches:
         else:
             _require_at_least("batch_tokens", 2 * self.seq_len, self.batch_tokens)
             self.batch_size, capacity = None, self.batch_tokens - self.seq_len + 1
-        if self.pairs:
-            self._sequences = cut_pairs(self.documents, self.seq_len, self.seed)
-        else:
-            self._sequences = cut(self.documents, self.seq_len)
-        lengths = self._sequences.lengths
+        key = index_key(self.documents, self.seq_len, self.pairs, self.seed)
+        self._sequences = Sequences(*stored(key, Sequences.dtypes(self.seq_len), self._cut))
+        (lengths,) = stored(key, {"lengths": self._sequences.first.dtype}, lambda: [self._sequences.lengths])
+        self._parts = self.documents.parts
         self.num_sequences = len(lengths)
         if not self.num_sequences:
             raise ValueError(must("Batches: documents", "contain a token", "none"))
         self.num_tokens = int(lengths.sum())  # per epoch, special ones included
-        sizes = np.ones_like(lengths) if self.batch_tokens is None else lengths
-        self._order = Order(sizes, capacity, self.seed)
+        sizes = self.num_sequences if self.batch_tokens is None else lengths
+        self._order = Order(sizes, capacity, self.seed, key)
+
+    def _cut(self) -> Sequences:
+        if self.pairs:
+            return cut_pairs(self.documents, self.seq_len, self.seed)
+        return cut(self.documents, self.seq_len)
 
     @property
     def num_batches(self) -> int:
@@ -87,14 +92,18 @@ class Batches:
         middle = first + 1  # position of the first [SEP]
         last = middle + np.where(second > 0, second + 1, 0)
         # The ids read for positions of special pieces and of padding are overwritten below.
-        source = start + position - 1 - (position > middle)
-        ids = self.documents.ids.numpy().take(source, mode="clip").astype(np.int64)
+        ids = self._parts.take(start + np.maximum(position - 1, 0) - (position > middle))
         ids[:, 0] = self.cls_id
         ids[(position == middle) | (position == last)] = self.sep_id
         ids[position > last] = self.pad_id
         type_ids = torch.from_numpy(((position > middle) & (position <= last)).astype(np.int64))
         key_mask = torch.from_numpy(position <= last)
         return Padded(torch.from_numpy(ids), key_mask, type_ids if self.pairs else None)
+
+    def announce(self, index: int) -> None:
+        """Let the operating system read the ids of batch ``index`` from the disk, in the background."""
+        start, first, second = (column[self._order.numbers(index)] for column in self._sequences)
+        self._parts.announce(start, first + second)
 
     def packed(self, index: int) -> Packed:
         """Return the same sequences end to end, without padding."""

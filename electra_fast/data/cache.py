@@ -10,8 +10,6 @@ Its metadata contain the hashes of the text and of the vocabulary, which also ma
 `sha256`, the hash of these arrays and of the other metadata: a file that was truncated or changed is refused.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,11 +20,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
-from electra_fast.data.cache_folder import hashing, sha256, text_hash, writable_cache
+from electra_fast.data.cache_folder import hashing, locked, remembered, sha256, writable_cache
 from electra_fast.data.encoded import Encoded, encode_into
+from electra_fast.data.text import corpus_hash
 from electra_fast.data.unknown import Unknown, UnknownCounter
 from electra_fast.data.wordpiece import vocab_hash
+from electra_fast.data.words import WordEncoder
 from electra_fast.errors import must
 from electra_fast.local import regular_file
 
@@ -36,7 +37,11 @@ HEADER = 4096
 
 
 def tokenize(
-    documents: Iterable[str], tokenizer, folder: str | os.PathLike | None = None, progress: bool = True
+    documents: Iterable[str],
+    tokenizer,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+    verify: bool = False,
 ) -> Encoded:
     """Return memory-mapped token ids of documents, from the cache if they are there.
 
@@ -44,7 +49,8 @@ def tokenize(
     tokenized only if ``folder`` (None: ``electra_fast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``) has no file
     of that text and vocabulary; of several processes one works and the others wait. The documents of a
     generator are tokenized each time. ``progress`` shows a bar on a terminal. Lines and documents need 8
-    bytes of memory each, tokens none.
+    bytes of memory each, tokens none. Files of the same names, sizes and times as in an earlier call are not
+    hashed again, unless ``verify`` is true.
 
     The ids stay mapped if the file is removed or replaced; if it is truncated in place, the process ends with
     SIGBUS. If the default folder cannot be written, a warning says so, and the ids are in a temporary file
@@ -56,30 +62,46 @@ def tokenize(
     """
     if folder is None:
         with writable_cache() as folder:  # A temporary file is removed, but stays mapped.
-            return tokenize(documents, tokenizer, folder, progress)
+            return tokenize(documents, tokenizer, folder, progress, verify)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(documents, Iterator):
         shown = _with_bar(documents, None, progress)
         return open_cache(_build(folder / f"{uuid.uuid4()}.part", shown, tokenizer), tokenizer)
-    text, characters = text_hash(documents)
+    text, characters = corpus_hash(documents, verify)
     file = folder / _name(text, vocab_hash(tokenizer))
-    with _locked(file.with_suffix(".lock")) as locked:
+    with locked(file.with_suffix(".lock")) as alone:
         if file.exists():
             try:
-                return open_cache(file, tokenizer)
+                return open_cache(file, tokenizer, verify)
             except ValueError as error:
                 warnings.warn(f"{error}; it is built again", stacklevel=2)
         shown = _with_bar(documents, characters, progress)
-        part = file.with_suffix(".part") if locked else folder / f"{uuid.uuid4()}.part"
+        part = file.with_suffix(".part") if alone else folder / f"{uuid.uuid4()}.part"
         return open_cache(_build(part, shown, tokenizer), tokenizer)
 
 
-def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
+def open_cache(file: str | os.PathLike, tokenizer=None, verify: bool = True) -> Encoded:
     """Map a file that `tokenize` wrote, after reading all of it once to check that it is complete.
+
+    If ``verify`` is false, a file of the same name, size and time as in an earlier call is not read again.
 
     Raises:
         ValueError: it is damaged, of another format, or made with another vocabulary than ``tokenizer``'s.
+    """
+    facts, tensors = open_arrays(file, verify)
+    if tokenizer is not None and facts["vocab"] != vocab_hash(tokenizer):
+        raise _refusal(file, "tokenized with another vocabulary")
+    ids = tensors["ids"][: int(facts["tokens"])]
+    hashes = {name: facts[name] for name in ("text", "vocab")}
+    return Encoded(ids, tensors["offsets"], tensors["lines"], **hashes, unknown=unknown_of(facts))
+
+
+def open_arrays(file: str | os.PathLike, verify: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the mapped arrays of a file that `write_tokens` wrote; see `open_cache`.
+
+    Raises:
+        ValueError: it is damaged or of another format.
     """
     safe_open, SafetensorError = _safetensors()
     regular_file(Path(file), "open_cache")
@@ -93,18 +115,24 @@ def open_cache(file: str | os.PathLike, tokenizer=None) -> Encoded:
         raise _refusal(file, f"damaged, {error}") from None
     if facts.get("format") != FORMAT:
         raise _refusal(file, f"must have the format {FORMAT!r}, got {facts.get('format')!r}")
-    checksum, digest = facts.pop("sha256", None), hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].numpy())
+
+    def seal() -> str:
+        digest = hashlib.sha256()
+        for name in sorted(tensors):
+            digest.update(tensors[name].numpy())
+        return _seal(digest, {name: fact for name, fact in facts.items() if name != "sha256"})
+
+    found = remembered("tokens 1", [Path(file)], seal, again=verify)
     # Only metadata with the right checksum can safely be read as numbers.
-    if _seal(digest, facts) != checksum or layout != _layout(facts):
+    if found != facts.get("sha256") or layout != _layout(facts):
         raise _refusal(file, "damaged, its SHA-256 is not the one that was written")
-    if tokenizer is not None and facts["vocab"] != vocab_hash(tokenizer):
-        raise _refusal(file, "tokenized with another vocabulary")
-    ids = tensors["ids"][: int(facts["tokens"])]
+    return facts, tensors
+
+
+def unknown_of(facts: dict[str, str]) -> Unknown:
+    """Return the share of [UNK] from the metadata of a file."""
     numbers, words = json.loads(facts["unknown"])
-    unknown = Unknown(int(facts["tokens"]), *numbers, tuple(map(tuple, words)))
-    return Encoded(ids, tensors["offsets"], tensors["lines"], text=facts["text"], unknown=unknown)
+    return Unknown(int(facts["tokens"]), *numbers, tuple(map(tuple, words)))
 
 
 def _refusal(file: str | os.PathLike, reason: str) -> ValueError:
@@ -146,7 +174,19 @@ def _header(facts: dict[str, str]) -> bytes:
 
 
 def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
-    """Write the file under the name `part` until it is complete and on the disk; return its final path."""
+    """Write the file under the name `part` until it is complete; return its final path."""
+    facts = write_tokens(part, documents, tokenizer, WordEncoder(tokenizer))
+    if facts["tokens"] == "0":
+        part.unlink()
+        raise ValueError(must("tokenize: documents", "contain a token", "none"))
+    return part.replace(part.with_name(_name(facts["text"], facts["vocab"])))
+
+
+def write_tokens(part: Path, documents: Iterable[str], tokenizer, encoder: WordEncoder) -> dict[str, str]:
+    """Write a file in the format of the cache, complete and on the disk; return its metadata.
+
+    It is removed after an error.
+    """
     _safetensors()  # A missing package is reported before the work, not after it.
     text, payload = hashlib.sha256(), hashlib.sha256()
     vocab_size = max(tokenizer.get_vocab().values()) + 1
@@ -161,9 +201,7 @@ def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
             file.write(bytes(HEADER))
             hashed = hashing(documents, text)
             counter = UnknownCounter(tokenizer)
-            offsets, lines = encode_into(lambda ids: write(np.array(ids, dtype)), hashed, tokenizer, counter)
-            if not lines[-1]:
-                raise ValueError(must("tokenize: documents", "contain a token", "none"))
+            offsets, lines = encode_into(lambda ids: write(ids.astype(dtype)), hashed, encoder, counter)
             facts = {"format": FORMAT, "text": text.hexdigest(), "vocab": vocab_hash(tokenizer)}
             counts = {"tokens": lines[-1], "lines": len(lines) - 1, "documents": len(offsets) - 1}
             facts |= {name: str(count) for name, count in counts.items()} | {"vocab_size": str(vocab_size)}
@@ -177,26 +215,10 @@ def _build(part: Path, documents: Iterable[str], tokenizer) -> Path:
             file.write(_header(facts))
             file.flush()
             os.fsync(file.fileno())
-        return part.replace(part.with_name(_name(facts["text"], facts["vocab"])))
+        return facts
     except BaseException:  # including an interrupt
         part.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[bool]:
-    """Wait for the lock and yield True. Without locks in the file system yield False: each process works."""
-    import fcntl  # not on Windows
-
-    with open(file, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # Closing the file releases it, even if the process is killed.
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            yield False
-        else:
-            yield True
 
 
 def _with_bar(documents: Iterable[str], characters: int | None, progress: bool) -> Iterator[str]:

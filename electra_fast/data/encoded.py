@@ -5,10 +5,13 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from electra_fast.data.parts import Parts
 from electra_fast.data.unknown import Unknown, UnknownCounter
+from electra_fast.data.words import WordEncoder
 from electra_fast.errors import must
 
 CHUNK = 1 << 20  # characters per call of the tokenizer, whose objects need 100 bytes per character
@@ -19,11 +22,12 @@ PIECE, LINE, DOCUMENT = range(3)  # what ends with a text: no line, a line, or a
 class Encoded(NamedTuple):
     """Documents end to end, without special ids: document d is ``ids[offsets[d]:offsets[d + 1]]``."""
 
-    ids: Tensor  # [T] int32 or uint16
+    ids: Tensor | Parts  # [T] int32 or uint16
     offsets: Tensor  # [documents + 1] int64
     lines: Tensor | None = None  # [lines + 1] int64, a refinement of offsets; None: one line per document
     subset: Tensor | None = None  # the numbers of the selected documents; None: all
     text: str | None = None  # SHA-256 of the documents, if the ids come from a file
+    vocab: str | None = None  # `vocab_hash` of their tokenizer, if the ids come from a file
     unknown: Unknown | None = None  # how much of the text became [UNK]
 
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -36,17 +40,24 @@ class Encoded(NamedTuple):
         begin, end = self.bounds()
         return int((end - begin).sum())
 
+    @property
+    def parts(self) -> Parts:
+        """The ids in one form."""
+        return self.ids if isinstance(self.ids, Parts) else Parts([self.ids.numpy()])
+
     def first_tokens(self, limit: int = 10_000_000) -> Tensor:
         """Return the ids of the first documents that together have `limit` tokens or more, int64 ``[T]``."""
-        begin, end = self.bounds()
-        count = int(torch.searchsorted((end - begin).cumsum(0), limit)) + 1
-        return torch.cat([self.ids[a:b].long() for a, b in zip(begin[:count], end[:count], strict=True)])
+        begin, end = (bound.numpy() for bound in self.bounds())
+        count = int(np.searchsorted((end - begin).cumsum(), limit)) + 1
+        return torch.from_numpy(self.parts.take_runs(begin[:count], (end - begin)[:count]))
 
 
 def encode(documents: Iterable[str], tokenizer) -> Encoded:
     """Return the token ids of complete documents, in memory."""
     ids, unknown = array("i"), UnknownCounter(tokenizer)
-    offsets, lines = encode_into(ids.extend, documents, tokenizer, unknown)
+    offsets, lines = encode_into(
+        lambda found: ids.frombytes(found.tobytes()), documents, WordEncoder(tokenizer), unknown
+    )
     ids = torch.tensor(ids, dtype=torch.int32, device="cpu")
     return Encoded(ids, _int64(offsets), _int64(lines), unknown=unknown.result())
 
@@ -56,9 +67,12 @@ def _int64(numbers: array) -> Tensor:
 
 
 def encode_into(
-    write: Callable[[array], None], documents: Iterable[str], tokenizer, unknown: UnknownCounter
+    write: Callable[[np.ndarray], None],
+    documents: Iterable[str],
+    encoder: WordEncoder,
+    unknown: UnknownCounter,
 ) -> tuple[array, array]:
-    """Pass all ids to `write` in chunks; return the offsets of the documents and of the lines.
+    """Pass all ids to `write` in chunks, int32; return the offsets of the documents and of the lines.
 
     Each line is tokenized by itself. The end of a line separates words, so the ids are the same as those of
     the whole document.
@@ -66,18 +80,13 @@ def encode_into(
     offsets, lines, tokens = array("q", [0]), array("q", [0]), 0
     for pieces in _chunks(documents):
         texts = [text for text, _ in pieces]
-        ids, unknowns = array("i"), []
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for (_, end), encoding in zip(pieces, encodings, strict=True):
-            found = encoding.ids
-            ids.extend(found)
-            unknowns.append(found.count(unknown.id))
-            tokens += len(found)
-            if end >= LINE:
-                lines.append(tokens)
-            if end == DOCUMENT:
-                offsets.append(tokens)
-        unknown.add(texts, unknowns, len(ids))
+        ends = np.array([end for _, end in pieces])
+        ids, counts, unknowns = encoder.encode(texts)
+        after = tokens + counts.cumsum()
+        lines.frombytes(after[ends >= LINE].tobytes())
+        offsets.frombytes(after[ends == DOCUMENT].tobytes())
+        tokens += len(ids)
+        unknown.add(texts, unknowns.tolist(), len(ids))
         write(ids)
     return offsets, lines
 

@@ -10,7 +10,7 @@ which no such line ends. The published code collects whole lines and discards to
 here a sequence ends at its target length or with the document, and the next one begins there.
 """
 
-from bisect import bisect_left
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +21,18 @@ from electra_fast.data.encoded import Encoded
 
 # These override a user's torch.set_default_device and set_default_dtype.
 HOST = {"device": "cpu", "dtype": torch.float32}
+BLOCK = 1 << 16  # documents whose sequences are computed together, which needs 100 bytes per sequence
 
 
 class Sequences(NamedTuple):
     start: np.ndarray  # [n] int64, offset of the first token
-    first: np.ndarray  # [n] int64, number of tokens in A
-    second: np.ndarray  # [n] int64, number of tokens in B, 0 without B
+    first: np.ndarray  # [n] int16 or int32, number of tokens in A
+    second: np.ndarray  # [n] int16 or int32, number of tokens in B, 0 without B
+
+    @staticmethod
+    def dtypes(seq_len: int) -> dict[str, type]:
+        segment = np.int16 if seq_len < 1 << 15 else np.int32
+        return {"start": np.int64, "first": segment, "second": segment}
 
     @property
     def lengths(self) -> np.ndarray:
@@ -46,32 +52,62 @@ def cut(encoded: Encoded, seq_len: int) -> Sequences:
     counts = (end - begin + longest - 1) // longest
     document, nth = _numbers(counts)
     start = begin[document] + nth * longest
-    first = np.minimum(end[document] - start, longest)
+    first = np.minimum(end[document] - start, longest).astype(Sequences.dtypes(seq_len)["first"])
     return Sequences(start, first, np.zeros_like(first))
 
 
 def cut_pairs(encoded: Encoded, seq_len: int, seed: int) -> Sequences:
     """Cut into sequences of two segments, a function of the documents, seq_len and seed."""
     begin, end = (bound.numpy() for bound in encoded.bounds())
-    length, single, longer = _draws(seq_len, seed, int((end - begin + seq_len).sum()))
+    drawn = _draws(seq_len, seed, int((end - begin + seq_len).sum()))
+    length, single, _ = drawn
     # The target lengths do not depend on the documents. before[i] is the number of tokens in the sequences
     # before i if each reaches its target: a document is cut into sequences until they have all its tokens.
-    before = np.concatenate([[0], (length - 3 + single).cumsum()])
-    bounds, before_view = [0], memoryview(before)
-    for tokens in (end - begin).tolist():
-        i = bounds[-1]
-        bounds.append(bisect_left(before_view, before_view[i] + tokens, lo=i))
+    before = np.zeros(len(length) + 1, np.int64)
+    np.cumsum(length - 3 + single, out=before[1:])
+    bounds = np.fromiter(_bounds(before, end - begin, seq_len - 2), np.int64, len(begin))
+    bounds = np.concatenate([[0], bounds])
+    lines = (encoded.offsets if encoded.lines is None else encoded.lines).numpy()
+    found = Sequences(*(np.empty(bounds[-1], dtype) for dtype in Sequences.dtypes(seq_len).values()))
+    for low in range(0, len(begin), BLOCK):
+        block, these = slice(low, low + BLOCK), bounds[low : low + BLOCK + 1]
+        computed = _pairs(begin[block], end[block], these, before, drawn, lines)
+        for column, values in zip(found, computed, strict=True):
+            column[these[0] : these[-1]] = values
+    return found
+
+
+def _bounds(before: np.ndarray, tokens: np.ndarray, longest: int) -> Iterator[int]:
+    """Yield for each document the number of sequences up to its end."""
+    i, view = 0, memoryview(before)
+    for n in memoryview(tokens):
+        end = view[i] + n
+        i += (n + longest - 1) // longest  # No sequence has more than `longest` tokens.
+        while view[i] < end:
+            i += 1
+        yield i
+
+
+def _pairs(
+    begin: np.ndarray,
+    end: np.ndarray,
+    bounds: np.ndarray,
+    before: np.ndarray,
+    drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
+    lines: np.ndarray,
+) -> Sequences:
+    """Return the sequences of some documents, of which number d has the sequences from ``bounds[d]`` on."""
     document, nth = _numbers(np.diff(bounds))
-    i = np.arange(len(document))
+    i = np.arange(bounds[0], bounds[-1])
+    length, single, longer = (column[bounds[0] : bounds[-1]] for column in drawn)
     start = begin[document] + before[i] - before[i - nth]
     stop = np.minimum(start + before[i + 1] - before[i], end[document])
 
-    lines = (encoded.offsets if encoded.lines is None else encoded.lines).numpy()
-    target = start + (length[i] - 3) // 2
+    target = start + (length - 3) // 2
     line = np.searchsorted(lines, target)
     below, above = lines[line - 1], lines.take(line, mode="clip")
-    border = np.where(longer[i] | (below <= start), above, below)
-    border = np.where(single[i], stop, np.minimum(border, stop))
+    border = np.where(longer | (below <= start), above, below)
+    border = np.where(single, stop, np.minimum(border, stop))
     return Sequences(start, border - start, stop - border)
 
 
@@ -92,8 +128,7 @@ def _draws(seq_len: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray
         shares = torch.tensor([[0.05], [0.1], [0.5]], **HOST)
         short, single, longer = torch.rand(3, n, generator=generator, **HOST) < shares
         drawn = torch.randint(5, seq_len + 1, (n,), generator=generator, device="cpu")
-        length = torch.where(short, drawn, seq_len)
+        length = torch.where(short, drawn, seq_len).int()
         tokens -= int((length - 3).sum())
-        blocks.append(torch.stack([length, single, longer]))
-    length, single, longer = torch.cat(blocks, 1).numpy()
-    return length, single.astype(bool), longer.astype(bool)
+        blocks.append((length.numpy(), single.numpy(), longer.numpy()))
+    return tuple(map(np.concatenate, zip(*blocks, strict=True)))

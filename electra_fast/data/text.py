@@ -5,6 +5,7 @@ records (JSON, CSV, Parquet, Arrow) has one document per record.
 """
 
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from electra_fast.data import records
+from electra_fast.data.cache_folder import remembered, text_hash
 from electra_fast.data.kinds import kind
 from electra_fast.data.lines import lines
 from electra_fast.data.manual import python_manual
@@ -66,6 +68,21 @@ class Documents:
         )
         remedy = "it, name its own path" if counts.total() == 1 else "them, name their own paths"
         return f"skipped: {found} (to read {remedy})"
+
+
+def corpus_hash(documents: Iterable[str], again: bool = False) -> tuple[str, int]:
+    """Return `text_hash`; that of files is `remembered`, unless ``again`` is true."""
+    if not isinstance(documents, Documents) or documents.files is None:
+        return text_hash(documents)
+
+    def read() -> str:
+        return json.dumps([*text_hash(documents), documents.skipped_in_tars])
+
+    how = f"text 1 {documents.text_column!r} {documents.blanks_separate}"
+    text, characters, skipped = json.loads(remembered(how, documents.files, read, again))
+    documents.skipped_in_tars.clear()
+    documents.skipped_in_tars.update(skipped)
+    return text, characters
 
 
 def documents(

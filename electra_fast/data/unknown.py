@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from electra_fast.errors import must
@@ -33,6 +34,19 @@ class Unknown(NamedTuple):
         text = f"[UNK] for {tokens:.2%} of the tokens, {characters:.2%} of the characters"
         words = ", ".join(f"{word} ({count})" for word, count in self.words)
         return f"{text}; most frequent: {words}" if words else text
+
+
+def total(parts: Iterable[Unknown]) -> Unknown:
+    """Return the unknown part of several texts together."""
+    words, numbers = Counter(), [0, 0, 0, 0]
+    for *found, frequent in parts:
+        numbers = [a + b for a, b in zip(numbers, found, strict=True)]
+        words.update(dict(frequent))
+    return Unknown(*numbers, _most_frequent(words))
+
+
+def _most_frequent(words: Counter[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(words.items(), key=lambda item: (-item[1], item[0]))[:5])
 
 
 class UnknownCounter:
@@ -70,15 +84,16 @@ class UnknownCounter:
 
     def result(self) -> Unknown:
         mean = self._sampled_characters / max(self._sampled, 1)
-        words = sorted(self._words.items(), key=lambda item: (-item[1], item[0]))[:5]
-        return Unknown(self.tokens, self.unknown, self.characters, round(self.unknown * mean), tuple(words))
+        unknown_characters = round(self.unknown * mean)
+        words = _most_frequent(self._words)
+        return Unknown(self.tokens, self.unknown, self.characters, unknown_characters, words)
 
 
 def _shown(word: str) -> str:
     return word if len(word) <= SHOWN else f"{word[: SHOWN - 1]}…"
 
 
-def require_known(unknown: Unknown, tokenizer, option: str) -> None:
+def require_known(unknown: Unknown, tokenizer, option: str, command: str = "pretrain") -> None:
     """Raise an error for a corpus of which more than LIMIT is [UNK].
 
     Raises:
@@ -87,7 +102,7 @@ def require_known(unknown: Unknown, tokenizer, option: str) -> None:
     if unknown.share > LIMIT:
         remedy = f"use {' or '.join(_remedies(unknown, tokenizer))}, or --allow-unknown"
         rule = f"know {1 - LIMIT:.0%} or more of the text of {option}"
-        raise ValueError(must("pretrain: --vocab", rule, unknown, remedy))
+        raise ValueError(must(f"{command}: --vocab", rule, unknown, remedy))
 
 
 def _remedies(unknown: Unknown, tokenizer) -> list[str]:

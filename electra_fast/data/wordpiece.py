@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from electra_fast.data.cache_folder import cached, text_hash
+from electra_fast.data.cache_folder import cached
 from electra_fast.data.lines import lines_of
+from electra_fast.data.text import corpus_hash
 from electra_fast.errors import must
 from electra_fast.local import json_object
 
@@ -232,7 +233,7 @@ def train_tokenizer(
     if isinstance(documents, Iterator):  # can be read only once
         documents = list(documents)
     how = {"lowercase": lowercase, "strip_accents": strip_accents, "max_word_chars": max_word_chars}
-    key = f"vocab 2 {vocab_size} {sorted(how.items())} {text_hash(documents)[0]}"
+    key = f"vocab 2 {vocab_size} {sorted(how.items())} {corpus_hash(documents)[0]}"
     learned = cached(key, lambda: "\n".join(_train(documents, vocab_size, how))).split("\n")
     strips = lowercase if strip_accents is None else strip_accents
     if strips and any("\u1100" <= piece.removeprefix("##")[:1] <= "\u11ff" for piece in learned):

@@ -17,6 +17,7 @@ BATCH_TIMEOUT = (
     600.0  # seconds to wait for one batch, which takes milliseconds unless the disk of the text hangs
 )
 POLL = 0.5  # seconds between two checks whether the run was asked to stop
+AHEAD = 16  # batches for which the disk is asked before they are made
 CLOSING = 3.0  # seconds to wait at the end for a batch; SIGKILL often follows 10 seconds after SIGTERM
 
 
@@ -28,20 +29,27 @@ class Loader:
     """`loader[index]` is the batch that ``make(index)`` returns, on a device.
 
     `batches` describes the data; it has the ``pad_id``. On a GPU all batches should have the same shape, so
-    that a step can be captured as a CUDA graph.
+    that a step can be captured as a CUDA graph. ``announce(index)`` asks the disk for a batch that is needed
+    soon.
     """
 
-    def __init__(self, batches: Any, make: Callable[[int], Batch], device: torch.device):
-        self.batches, self.make, self.device = batches, make, device
+    def __init__(
+        self,
+        batches: Any,
+        make: Callable[[int], Batch],
+        device: torch.device,
+        announce: Callable[[int], None] = lambda index: None,
+    ):
+        self.batches, self.make, self.device, self.announce = batches, make, device, announce
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __getitem__(self, index: int) -> Batch:
         return self._send(self._make(index))
 
     def prefetch(
-        self, first: int = 0, stop: Callable[[], Any] = lambda: False
+        self, first: int = 0, every: int = 1, stop: Callable[[], Any] = lambda: False
     ) -> Generator[tuple[Batch, int], None, None]:
-        """Yield (batch, number of real tokens) for first, first + 1, …; a thread prepares the next batch.
+        """Yield (batch, number of real tokens) for first, first + every, …; a thread prepares the next batch.
 
         One thread is enough: it prepares 20 million tokens per second. Its errors are raised in the caller.
         It is a daemon, so if it hangs the process can still end. Closing the generator ends it and waits for
@@ -53,9 +61,13 @@ class Loader:
         jobs: queue.SimpleQueue[tuple[int, futures.Future[Batch]] | None] = queue.SimpleQueue()
 
         def work() -> None:
+            announced = first
             while (job := jobs.get()) is not None:
                 index, future = job
                 try:
+                    while announced <= index + AHEAD * every:
+                        self.announce(announced)
+                        announced += every
                     future.set_result(self._make(index))
                 except BaseException as error:  # raised in the caller by future.result()
                     future.set_exception(error)
@@ -72,7 +84,7 @@ class Loader:
             while True:
                 _wait(future, index, stop)
                 batch = future.result()
-                index, future = index + 1, request(index + 1)
+                index, future = index + every, request(index + every)
                 tokens = int((batch["ids"] != self.batches.pad_id).sum())
                 yield self._send(batch), tokens
         finally:

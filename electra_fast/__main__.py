@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import io
+import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,15 +27,18 @@ def main(arguments: list[str] | None = None) -> None:
     _add_pretrain(add("pretrain", help="train a discriminator on a folder of text"))
     _add_finetune(add("finetune", help="train a discriminator on a task: classify, tag, answer, …"))
     _add_evaluate(add("evaluate", help="evaluate a fine-tuned model on a file"))
+    _add_tokenize(add("tokenize", help="make a folder of tokens of a corpus, for pretrain"))
     options = vars(parser.parse_args(arguments))
     commands = {"info": _info, "doctor": _doctor, "check": _check, "pretrain": _pretrain}
-    commands |= {"finetune": _finetune, "evaluate": _evaluate}
+    commands |= {"finetune": _finetune, "evaluate": _evaluate, "tokenize": _tokenize}
     command = commands[options.pop("command")]
     default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         command(**options)
     except (ValueError, OSError, ImportError) as error:  # errors of the user: no traceback
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the first step, from which on a signal is noted
+        sys.exit(128 + signal.SIGINT)
     finally:
         warnings.formatwarning = default
 
@@ -92,6 +98,8 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     from electra_fast.train.recipe import Recipe
 
     _add_folder_and_device(parser)
+    verify = "read all files of the data again, even if no size and no time of them has changed"
+    parser.add_argument("--verify", action="store_true", help=verify)
     add_options(parser, Recipe)
 
 
@@ -100,17 +108,52 @@ def _add_folder_and_device(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--out", help="the folder of a new run")
     where.add_argument("--resume", help="the folder of a run to continue")
     parser.add_argument("--device", help=DEVICE)
+    timeout = "with torchrun: seconds that a process waits for the others in a step (default: 600)"
+    parser.add_argument("--timeout", type=_seconds, default=600.0, help=timeout)
     graph = "on a GPU, launch the kernels one by one instead of replaying a CUDA graph"
     parser.add_argument("--no-graph", action="store_true", help=graph)
 
 
-def _pretrain(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < 1e6:
+            return seconds
+    raise argparse.ArgumentTypeError(f"must be a number of seconds in (0, 1000000), got {text!r}")
+
+
+def _pretrain(
+    out: str | None,
+    resume: str | None,
+    device: str | None,
+    timeout: float,
+    no_graph: bool,
+    verify: bool,
+    **given,
+) -> None:
     from electra_fast.train.pretrain import Pretraining
     from electra_fast.train.recipe import Recipe
 
-    folder, recipe = _started(Recipe, out, resume, given)
-    with _training_errors("pretrain"):
-        Pretraining(recipe, folder, device=device, graph=not no_graph).run()
+    with _processes("pretrain", device, timeout, given) as world:
+        folder, recipe = world.from_first(lambda: _started(Recipe, out, resume, given))
+        Pretraining(recipe, folder, graph=not no_graph, world=world, verify=verify).run()
+
+
+def _add_tokenize(parser: argparse.ArgumentParser) -> None:
+    from electra_fast.train.options import add_options
+    from electra_fast.train.recipe import TOKENIZE_OPTIONS, TokenizeRecipe
+
+    out = "the folder of the tokens; if it is not complete, the same command continues"
+    parser.add_argument("--out", required=True, help=out)
+    parser.add_argument("--workers", type=int, help="processes; default: one per core")
+    add_options(parser, TokenizeRecipe, TOKENIZE_OPTIONS)
+
+
+def _tokenize(out: str, workers: int | None, **given) -> None:
+    from electra_fast.train.recipe import TokenizeRecipe
+    from electra_fast.train.tokens import tokenize
+
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    print(tokenize(TokenizeRecipe(**given), out, workers))
 
 
 def _add_finetune(parser: argparse.ArgumentParser) -> None:
@@ -122,16 +165,18 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
     add_options(parser, FineTuneRecipe)
 
 
-def _finetune(out: str | None, resume: str | None, device: str | None, no_graph: bool, **given) -> None:
+def _finetune(
+    out: str | None, resume: str | None, device: str | None, timeout: float, no_graph: bool, **given
+) -> None:
     from electra_fast.train.fine_tune import fine_tune
     from electra_fast.train.fine_tune_page import summary_table
     from electra_fast.train.fine_tune_recipe import FineTuneRecipe
 
-    folder, recipe = _started(FineTuneRecipe, out, resume, given)
-    with _training_errors("finetune"):
-        results = fine_tune(recipe, folder, device=device, graph=not no_graph)
-    print(summary_table(results))
-    print(f"{folder}: the model of seed {results['best']}, metrics.json, predictions.jsonl, report.html")
+    with _processes("finetune", device, timeout, given) as world:
+        folder, recipe = world.from_first(lambda: _started(FineTuneRecipe, out, resume, given))
+        results = fine_tune(recipe, folder, graph=not no_graph, world=world)
+        print(summary_table(results))
+        print(f"{folder}: the model of seed {results['best']}, metrics.json, predictions.jsonl, report.html")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -157,23 +202,47 @@ def _evaluate(task: str, model: str, data: list[str], **options) -> None:
 
 
 def _started(kind: type, out: str | None, resume: str | None, given: dict) -> tuple[Path, Any]:
-    """Return the folder of a run and its recipe, a new one or that of the folder with changes."""
+    """Return the folder of a run and its recipe, a new one or that of the folder with changes.
+
+    A run that torchrun starts again with the same command is continued.
+    """
+    from electra_fast.distributed import RESTARTS
+    from electra_fast.train.run_folder import find_recipe
+
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    if out is not None:
+    again = os.environ.get(RESTARTS, "0") != "0"
+    if out is not None and not (again and find_recipe(Path(out))):
         return _new_folder(kind.command, out), kind(**given)
-    folder, recipe_file = _run_folder(kind.command, resume)
+    folder, recipe_file = _run_folder(kind.command, resume if out is None else out)
     return folder, kind.load(recipe_file).changed(**given)
 
 
 @contextlib.contextmanager
-def _training_errors(command: str) -> Iterator[None]:
-    """Raise a ValueError for a run that diverged or does not fit into the memory."""
-    from electra_fast.train.divergence import NotFinite
+def _processes(command: str, device: str | None, timeout: float, given: dict) -> Iterator[Any]:
+    """Yield the `World` of this process; only the first process prints."""
+    from electra_fast.distributed import ProcessLost, World
 
     try:
+        world = World.join(command, device, timeout)
+        printed = sys.stdout if world.first else io.StringIO()
+        try:
+            with _training_errors(command), contextlib.redirect_stdout(printed):
+                world.require_same({"the options": given})
+                yield world
+        except ValueError as error:  # all processes have the same one
+            raise error if world.first else SystemExit(1) from error
+    except ProcessLost as error:
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.stdout.flush()
+        os._exit(1)  # the end of the interpreter would wait for threads and a GPU, which wait for the process
+
+
+@contextlib.contextmanager
+def _training_errors(command: str) -> Iterator[None]:
+    """Raise a ValueError for a run that does not fit into the memory."""
+    try:
         yield
-    except NotFinite as error:
-        raise ValueError(error) from error
     except (RuntimeError, MemoryError) as error:
         if not re.search("alloc|out of memory|overflow", f"{error} {type(error).__name__}", re.IGNORECASE):
             raise

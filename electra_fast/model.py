@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
+from electra_fast.distributed import of_this_process
 from electra_fast.errors import must
 from electra_fast.modules import (
     FIRST_STREAM,
@@ -164,14 +165,14 @@ class Electra(nn.Module):
             max_seqlen: the longest sequence of a packed batch, or more.
             rng: int64 ``[2]`` = (seed, step) on the device of ids, for masks, samples and dropout. It is
                 copied first, so it may be changed in place before backward. None: drawn from PyTorch's
-                default generator.
+                default generator, and different in each process of a group, also if all have one seed.
 
         Returns:
             ElectraOutput; `mlm_loss` and `rtd_loss` carry gradients too, the counts do not.
         """
         self.check_sharing()
         config = self.config
-        rng = draw_rng(ids) if rng is None else rng.clone()
+        rng = of_this_process(draw_rng(ids)) if rng is None else rng.clone()
         layout = Layout(key_mask, cu_seqlens, max_seqlen)
 
         masked = self.mask(ids, rng, layout)

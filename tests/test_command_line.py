@@ -197,10 +197,10 @@ def test_a_model_that_is_too_large_is_refused(corpus, tmp_path, capsys, size, se
     assert re.search(sentence, refused(capsys, *new, "--out", tmp_path / "run", "--set", size))
 
 
-def test_more_than_one_process_is_refused(new, tmp_path, monkeypatch, capsys):
+def test_several_processes_without_torchrun_are_refused(new, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = refused(capsys, *new, "--out", tmp_path / "run")
-    assert "WORLD_SIZE must be 1, because pretrain trains in one process only, got 2" in said
+    assert "pretrain: RANK must be a number, got ''; start several processes with torchrun" in said
     assert not (tmp_path / "run").exists()
 
 

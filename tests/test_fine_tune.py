@@ -253,8 +253,8 @@ def test_batches_of_a_fixed_shape_replayed_train_the_same(paths, tmp_path, monke
     wanted = fine_tunings.small(paths, tmp_path / "eager")
     init, replays, made = FineTuning.__init__, [], []
 
-    def fixed(training, recipe, out, found, device, graph=True):
-        init(training, recipe, out, found, device, graph)
+    def fixed(training, *args, **options):
+        init(training, *args, **options)
         batches = training.loader.batches
         training.loader.make = TaskBatches(batches.examples, batches.batch, batches.seed, 0, True).make
         training.take_step.capture = lambda body: lambda: replays.append(body())

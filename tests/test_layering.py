@@ -7,14 +7,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each layer imports only those before it. The package itself imports a module when a name is first used.
 ORDER = ["__init__", "_C", "errors", "tables", "pages", "dtypes", "ids", "packing", "philox", "reference"]
-ORDER += ["baseline", "ops", "local", "capture", "versions", "config", "linear", "resize", "inference"]
-ORDER += ["modules", "pretrained", "model", "heads"]
+ORDER += ["baseline", "ops", "local", "capture", "versions", "distributed", "config", "linear", "resize"]
+ORDER += ["inference", "modules", "pretrained", "model", "heads"]
 ORDER += ["data", "tasks", "train", "hf", "accuracy", "testing", "doctor", "pytest_plugin", "__main__"]
 # The same within train/.
 TRAIN = ["__init__", "checkpoint", "options", "recipe", "run_folder", "warm_start", "loader", "corpus"]
-TRAIN += ["interruption", "metrics", "logger", "divergence", "optimizer", "log_window", "evaluation", "step"]
+TRAIN += ["interruption", "metrics", "logger", "divergence", "optimizer", "log_window", "evaluation"]
+TRAIN += ["gradients", "step", "saver"]
 TRAIN += ["training", "pretrain", "fine_tune_recipe", "task_data", "line_chart", "fine_tune_page", "results"]
-TRAIN += ["fine_tune"]
+TRAIN += ["fine_tune", "tokens"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm", "pyarrow", "sklearn", "scipy"}
 ADAPTERS = "electra_fast/hf/"  # useful only with the optional package
 

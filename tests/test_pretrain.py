@@ -83,7 +83,7 @@ def test_killed_fifty_times_it_resumes_to_the_same_bits(undisturbed, tmp_path, p
     kill_and_resume(undisturbed, tmp_path / "run", [random.uniform(0, 1) for _ in range(5)])
 
 
-@pytest.mark.parametrize("die_at", [0, 3, 6, 13])
+@pytest.mark.parametrize("die_at", [0, 3, 6, 13, 16])  # from 12 on, a thread saves while steps are taken
 def test_killed_in_a_save_it_resumes_to_the_same_bits(undisturbed, tmp_path, die_at):
     recipe, *_ = undisturbed
     assert trainings.finish(recipe, tmp_path / "run", die_at=die_at) == -signal.SIGKILL
@@ -110,7 +110,8 @@ def test_a_signal_saves_and_ends(undisturbed, corpus, tmp_path, number):
 def test_a_second_signal_ends_at_once(undisturbed, tmp_path):
     recipe, out = undisturbed[0], tmp_path / "run"
     assert trainings.finish(recipe, out, signal_at=(signal.SIGTERM, 10, 2)) == -signal.SIGTERM
-    assert max(out.glob("checkpoints/step-*")).name == "step-000000009"
+    newest = max(out.glob("checkpoints/step-*")).name  # step 9 may not be completely written
+    assert newest in ("step-000000006", "step-000000009")
     finish_with_equal_bits(undisturbed, out)
 
 

@@ -3,6 +3,8 @@
 The processes are forked from one that has imported everything: a new one starts in 50 ms instead of 5 s.
 """
 
+import dataclasses
+import errno
 import functools
 import hashlib
 import multiprocessing
@@ -13,6 +15,9 @@ from pathlib import Path
 
 import torch
 
+from electra_fast import distributed
+from electra_fast.distributed import World
+from electra_fast.train import checkpoint, corpus
 from electra_fast.train.pretrain import Pretraining
 from electra_fast.train.recipe import Recipe
 
@@ -45,20 +50,44 @@ def train(
     die_at: int | None = None,
     signal_at: tuple[int, ...] | None = None,
     hang_at: int | None = None,
+    sleep_at: int | None = None,
+    full_at: int | None = None,
+    differs: str | None = None,
+    timeout: float = 600.0,
+    grace: float = 30.0,
 ) -> None:
     """Train to the end, with a fault if one is given.
 
     `die_at`: the process is killed before the call of this index, from 0, that makes a checkpoint durable.
     `signal_at` = (number, step, times): the signal is sent `times` times in the middle of the step.
     `hang_at`: the batch of this index is never made, and SIGTERM is sent meanwhile.
+    `sleep_at`: the main thread never returns from the step of this index.
+    `full_at`: the disk is full when the checkpoint of this step is written.
+    `differs`: this process has another version of torch, another rate or another text.
+    `timeout` and `grace`: those of distributed.py.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the progress bar
     torch.set_num_threads(1)
     if die_at is not None:
         kill_at(die_at)
-    training = Pretraining(recipe, out, device="cpu")
+    if full_at is not None:
+        checkpoint.save = functools.partial(_on_a_full_disk, checkpoint.save, full_at)
+    distributed.GRACE = grace
+    if differs == "torch":
+        found = distributed.installed
+        distributed.installed = lambda package: "9.9" if package == "torch" else found(package)
+    if differs == "lr":
+        recipe = dataclasses.replace(recipe, lr=0.5)
+    if differs == "text":
+        other = Path(out).with_suffix(".txt")
+        other.write_text("another document\n")
+        corpus.tokenized = functools.partial(_of_other_text, corpus.tokenized, other)
+    world = World.join("pretrain", "cpu", timeout)
+    training = Pretraining(recipe, out, world=world)
     if signal_at is not None:
         training.model.register_forward_hook(functools.partial(_signal, training, *signal_at))
+    if sleep_at is not None:
+        training.model.register_forward_hook(functools.partial(_sleep, training, sleep_at))
     if hang_at is not None:
         training.loader._make = functools.partial(_hang, training.loader._make, hang_at)
     training.run()
@@ -69,6 +98,21 @@ def _hang(make, hang_at, index):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(3600)
     return make(index)
+
+
+def _of_other_text(tokenized, other, recipe, *args):
+    return tokenized(dataclasses.replace(recipe, data=(*recipe.data, str(other))), *args)
+
+
+def _on_a_full_disk(save, full_at, folder, step, *args):
+    if step == full_at:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    save(folder, step, *args)
+
+
+def _sleep(training, step, *_) -> None:
+    if training.step == step:
+        time.sleep(3600)
 
 
 def _signal(training, number, step, times, *_) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
+from electra_fast.distributed import ALONE, World
 from electra_fast.errors import must
 from electra_fast.heads import TaskHead, labels_of
 from electra_fast.modules import Layout
@@ -145,33 +146,43 @@ INPUTS = ("ids", "type_ids", "cu_seqlens", "max_seqlen")
 EVALUATION_TOKENS = {"cpu": 4096, "cuda": 65536}  # per batch
 
 
-def predict(head: TaskHead, examples: Examples, tokens: int, progress: bool = False) -> Any:
+def predict(
+    head: TaskHead, examples: Examples, tokens: int, progress: bool = False, world: World = ALONE
+) -> Any:
     """Return the logits of all sequences or tokens, in order: a float32 array, or a tuple of them.
+
+    Several processes divide the batches, and all get the result.
 
     Args:
         head: the model, on the device that computes.
         examples: the data.
         tokens: about how many tokens are computed together.
         progress: show a progress bar.
+        world: the processes.
     """
     from tqdm import tqdm
 
-    device, was_training, found = next(head.parameters()).device, head.training, []
+    device, was_training, found = next(head.parameters()).device, head.training, {}
     head.eval()
     bar = tqdm(total=len(examples), unit=" items", desc="evaluation", leave=False, disable=not progress)
     with bar, torch.inference_mode():
-        for items, batch in examples.in_order(tokens):
+        for number, (items, batch) in enumerate(examples.in_order(tokens)):
+            if number % world.size != world.rank:
+                continue
             inputs = {
                 n: x.to(device) if isinstance(x, Tensor) else x for n, x in batch.items() if n in INPUTS
             }
             logits = head(**inputs)
             # Copied now, because the logits of a large data set may not fit next to the model.
             parts = logits if isinstance(logits, tuple) else (logits,)
-            found.append([x.float().cpu().numpy() for x in parts])
+            arrays = [x.float().cpu().numpy() for x in parts]
+            found[number] = type(logits)(*arrays) if isinstance(logits, tuple) else arrays[0]
             bar.update(items.stop - items.start)
     head.train(was_training)
-    joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    return type(logits)(*joined) if isinstance(logits, tuple) else joined[0]
+    batches = world.merged(found)
+    if isinstance(batches[0], tuple):
+        return type(batches[0])(*map(np.concatenate, zip(*batches, strict=True)))
+    return np.concatenate(batches)
 
 
 class Evaluation(NamedTuple):
@@ -180,9 +191,14 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    task: Task, head: TaskHead, items: Sequence[Any], examples: Examples, progress: bool = False
+    task: Task,
+    head: TaskHead,
+    items: Sequence[Any],
+    examples: Examples,
+    progress: bool = False,
+    world: World = ALONE,
 ) -> Evaluation:
     """Return the predictions of a model for some items, and their metrics, none if an item has no label."""
     tokens = EVALUATION_TOKENS[next(head.parameters()).device.type]
-    predictions = task.predictions(predict(head, examples, tokens, progress), examples, items)
+    predictions = task.predictions(predict(head, examples, tokens, progress, world), examples, items)
     return Evaluation(predictions, {} if task.unlabelled(items) else task.metrics(items, predictions))

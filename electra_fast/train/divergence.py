@@ -14,7 +14,7 @@ MAX_SKIPPED = 5  # consecutive steps with a non-finite gradient, after which a r
 LEAST_STD = 0.01
 
 
-class NotFinite(RuntimeError):
+class NotFinite(ValueError):
     """The gradient or the loss was not finite; the message says how to reproduce it."""
 
 

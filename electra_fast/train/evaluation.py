@@ -4,6 +4,7 @@ Masks and samples are functions of a fixed seed and the batch, so two evaluation
 """
 
 import contextlib
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator
@@ -13,13 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from electra_fast.model import Electra
+from electra_fast.distributed import ALONE, World
+from electra_fast.model import Electra, ElectraOutput
 
 SEED = 2**62  # of the masks; the seeds of runs are smaller
 
 
-def evaluate(model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: False) -> dict[str, float]:
+def evaluate(
+    model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: False, world: World = ALONE
+) -> dict[str, float]:
     """Return the metrics of `model` on some batches, each the keyword arguments of its forward.
+
+    Process r of W has the batches r, r + W, …; the result is the same in all, for any W.
 
     Over the masked tokens: ``mlm_loss`` in nats, and ``mlm_accuracy``. Over the real tokens: ``rtd_loss``;
     ``replaced``, the share that the generator changed; ``precision`` and ``recall`` of the prediction
@@ -29,24 +35,20 @@ def evaluate(model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: Fal
     """
     was_training = model.training
     model.eval()
-    totals, areas, spread = 0, [], 0
+    rows: dict[int, Tensor] = {}  # by number of the batch
     with torch.no_grad(), recorded(model) as seen, _float32_logits(model):
-        for index, batch in enumerate(batches):
+        for index, batch in zip(itertools.count(world.rank, world.size), batches):
             rng = torch.tensor([SEED, index], device=batch["ids"].device)
-            out = model(**batch, rng=rng)
-            counts = out.rtd_counts.double()
-            sums = [out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss * counts.sum()]
-            totals = totals + torch.cat([torch.stack(sums).double(), counts])
-            for logits, replaced, weights in seen:
-                areas.append(area_under_curve(logits, replaced, weights))
-                spread = spread + moments(logits, weights)
+            rows[index] = _row(model(**batch, rng=rng), seen)
             seen.clear()
             if stop():
                 break
     model.train(was_training)
-    mlm, correct, masked, rtd, tp, fp, fn, tn = totals.tolist()
+    found = world.merged({index: row.tolist() for index, row in rows.items()})
+    table = torch.tensor(found, dtype=torch.float64, device="cpu")
+    mlm, correct, masked, rtd, tp, fp, fn, tn = table[:, :8].sum(0).tolist()
     tokens = tp + fp + fn + tn
-    auc, low, high = interval([a for a in map(float, areas) if not math.isnan(a)])
+    auc, low, high = interval([a for a in table[:, 8].tolist() if not math.isnan(a)])
     return {
         "mlm_loss": _ratio(mlm, masked),
         "mlm_accuracy": _ratio(correct, masked),
@@ -54,11 +56,21 @@ def evaluate(model: Electra, batches: Iterable[dict[str, Any]], stop=lambda: Fal
         "replaced": _ratio(tp + fn, tokens),
         "precision": _ratio(tp, tp + fp),
         "recall": _ratio(tp, tp + fn),
-        "logit_std": standard_deviation(spread).item() if areas else math.nan,
+        "logit_std": standard_deviation(table[:, 9:].sum(0)).item(),
         "auc": auc,
         "auc_low": low,
         "auc_high": high,
     }
+
+
+def _row(out: ElectraOutput, seen: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+    """Return the numbers of a batch, float64 ``[12]`` on its device: 4 sums, 4 counts, the AUC, `moments`."""
+    counts = out.rtd_counts.double()
+    sums = [out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss * counts.sum()]
+    logits = [counts.new_full((4,), torch.nan)]  # of a model without a discriminator
+    for x, replaced, weights in seen:
+        logits = [area_under_curve(x, replaced, weights).reshape(1), moments(x, weights)]
+    return torch.cat([torch.stack(sums).double(), counts, *logits])
 
 
 def summary(metrics: dict[str, float]) -> str:

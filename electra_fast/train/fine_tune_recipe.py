@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from electra_fast.config import ElectraConfig
+from electra_fast.distributed import divisors, one_of
 from electra_fast.errors import must
 from electra_fast.tasks import TASKS
 from electra_fast.tasks.glue import GLUE
@@ -76,7 +77,7 @@ class FineTuneRecipe(Options):
     epochs: float | None = option(None, "passes over --train; default: by task, as in the paper")
     steps: int | None = option(None, "total number of updates; default: given by --epochs")
     batch: int = option(32, "texts per micro-batch on average, in packed batches of equal numbers of tokens")
-    accumulate: int = option(1, "micro-batches per step")
+    accumulate: int = option(1, "micro-batches per step; the number of processes must divide it")
     lr: float | None = option(None, "peak of the learning rate; default: by the width of the model")
     layer_decay: float | None = option(
         None, "factor of the rate per layer below the head; default: 0.8, large: 0.9, --preset: 1"
@@ -108,14 +109,18 @@ class FineTuneRecipe(Options):
                 half = folder / "discriminator"  # of a run of pre-training
                 object.__setattr__(self, name, str(half if half.exists() else folder))
 
-    def resolved(self) -> Self:
+    def resolved(self, processes: int = 1) -> Self:
         """Return the recipe with the defaults that do not depend on the model and the data.
+
+        If neither --batch nor --accumulate is given, the `processes` divide the default batch.
 
         Raises:
             ValueError: an option is wrong; the message names it.
         """
         defaults = {f.name: f.metadata["default"] for f in dataclasses.fields(self)}
         recipe = dataclasses.replace(self, **(defaults | self.given()))
+        if processes > 1 and self.batch is None and self.accumulate is None:
+            recipe = recipe._divided(processes)
         require = recipe.require
         if recipe.task not in TASKS:
             raise ValueError(must("finetune: the task", f"be one of {', '.join(TASKS)}", repr(recipe.task)))
@@ -156,6 +161,14 @@ class FineTuneRecipe(Options):
         require("seed", 0 <= recipe.seed < 2**62, "be in [0, 2^62)")
         require("precision", recipe.precision in (None, "bf16", "float32"), "be bf16 or float32")
         return recipe
+
+    def _divided(self, processes: int) -> Self:
+        """Return the recipe with a micro-batch per process, and the same number of texts in a step."""
+        if self.batch % processes:
+            rule, texts = f"divide the {self.batch} texts of a step", divisors(self.batch)
+            remedy = f"start {one_of(texts)}, or give --batch and --accumulate"
+            raise ValueError(must("finetune: the number of processes", rule, processes, remedy))
+        return dataclasses.replace(self, batch=self.batch // processes, accumulate=processes)
 
     def all_seeds(self) -> range:
         """Return the seeds of the runs."""

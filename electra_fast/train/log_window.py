@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from electra_fast.distributed import World
 from electra_fast.train.logger import Logger
 from electra_fast.train.metrics import MetricBuffer, total
 from electra_fast.train.optimizer import Skipped
@@ -27,13 +29,20 @@ class LogWindow:
         accumulate: micro-batches per step.
         warnings: returns warnings about a line, or None for each. It must not be a method of the run, because
             the cycle of references would keep the folder locked.
+        world: the processes, whose metrics are added.
     """
 
     def __init__(
-        self, metrics: MetricBuffer, step: int, skipped: Skipped, accumulate: int, warnings: Warnings
+        self,
+        metrics: MetricBuffer,
+        step: int,
+        skipped: Skipped,
+        accumulate: int,
+        warnings: Warnings,
+        world: World,
     ):
         self.metrics, self.skipped, self.accumulate = metrics, skipped, accumulate
-        self.warnings = warnings
+        self.warnings, self.world = warnings, world
         self.first, self.steps, self.tokens, self.rate = step, 0, 0, 0.0
         self.since = time.monotonic()
         self._closed = collections.deque()
@@ -43,19 +52,25 @@ class LogWindow:
         self.steps, self.tokens, self.rate = self.steps + 1, self.tokens + tokens, rate
 
     def close(self, logit_std: Tensor) -> None:
-        """End the window: start an asynchronous copy of its metrics to the host, and begin the next one."""
-        numbers = self.metrics.read(self.steps, logit_std)
-        self._closed.append((self.first, self.tokens, self.rate, numbers))
+        """End the window: start an asynchronous copy of its metrics to the host, and begin the next one.
+
+        `logit_std` is that of the last micro-batch, which the last process has.
+        """
+        if self.world.rank < self.world.size - 1:
+            logit_std = torch.zeros_like(logit_std)
+        tokens = torch.full_like(logit_std, self.tokens, dtype=torch.float64)
+        numbers = self.metrics.read(self.steps, logit_std, tokens, world=self.world)
+        self._closed.append((self.first, self.rate, numbers))
         self.first, self.steps, self.tokens = self.first + self.steps, 0, 0
 
     def write(self, logger: Logger, wait: bool) -> None:
         """Write the lines whose metrics have arrived; with `wait`, wait and write all lines."""
         while self._closed and (arrived := self._closed[0][-1](wait)) is not None:
-            rows, (logit_std,) = arrived
-            self._line(logger, *self._closed.popleft()[:-1], rows, logit_std)
+            rows, (logit_std, tokens) = arrived
+            self._line(logger, *self._closed.popleft()[:-1], int(tokens), rows, logit_std)
 
     def _line(
-        self, logger: Logger, first: int, tokens: int, rate: float, rows: list[Any], logit_std: float
+        self, logger: Logger, first: int, rate: float, tokens: int, rows: list[Any], logit_std: float
     ) -> None:
         for step, row in enumerate(rows, first):
             self.skipped.add(step, row.skipped > 0)

@@ -93,6 +93,22 @@ class Logger:
             self.warned = True
 
 
+class NoLogger(Logger):
+    """The logger of a process that writes nothing, because rank 0 does."""
+
+    def __init__(self):
+        pass
+
+    def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _append(file: Path, line: str) -> None:
     """Append a line, on a new line even if a full disk or a kill has cut off the last one."""
     with file.open("ab+") as stream:

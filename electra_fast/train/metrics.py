@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from electra_fast.distributed import World
+
 
 class StepMetrics(NamedTuple):
     """The metrics of a step of pre-training, summed over its micro-batches."""
@@ -63,6 +65,8 @@ class TaskMetrics(NamedTuple):
         return {"loss": self.loss / micro_batches, "gradient_norm": self.gradient_norm / steps}
 
 
+SAME = ("gradient_norm", "skipped")  # the metrics that are the same in all processes
+
 Read = tuple[list[Any], list[float]]  # the rows, and the scalars that were read with them
 
 
@@ -71,20 +75,24 @@ class MetricBuffer:
 
     def __init__(self, rows: int, device: torch.device, kind: type[NamedTuple] = StepMetrics):
         self.kind = kind
-        self.rows = torch.zeros(rows, len(kind._fields), dtype=torch.float32, device=device)
+        self.rows = torch.zeros(rows, len(kind._fields), dtype=torch.float64, device=device)
 
     def write(self, row: Tensor, values: list[Tensor]) -> None:
         """Set row number `row`, int64 ``[1]``."""
-        self.rows.index_copy_(0, row, torch.cat([x.reshape(-1).float() for x in values])[None])
+        self.rows.index_copy_(0, row, torch.cat([x.reshape(-1).double() for x in values])[None])
 
-    def read(self, count: int, *scalars: Tensor) -> Callable[[bool], Read | None]:
+    def read(self, count: int, *scalars: Tensor, world: World | None = None) -> Callable[[bool], Read | None]:
         """Start an asynchronous copy of the first `count` rows, and of some scalars, to the host.
 
         The result is a function: called with False it returns both, or None until they have arrived; called
-        with True it waits for them.
+        with True it waits for them. With a `world` they are the sums over its processes, except `SAME`.
         """
-        width = len(self.kind._fields)
-        values = torch.cat([self.rows[:count].flatten(), *(x.reshape(1).float() for x in scalars)])
+        width, rows = len(self.kind._fields), self.rows[:count].clone()
+        if world is not None and not world.first:
+            rows[:, [self.kind._fields.index(name) for name in SAME]] = 0
+        values = torch.cat([rows.flatten(), *(x.reshape(1).double() for x in scalars)])
+        if world is not None:
+            world.add(values)
 
         def parse(copy: Tensor) -> Read:
             numbers = copy.tolist()
@@ -93,7 +101,7 @@ class MetricBuffer:
 
         if values.device.type == "cpu":
             return lambda wait: parse(values)
-        copy = torch.empty(values.shape, device="cpu", pin_memory=True)
+        copy = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
         copy.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()

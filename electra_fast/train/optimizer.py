@@ -119,7 +119,6 @@ def step(optimizer: torch.optim.AdamW, lr: float | Tensor, max_norm: float) -> t
         # torch raises an error if a capture finds it False, and warns if it is True without a capture.
         group["capturable"] = norm.is_cuda and torch.cuda.is_current_stream_capturing()
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return norm, skipped
 
 

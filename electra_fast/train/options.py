@@ -28,8 +28,10 @@ class Options:
     changeable: ClassVar[frozenset[str]]  # the options that a resumed run may change
     another: ClassVar[str] = "start another run with --out"  # the remedy for the other options
 
-    def resolved(self) -> Self:
+    def resolved(self, processes: int = 1) -> Self:
         """Return all options, with the defaults of those that were not given.
+
+        Several processes divide the default batch of a step: each has one micro-batch.
 
         Raises:
             ValueError: an option is wrong; the message names it.

@@ -11,13 +11,13 @@ The run exports the halves as Hugging Face folders, discriminator/ and generator
 import contextlib
 import dataclasses
 import itertools
-import os
 import warnings
 from pathlib import Path
 
 import torch
 
 from electra_fast import data, local
+from electra_fast.distributed import World
 from electra_fast.errors import must
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
@@ -28,6 +28,7 @@ from electra_fast.train.logger import Logger
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.recipe import Recipe
 from electra_fast.train.run_folder import RunFolder, find_recipe, require_new
+from electra_fast.train.saver import State
 from electra_fast.train.training import Training
 
 
@@ -42,11 +43,14 @@ class Pretraining(Training):
         make_model: a function of (config, ops) that returns a module like `Electra`.
         device: None: a GPU if there is one.
         graph: on a GPU, replay the steps as a CUDA graph if they can be captured; False: launch each kernel.
+        world: the processes; None: those of torchrun, or this one.
+        verify: read the text or the tokens as a whole, even if no file has another size or time.
 
     Raises:
-        ValueError: the recipe or the data cannot be used or differ from those of the run in `out`, the device
-            cannot be used, or the process is one of several.
-        OSError: `out` cannot be written, has too little space, or is in use by another process.
+        ValueError: the recipe or the data cannot be used or differ from those of the run in `out` or of
+            another process, the device cannot be used, or the number of processes does not divide the
+            micro-batches of a step.
+        OSError: `out` cannot be written, has too little space, or is in use by another run.
     """
 
     command, text_option = "pretrain", "--data"
@@ -60,28 +64,30 @@ class Pretraining(Training):
         make_model=Electra,
         device: str | torch.device | None = None,
         graph: bool = True,
+        world: World | None = None,
+        verify: bool = False,
     ):
-        if (world := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
-            rule = "be 1, because pretrain trains in one process only"
-            raise ValueError(must("pretrain: WORLD_SIZE", rule, world, "start it without torchrun"))
-        device = local.device("pretrain: --device", device)
-        self.default_precision = "bf16" if device.type == "cuda" else "float32"
-        recipe = self._recipe(recipe, Path(out))
-        folder = RunFolder(out)
+        world = World.join("pretrain", device) if world is None else world
+        self.default_precision = "bf16" if world.device.type == "cuda" else "float32"
+        world.require_same({"the options": recipe.given()})
+        recipe = world.from_first(lambda: self._recipe(recipe, Path(out), world))
+        folder = world.together(lambda: RunFolder(out) if world.first else None)
 
-        weights = warm_start.load(recipe.init)
-        tokenizer = corpus.find_tokenizer(recipe, folder, weights)
+        weights = world.together(lambda: warm_start.load(recipe.init))
+        tokenizer = world.from_first(lambda: corpus.find_tokenizer(recipe, folder, weights))
         vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.config = weights.config(recipe.model(vocab_size, data.special_ids(tokenizer)))
-        self.train_text, self.held_out_text = corpus.tokenized(recipe, tokenizer)
+        texts = world.together(lambda: corpus.tokenized(recipe, tokenizer, verify))
+        world.require_same({"the text of --data": texts[0].text, "the text of --held-out": texts[1].text})
+        self.train_text, self.held_out_text = texts
         loader, self.held_out_loader = (
-            corpus.loader(recipe, text, self.config, device) for text in (self.train_text, self.held_out_text)
+            corpus.loader(recipe, text, self.config, world.device) for text in texts
         )
 
         torch.manual_seed(recipe.seed)
         model = make_model(self.config, ops)
         weights.copy_into(model)
-        model.to(device).train()
+        model.to(world.device).train()
         optim = optimizer.adamw(
             model,
             betas=(0.9, recipe.beta2),
@@ -90,14 +96,16 @@ class Pretraining(Training):
         )
         self.collapse = Collapse(recipe.warmup)
         data_and_model = (tokenizer, self.train_text.text, model, optim, loader)
-        super().__init__(recipe, folder, *data_and_model, StepMetrics, graph, self.collapse.warnings)
+        run = (world, recipe, Path(out), folder)
+        super().__init__(*run, *data_and_model, StepMetrics, graph, self.collapse.warnings)
 
-    def _recipe(self, recipe: Recipe, out: Path) -> Recipe:
+    def _recipe(self, recipe: Recipe, out: Path, world: World) -> Recipe:
         """Return the complete recipe: that of the run in `out` with the given changes, or a new one."""
         file = find_recipe(out)
         if file is None:
             require_new(out)
-        recipe = Recipe.load(file).changed(**recipe.given()) if file else recipe.resolved()
+        recipe = Recipe.load(file).changed(**recipe.given()) if file else recipe.resolved(world.size)
+        world.require_divides(recipe.accumulate)
         if file and recipe.precision is None:
             text = f"pretrain: {file} does not say the precision, so the run continues in"
             warnings.warn(f"{text} {self.default_precision}; --precision names another", stacklevel=3)
@@ -111,11 +119,12 @@ class Pretraining(Training):
     def evaluate(self) -> dict[str, float]:
         """Return `evaluation.evaluate` on the held-out text."""
         count = min(self.recipe.eval_batches, max(1, self.held_out_loader.batches.num_batches))
+        own = range(self.world.rank, count, self.world.size)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
-        prefetch = self.held_out_loader.prefetch(stop=self._stopping)
+        prefetch = self.held_out_loader.prefetch(own.start, own.step, stop=self._stopping)
         with autocast, contextlib.closing(prefetch) as batches:
-            some = (batch for batch, _ in itertools.islice(batches, count))
-            return evaluate(self.model, some, stop=self._stopping)
+            some = (batch for batch, _ in itertools.islice(batches, len(own)))
+            return evaluate(self.model, some, self._stopping, self.world)
 
     def _evaluate_and_log(self, logger: Logger) -> dict[str, float]:
         metrics = super()._evaluate_and_log(logger)
@@ -131,8 +140,8 @@ class Pretraining(Training):
             rule = "be finite"
             raise NotFinite(must("pretrain: the loss on held-out text", rule, result, "lower --lr"))
 
-    def export(self) -> None:
-        self.folder.export(self.model, self.tokenizer)
+    def export(self, state: State) -> None:
+        self.folder.export(state.model, self.tokenizer)
 
     def introduce(self, logger: Logger) -> None:
         texts = (self.train_text, self.held_out_text)
@@ -147,6 +156,10 @@ class Pretraining(Training):
         }
         if self.step == 0:
             logger.write("begin", 0, facts)
+            if self.world.size > 1:
+                options = f"--batch-tokens {self.recipe.batch_tokens} --accumulate {self.recipe.accumulate}"
+                others = "any number of processes that divides the micro-batches trains the same model"
+                logger.say(f"{self.world.size} processes; with {options}, {others}")
         logger.say(
             "{parameters:,} parameters, {vocabulary:,} pieces; {train_tokens:,} tokens to train on in "
             "{sequences:,} sequences, {held_out_tokens:,} held out: unigram loss {unigram_loss:.3f}".format(

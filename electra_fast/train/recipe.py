@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from electra_fast.config import ElectraConfig
+from electra_fast.data import is_tokens_folder
+from electra_fast.distributed import divisors, one_of
+from electra_fast.errors import must
 from electra_fast.train.options import Options, option
 
 # The values of the paper (Clark et al. 2020, appendix A). tiny is for minutes on a CPU. The norm of its
@@ -22,6 +25,8 @@ COMMON = {"vocab": "30522", "beta2": 0.999}
 CHANGEABLE = frozenset({"steps", "lr", "clip", "data", "held_out", "save_every", "eval_every", "log_every"})
 CHANGEABLE |= {"keep", "text_column", "allow_unknown"}
 NORMALIZATION = ("lowercase", "strip_accents", "max_word_chars")  # arguments of `load_tokenizer`
+# The options of `tokenize` too: those that determine the tokens.
+TOKENIZE_OPTIONS = ("data", "text_column", "blanks_separate", "vocab", *NORMALIZATION, "allow_unknown")
 MOST_PIECES = 2**20  # of a trained vocabulary: without memory the trainer would end the process
 MOST_LAYERS = 1000
 MOST_LOGGED = 100_000  # steps per line of the log, each of which needs a row on the device
@@ -45,7 +50,8 @@ class Recipe(Options):
     data: tuple[str, ...] = option(
         (),
         "files and folders: text (a blank line ends a document), JSON, CSV, TSV, Parquet, Arrow, folders of "
-        "datasets' save_to_disk; also compressed (gz, xz, bz2, zst, tar); default: the manual of Python",
+        "datasets' save_to_disk; also compressed (gz, xz, bz2, zst, tar); for pretrain also a folder that "
+        "`tokenize` made; default: the manual of Python",
     )
     text_column: str | None = option(
         None, "name of the text in JSON and tables; default: text, or the only column of strings"
@@ -68,11 +74,13 @@ class Recipe(Options):
         off=("--keep-accents", "keep accents and Korean syllables"),
     )
     max_word_chars: int | None = option(None, "a longer word is [UNK]; default: 100, as in BERT")
-    allow_unknown: bool = option(False, "train even if more than 5 percent of the text is [UNK]")
+    allow_unknown: bool = option(False, "continue even if more than 5 percent of the text is [UNK]")
 
     seq: int | None = option(None, "positions per sequence")
-    batch_tokens: int | None = option(None, "tokens per micro-batch, with padding")
-    accumulate: int = option(1, "micro-batches per step")
+    batch_tokens: int | None = option(
+        None, "tokens per micro-batch, with padding; default: the preset's, which several processes divide"
+    )
+    accumulate: int = option(1, "micro-batches per step; the number of processes must divide it")
     packed: bool = option(False, "pack sequences end to end, without padding")
     pairs: bool = option(True, "segment pairs as in the paper; otherwise one segment per sequence")
 
@@ -103,8 +111,11 @@ class Recipe(Options):
 
         self.require("vocab", self.vocab != "", "be a file, a folder or a size")
 
-    def resolved(self) -> Self:
+    def resolved(self, processes: int = 1) -> Self:
         """Return the complete recipe, with the preset's values for the options that were not given.
+
+        If neither --batch-tokens nor --accumulate is given, the preset's batch is divided among the
+        `processes`, so a step has the same number of sequences.
 
         Raises:
             ValueError: an option is wrong; the message names it.
@@ -114,7 +125,10 @@ class Recipe(Options):
         recipe.require("preset", recipe.preset in PAPER, f"be one of {', '.join(PAPER)}")
         values = defaults | COMMON | PAPER[recipe.preset] | self.given()
         recipe = dataclasses.replace(recipe, **values)
-        if self.init and self.vocab is None:  # the vocabulary of the folders of --init
+        if processes > 1 and self.batch_tokens is None and self.accumulate is None:
+            recipe = recipe._divided(processes)
+        if self.vocab is None and (self.init or any(map(is_tokens_folder, self.data or ()))):
+            # The vocabulary is that of the folders of --init or of the tokens.
             recipe = dataclasses.replace(recipe, vocab=None)
         if recipe.warmup is None:
             recipe = dataclasses.replace(recipe, warmup=min(10_000, recipe.steps // 10))
@@ -143,6 +157,22 @@ class Recipe(Options):
         recipe.model(recipe.seq + 1000, {})  # to find a wrong --set before the data is read
         return recipe
 
+    def _divided(self, processes: int) -> Self:
+        """Return the recipe with a micro-batch per process, and the same number of sequences in a step.
+
+        Raises:
+            ValueError: the processes cannot divide them; the message has the numbers that can.
+        """
+        sequences = self.batch_tokens // max(1, self.seq)
+        least = 2 if self.packed else 1  # sequences of a micro-batch
+        possible = [n for n in divisors(sequences) if sequences // n >= least]
+        if possible and processes not in possible:
+            rule = f"divide the {sequences} sequences of a step, {least} or more for each process"
+            remedy = f"start {one_of(possible)}, or give --batch-tokens and --accumulate"
+            raise ValueError(must("pretrain: the number of processes", rule, processes, remedy))
+        tokens = sequences // processes * self.seq
+        return dataclasses.replace(self, batch_tokens=tokens, accumulate=processes)
+
     def model(self, vocab_size: int, special_ids: dict[str, int]) -> ElectraConfig:
         """Return the config of the model for a vocabulary."""
         preset = getattr(ElectraConfig, self.preset)()
@@ -168,6 +198,13 @@ class Recipe(Options):
         """Return the arguments for `load_tokenizer` and `train_tokenizer`."""
         given = {name: getattr(self, name) for name in NORMALIZATION}
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class TokenizeRecipe(Recipe):
+    """The options of `tokenize`, which are `TOKENIZE_OPTIONS`."""
+
+    command: ClassVar[str] = "tokenize"
 
 
 def require_vocab(recipe: Options) -> None:

@@ -16,6 +16,7 @@ from electra_fast.capture import cause
 from electra_fast.linear import LowPrecisionWeights
 from electra_fast.train import optimizer
 from electra_fast.train.evaluation import moments, recorded, standard_deviation
+from electra_fast.train.gradients import GradientBuckets
 from electra_fast.train.loader import Batch
 from electra_fast.train.metrics import MetricBuffer
 
@@ -33,6 +34,7 @@ class Step:
         dtype: the autocast dtype, None for float32. With it the weights have copies in that dtype.
         metrics: the buffer for the metrics of the steps.
         capture: `cuda_graph`, or None to launch the kernels of each step one by one.
+        buckets: the gradients, if other processes compute micro-batches of the same step.
 
     ``why_eager`` says why a step was not replayed although it should have been.
     """
@@ -46,9 +48,10 @@ class Step:
         dtype: torch.dtype | None,
         metrics: MetricBuffer,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None,
+        buckets: GradientBuckets | None = None,
     ):
         self.model, self.optim, self.clip, self.metrics = model, optim, clip, metrics
-        self.dtype, self.capture = dtype, capture
+        self.dtype, self.capture, self.buckets = dtype, capture, buckets
         self.copies = LowPrecisionWeights(model, dtype) if dtype is not None else None
         self.why_eager: str | None = None
         self._taken, self._replay = 0, None
@@ -58,7 +61,7 @@ class Step:
         """Take a step.
 
         Args:
-            batches: its micro-batches, each the keyword arguments of the model's forward.
+            batches: its micro-batches in this process, each the keyword arguments of the model's forward.
             rngs: int64 ``[micro-batches, 2]`` = (seed, micro-batch), on the host.
             rate: the learning rate.
             row: the row of `metrics` for this step.
@@ -97,22 +100,34 @@ class Step:
             self._captured_logits = self._logits
         except RuntimeError as error:
             self.capture = None
-            self.optim.zero_grad(set_to_none=True)
+            self._zero_gradients()
             self.why_eager = f"the step cannot be captured as a CUDA graph: {cause(error)}"
 
     def _body(self, batches: list[Batch], rngs: Tensor, rate: float | Tensor, row: Tensor) -> None:
-        sums = 0
-        for batch, rng in zip(batches, rngs, strict=True):
+        sums, buckets = 0, self.buckets
+        micro_batches = len(batches) * (1 if buckets is None else buckets.world.size)
+        for left, batch, rng in zip(range(len(batches))[::-1], batches, rngs, strict=True):
             autocast = torch.autocast(rngs.device.type, self.dtype, enabled=self.dtype is not None)
             with autocast, recorded(self.model) as seen:
                 out = self.model(**batch, rng=rng)
-            (out.loss / len(batches)).backward()
-            sums = sums + out.numbers().detach()
+            if buckets is not None:
+                buckets.before(last=left == 0)
+            (out.loss / micro_batches).backward()
+            sums = sums + out.numbers().detach().double()
         self._logits = (seen[-1][0].detach(), seen[-1][2]) if seen else None
+        if buckets is not None:
+            buckets.wait()
         norm, skipped = optimizer.step(self.optim, rate, self.clip)
+        self._zero_gradients()
         if self.copies is not None:
             self.copies.refresh()
         self.metrics.write(row, [sums, norm, skipped])
+
+    def _zero_gradients(self) -> None:
+        if self.buckets is None:
+            self.optim.zero_grad(set_to_none=True)
+        else:
+            self.buckets.zero()
 
     def logit_std(self) -> Tensor:
         """Return the standard deviation of the discriminator's logits in the step's last micro-batch.

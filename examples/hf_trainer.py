@@ -1,9 +1,14 @@
 """Pre-train ELECTRA with Hugging Face's Trainer: models of transformers, task and kernels of electra_fast.
 
     python examples/hf_trainer.py --steps 20
+    torchrun --nproc-per-node 2 examples/hf_trainer.py --steps 20  # two processes, on CPUs or GPUs
+    accelerate launch --num_processes 8 examples/hf_trainer.py     # on 8 GPUs; on a CPU this starts one
 
 The corpus is Python's own documentation. Both halves are saved as models that need only transformers. The
 last lines load the discriminator and show which tokens of a sentence it considers replaced.
+
+Each process trains on other sequences and draws other masks, and a step averages the gradients of all. So two
+processes have twice the batch. The first process alone writes files and prints.
 """
 
 import argparse
@@ -27,10 +32,12 @@ from electra_fast.hf import ElectraPretrainer
 SIZES = {"embedding_size": 64, "num_hidden_layers": 4, "max_position_embeddings": 64}
 
 
-def learn_tokenizer(documents: list[str], folder: Path):
-    """Return a tokenizer of transformers with a vocabulary trained on the documents."""
-    data.save_tokenizer(data.train_tokenizer(documents, vocab_size=8000), folder)
-    return AutoTokenizer.from_pretrained(folder)
+def learn_tokenizer(documents: list[str], folder: Path, arguments: TrainingArguments):
+    """Return a tokenizer of transformers with a vocabulary that the first process trains on the documents."""
+    with arguments.main_process_first():
+        if arguments.should_save:
+            data.save_tokenizer(data.train_tokenizer(documents, vocab_size=8000), folder)
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def cut(documents: list[str], tokenizer) -> list[dict]:
@@ -56,9 +63,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/hf_trainer"), metavar="FOLDER")
     args = parser.parse_args()
 
+    arguments = TrainingArguments(
+        args.out / "checkpoints",
+        max_steps=args.steps,
+        per_device_train_batch_size=16,
+        learning_rate=1e-3,
+        logging_steps=5,
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),  # otherwise Trainer would leave CPU processes unconnected
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+    )
     set_seed(0)
     documents = list(data.documents())
-    tokenizer = learn_tokenizer(documents, args.out / "discriminator")
+    tokenizer = learn_tokenizer(documents, args.out / "discriminator", arguments)
     sequences = cut(documents, tokenizer)
     vocab_size = len(tokenizer)
     wide = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
@@ -67,20 +85,11 @@ def main() -> None:
     discriminator = ElectraForPreTraining(ElectraConfig(vocab_size=vocab_size, **SIZES, **wide))
 
     pretrainer = ElectraPretrainer(generator, discriminator, tokenizer)  # the task
-    print(hf.patch(pretrainer))  # the kernels
+    patched = hf.patch(pretrainer)  # the kernels
 
     trainer = Trainer(
         pretrainer,
-        TrainingArguments(
-            args.out / "checkpoints",
-            max_steps=args.steps,
-            per_device_train_batch_size=16,
-            learning_rate=1e-3,
-            logging_steps=5,
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            report_to="none",
-        ),
+        arguments,
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=sequences[:-64],
         eval_dataset=sequences[-64:],
@@ -88,13 +97,15 @@ def main() -> None:
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    print(f"held-out loss {before:.2f} -> {after:.2f} in {args.steps} steps")
     if not after < before:
         raise SystemExit(f"hf_trainer: the held-out loss must decrease from {before:.2f}, got {after:.2f}")
 
-    generator.save_pretrained(args.out / "generator")
-    discriminator.save_pretrained(args.out / "discriminator")
-    show_replaced(args.out / "discriminator", "the function returns a list of error", replaced="error")
+    if arguments.should_save:  # the first process
+        print(patched)
+        print(f"held-out loss {before:.2f} -> {after:.2f} in {args.steps} steps")
+        generator.save_pretrained(args.out / "generator")
+        discriminator.save_pretrained(args.out / "discriminator")
+        show_replaced(args.out / "discriminator", "the function returns a list of error", replaced="error")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from electra_fast.config import ElectraConfig
@@ -67,6 +68,20 @@ def check_sharing(generator: PreTrainedModel, discriminator: PreTrainedModel, sh
         if V != rows:
             rule, remedy = f"be the {rows} rows of its table", "call resize_token_embeddings of both halves"
             raise ValueError(must(f"{CALL}{name}.config.vocab_size", rule, V, remedy))
+
+
+def check_units(generator: PreTrainedModel, discriminator: PreTrainedModel) -> None:
+    """Check that FSDP2 has each half's head and embedding at hand during the pretrainer's forward pass.
+
+    It gathers the parameters of a sharded module only for that module's own forward pass, but one half reads
+    parameters of the other, and the pretrainer those of the generator's head.
+    """
+    for name, half in (("generator", generator), ("discriminator", discriminator)):
+        for subject, part in ((name, half), (f"{name}.base_model", half.base_model)):
+            if isinstance(part, FSDPModule):
+                remedy = "call fully_shard on the layers, then on the pretrainer"
+                rule, got = "not be sharded as a whole", type(part).__name__
+                raise ValueError(must(f"{CALL}{subject}", rule, got, remedy))
 
 
 class SpecialIds(NamedTuple):

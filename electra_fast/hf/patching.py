@@ -83,7 +83,8 @@ def patch(
 
     Args:
         model: any model of transformers 5 that contains ELECTRA's or BERT's encoder, or a module that
-            contains such models. Patch before torch.compile, and before accelerate prepares it.
+            contains such models. Patch before torch.compile, and before accelerate prepares it; before or
+            after DDP and FSDP2.
         attention: scores, softmax, dropout and product; the mask is not expanded to ``[B, 1, L, L]``.
         norm: dropout, residual and LayerNorm at the end of each half layer.
         feed_forward: bias and GELU.

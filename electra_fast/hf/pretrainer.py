@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from electra_fast import ops, reference
+from electra_fast.distributed import of_this_process
 from electra_fast.errors import must
 from electra_fast.hf import halves
 from electra_fast.hf.fused import why_not_plain
@@ -124,20 +125,24 @@ class ElectraPretrainer(TrainerMethods, nn.Module):
             token_type_ids: the segment of each token; None: 0 everywhere.
             position_ids: the position of each token; None: consecutive positions.
             rng: int64 ``[2]`` = (seed, step) on the device of the ids; masks and samples are a function of
-                it. None: drawn from PyTorch's default generator, as is the encoders' dropout.
+                it. None: drawn from PyTorch's default generator, as is the encoders' dropout, and different
+                in each process of a group, also if all have one seed. Processes that share one batch, as in
+                tensor parallelism, need one rng.
             return_loss: ignored; Trainer evaluates batches without labels only if a parameter has this name.
             options: ``cu_seq_lens_q`` and the other arguments that `DataCollatorWithFlattening` makes, for
                 encoders whose attention supports them: "electra_fast" or a flash attention.
 
         Raises:
-            TypeError, ValueError: an argument breaks these rules, or the halves no longer share their
-                embedding. IndexError: an id is outside the vocabulary, on the CPU.
+            TypeError, ValueError: an argument breaks these rules, the halves no longer share their
+                embedding, or `fully_shard` was called on one of them. IndexError: an id is outside the
+                vocabulary, on the CPU.
         """
+        halves.check_units(self.generator, self.discriminator)
         halves.check_sharing(self.generator, self.discriminator, self.share_embeddings)
         tensors = (input_ids, attention_mask, token_type_ids, position_ids)
         batch = read_batch((self.generator, self.discriminator), *tensors, options)
         self._check_guess(input_ids)
-        rng = draw_rng(input_ids) if rng is None else rng
+        rng = of_this_process(draw_rng(input_ids)) if rng is None else rng
 
         masked = ops.mask_tokens(
             batch.ids,

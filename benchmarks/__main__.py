@@ -20,6 +20,7 @@ COMMANDS = {  # the module with the subcommand's `main`, and its help
     "host": ("static.host", "print the host's work per op and per patched step; needs no GPU"),
     "gpu": ("gpu.command", "check and measure everything in a few minutes on a GPU"),
     "roofline": ("harness.roofline", "print the least time of a training step on known GPUs"),
+    "scaling": ("scaling.command", "predict a step on many GPUs, or measure two processes of this machine"),
     "tune": ("harness.tune", "rank the launch shapes of a kernel on this GPU"),
 }
 

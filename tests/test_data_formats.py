@@ -92,6 +92,19 @@ def test_one_skipped_file_is_named_in_the_singular(tmp_path):
     assert documents(tmp_path).note == "skipped: 2 linked folders (to read them, name their own paths)"
 
 
+def test_an_index_next_to_text_is_skipped(tmp_path):
+    """As in a corpus with the titles and addresses of its documents."""
+    (tmp_path / "a.txt").write_text("one text")
+    index = tmp_path / "index.tsv"
+    index.write_text("title\turl\na\thttps://a\n")
+    found = documents(tmp_path)
+    assert list(found) == ["one text"]
+    assert found.note == "skipped: 1 table without one column of text (to read it, name its own path)"
+    for paths in (index, [tmp_path, index], [tmp_path / "a.txt", index]):
+        with pytest.raises(ValueError, match="must have one column of strings, got 'title', 'url'"):
+            list(documents(paths))
+
+
 def test_skipped_files_are_counted_in_one_line(tmp_path):
     for name in ("a.txt", "b.md", "c.md", "d.pdf", "LICENSE", ".hidden.txt", "e/f.JSONL"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -235,21 +235,26 @@ class _Bounded:
         return self._stream.read(size)
 
 
+class NoTextColumn(ValueError):
+    """A table has no column of text, or several, of which none is named."""
+
+
 def choose(where: str, columns: list[str], texts: list[str], wanted: str | None) -> str:
     """Return the name of the column with the text.
 
     Raises:
-        ValueError: there is no such column, or there are several candidates; the message lists them.
+        NoTextColumn: there is no column of strings, or there are several; the message lists them.
+        ValueError: there is no column `wanted`.
     """
     names = ", ".join(map(repr, columns)) or "none"
     if wanted is None:
         wanted = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
     if wanted is None and not texts:
-        raise ValueError(must(where, "have a column of strings", "none", f"its columns are {names}"))
+        raise NoTextColumn(must(where, "have a column of strings", "none", f"its columns are {names}"))
     if wanted is None:
         candidates = ", ".join(map(repr, texts))
         remedy = "name one with --text-column"
-        raise ValueError(must(where, "have one column of strings", candidates, remedy))
+        raise NoTextColumn(must(where, "have one column of strings", candidates, remedy))
     if columns.count(wanted) != 1:
         raise ValueError(must(f"{where}: --text-column", f"be one of its columns, {names}", repr(wanted)))
     return wanted

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from electra_fast.data import records
 from electra_fast.data.cache_folder import remembered, text_hash
-from electra_fast.data.kinds import kind
+from electra_fast.data.kinds import UNPACKED_NAME, kind
 from electra_fast.data.lines import lines
 from electra_fast.data.manual import python_manual
 from electra_fast.data.streams import Leaf, leaves, wanted
@@ -40,26 +40,33 @@ class Documents:
     text_column: str | None = None
     blanks_separate: bool = True
     skipped: Counter = field(default_factory=Counter, compare=False)  # files by ending, splits by name
-    skipped_in_tars: Counter = field(default_factory=Counter, compare=False)  # filled while reading
+    skipped_while_reading: Counter = field(default_factory=Counter, compare=False)  # in tars, and tables
+    may_lack_text: frozenset[Path] = frozenset()  # tables next to files of text, such as an index of these
 
     def __iter__(self) -> Iterator[str]:
         if self.files is None:
             yield from _split("Python's manual", python_manual().split("\n"))
             return
-        self.skipped_in_tars.clear()
+        self.skipped_while_reading.clear()
         for file in self.files:
             empty = True
-            for leaf in leaves(file, self.skipped_in_tars):
-                for document in _documents(leaf, self.text_column, self.blanks_separate):
-                    empty = False
-                    yield document
+            try:
+                for leaf in leaves(file, self.skipped_while_reading):
+                    for document in _documents(leaf, self.text_column, self.blanks_separate):
+                        empty = False
+                        yield document
+            except records.NoTextColumn:
+                if file not in self.may_lack_text:
+                    raise
+                self.skipped_while_reading["table without one column of text"] += 1
+                continue
             if empty:
                 raise ValueError(must(str(file), "contain a document", "no text or only blank lines"))
 
     @property
     def note(self) -> str | None:
         """The skipped files in one line, or None; complete after the documents were read."""
-        counts = self.skipped + self.skipped_in_tars
+        counts = self.skipped + self.skipped_while_reading
         if not counts:
             return None
         found = ", ".join(
@@ -76,12 +83,12 @@ def corpus_hash(documents: Iterable[str], again: bool = False) -> tuple[str, int
         return text_hash(documents)
 
     def read() -> str:
-        return json.dumps([*text_hash(documents), documents.skipped_in_tars])
+        return json.dumps([*text_hash(documents), documents.skipped_while_reading])
 
     how = f"text 1 {documents.text_column!r} {documents.blanks_separate}"
     text, characters, skipped = json.loads(remembered(how, documents.files, read, again))
-    documents.skipped_in_tars.clear()
-    documents.skipped_in_tars.update(skipped)
+    documents.skipped_while_reading.clear()
+    documents.skipped_while_reading.update(skipped)
     return text, characters
 
 
@@ -103,8 +110,9 @@ def documents(
     ``text_column`` (None: in ``text``, or in the only column of strings).
 
     In a folder the files with the endings of these formats are read in order of name; the others are counted
-    (`Documents.note`). A folder of Hugging Face's ``save_to_disk`` is read as its description says, and of a
-    DatasetDict the split ``train``.
+    (`Documents.note`), and so are tables without one column of strings if the folder has files of text too. A
+    folder of Hugging Face's ``save_to_disk`` is read as its description says, and of a DatasetDict the split
+    ``train``.
 
     Raises:
         FileNotFoundError: at once if a path does not exist.
@@ -120,8 +128,16 @@ def documents(
         got = "''" if paths else "an empty list"
         raise ValueError(must("documents: path", "name a file or a folder", got))
     skipped = Counter()
-    files = tuple(file for path in paths for file in _files(Path(path), skipped))
-    return Documents(files, text_column, blanks_separate, skipped)
+    of_path = [_files(Path(path), skipped) for path in paths]
+    files = tuple(file for found in of_path for file in found)
+    may_lack_text = frozenset().union(*map(_tables_next_to_text, of_path)) - set(map(Path, paths))
+    return Documents(files, text_column, blanks_separate, skipped, may_lack_text=may_lack_text)
+
+
+def _tables_next_to_text(files: list[Path]) -> frozenset[Path]:
+    """Return the tables among the files of a folder if it contains plain text too."""
+    is_text = {file: UNPACKED_NAME.sub("", file.name).lower().endswith(".txt") for file in files}
+    return frozenset(file for file in files if any(is_text.values()) and not is_text[file])
 
 
 def _files(path: Path, skipped: Counter) -> list[Path]:

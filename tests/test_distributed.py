@@ -41,7 +41,8 @@ OPTIONS = [{}, {"packed": True}, {"pairs": False, "precision": "bf16"}, {"accumu
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_two_processes_train_the_model_of_one(corpus, tmp_path, options):
-    recipe = trainings.recipe(corpus, **{"accumulate": 2, "log_every": 3} | options)
+    held_out = {"held_out": (str(corpus),), "eval_batches": 3}  # the last process has fewer of these batches
+    recipe = trainings.recipe(corpus, **{"accumulate": 2, "log_every": 3} | held_out | options)
     assert trainings.finish(recipe, tmp_path / "one") == 0
     assert processes.pretrain(2, recipe, tmp_path / "two").codes == [0, 0]
     if options.get("accumulate") == 4:  # (a + c) + (b + d) in place of ((a + b) + c) + d

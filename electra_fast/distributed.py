@@ -121,6 +121,7 @@ class World:
         if self.size > 1 and dist.is_initialized() and not self._has_lost:
             for group in (None,) if self._owner else (self._preparing, self._training):
                 dist.destroy_process_group(group)
+            group = self._preparing = self._training = None  # gloo's threads end with the last reference
 
     def together(self, make: Callable[[], Any]) -> Any:
         """Return ``make()``; if it raises an error of the user in any process, the run ends in all of them.

@@ -161,6 +161,20 @@ def _with_a_wrong_option(folder):
     assert not dist.is_initialized()
 
 
+def test_no_thread_of_gloo_is_left():
+    """Such a thread could abort the process while the interpreter ends."""
+    assert processes.run(2, _close).codes == [0, 0]
+
+
+def _close():
+    before = len(os.listdir("/proc/self/task"))
+    world = World.join("test", "cpu")
+    world.wait()
+    assert len(os.listdir("/proc/self/task")) > before
+    world.close()
+    assert len(os.listdir("/proc/self/task")) <= before
+
+
 def test_a_lost_process_ends_the_command_at_once():
     """Without the end of Python, which would wait for the threads and the GPU that wait for the process."""
     ended = processes.run(2, _lose_one)

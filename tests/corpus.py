@@ -26,7 +26,7 @@ def topics(manual):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(topics):
+def trained_tokenizer(topics):
     pytest.importorskip("tokenizers")
     return data.train_tokenizer(topics, vocab_size=1500)
 

@@ -82,8 +82,8 @@ def test_sequences_are_cls_tokens_sep_of_one_document():
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["one segment", "pairs"])
 @pytest.mark.parametrize("form", [{"batch_size": 16}, {"batch_tokens": 1000}], ids=str)
-def test_padded_and_packed_contain_the_same_sequences(tokenizer, topics, form, pairs):
-    batches = Batches(encode(topics, tokenizer), seq_len=64, seed=3, pairs=pairs, **form)
+def test_padded_and_packed_contain_the_same_sequences(trained_tokenizer, topics, form, pairs):
+    batches = Batches(encode(topics, trained_tokenizer), seq_len=64, seed=3, pairs=pairs, **form)
     for index in (0, 1, 1000):
         ids, key_mask, type_ids = batches.padded(index)
         assert ids.dtype == torch.int64 and key_mask.dtype == torch.bool
@@ -229,17 +229,17 @@ def test_documents_of_one_line_have_one_segment():
     assert Batches(encoded, seq_len=8, pairs=True, batch_size=4).padded(0).type_ids.sum() == 0
 
 
-def test_the_fields_of_a_batch_are_arguments_of_the_model(tokenizer, topics):
+def test_the_fields_of_a_batch_are_arguments_of_the_model(trained_tokenizer, topics):
     names = set(inspect.signature(Electra.forward).parameters)
     assert {*Padded._fields, *Packed._fields} <= names
-    encoded = encode(topics, tokenizer)
+    encoded = encode(topics, trained_tokenizer)
     batches = Batches(encoded, seq_len=16, batch_size=2, pairs=True)
     model = Electra(ElectraConfig.tiny())
     for batch in (batches.padded(0), batches.packed(0)):
         assert model(**batch._asdict()).loss.isfinite()
 
 
-def test_held_out_documents_are_in_no_other_batch(tokenizer):
+def test_held_out_documents_are_in_no_other_batch(trained_tokenizer):
     encoded = documents_of(*range(23))
     train, held = held_out(encoded, every=5)
     assert held.subset.tolist() == [4, 9, 14, 19] and train.ids is held.ids is encoded.ids
@@ -276,7 +276,7 @@ def fingerprint(texts):
     return hashlib.sha256(f"{pieces(tokenizer)} {ids}".encode()).hexdigest()
 
 
-def test_vocabulary_and_batches_are_the_same_in_another_process(tmp_path, topics, tokenizer):
+def test_vocabulary_and_batches_are_the_same_in_another_process(tmp_path, topics, trained_tokenizer):
     code = "import sys, test_data_batches as t; print(t.fingerprint(sys.stdin.read().split(chr(0))))"
     root = Path(data.__file__).parents[2]
     other = {"PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}"}
@@ -315,9 +315,9 @@ def test_check_batch_refuses_other_dtypes(dtype):
         check_batch(torch.zeros(2, 3, dtype=dtype), 100)
 
 
-def test_check_batch_accepts_an_empty_batch_and_a_real_one(tokenizer, topics):
+def test_check_batch_accepts_an_empty_batch_and_a_real_one(trained_tokenizer, topics):
     check_batch(torch.empty(0, 8, dtype=torch.int64), 100)
-    check_batch(Batches(encode(topics, tokenizer)).padded(0).ids, tokenizer.get_vocab_size())
+    check_batch(Batches(encode(topics, trained_tokenizer)).padded(0).ids, trained_tokenizer.get_vocab_size())
 
 
 def made(batches, index):
@@ -325,10 +325,10 @@ def made(batches, index):
 
 
 @pytest.mark.parametrize("where", ["meta", "cuda"])
-def test_batches_are_on_the_cpu_for_any_default_device_and_dtype(tmp_path, tokenizer, topics, where):
+def test_batches_are_on_the_cpu_for_any_default_device_and_dtype(tmp_path, trained_tokenizer, topics, where):
     def everything():
-        encoded = data.tokenize(topics, tokenizer, tmp_path)
-        found = [*data.encode(topics, tokenizer)[:3], *encoded[:3]]
+        encoded = data.tokenize(topics, trained_tokenizer, tmp_path)
+        found = [*data.encode(topics, trained_tokenizer)[:3], *encoded[:3]]
         for part in data.held_out(encoded, 5):
             found += [*part.bounds(), part.first_tokens(), part.subset]
             for pairs in (False, True):

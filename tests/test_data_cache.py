@@ -40,46 +40,48 @@ def files(folder, ending=""):
     return sorted(path.name for path in folder.iterdir() if path.name.endswith(ending))
 
 
-def test_encoding_keeps_every_document_whole(tokenizer, topics, monkeypatch):
+def test_encoding_keeps_every_document_whole(trained_tokenizer, topics, monkeypatch):
     many = [*topics, "", *("a b c " * n for n in range(300)), "word " * 16_000]
-    whole = encode(iter(many), tokenizer)
+    whole = encode(iter(many), trained_tokenizer)
     ids, offsets, lines = whole[:3]
     assert ids.dtype == torch.int32 and offsets.dtype == lines.dtype == torch.int64
     assert len(offsets) == len(many) + 1 and offsets[0] == 0 and offsets[-1] == len(ids)
     for d, document in enumerate(many):
-        expected = tokenizer.encode(document, add_special_tokens=False).ids
+        expected = trained_tokenizer.encode(document, add_special_tokens=False).ids
         assert ids[offsets[d] : offsets[d + 1]].tolist() == expected
-    assert encode([], tokenizer).offsets.tolist() == encode([], tokenizer).lines.tolist() == [0]
+    assert (
+        encode([], trained_tokenizer).offsets.tolist() == encode([], trained_tokenizer).lines.tolist() == [0]
+    )
     monkeypatch.setattr(data.encoded, "CHUNK", 50)  # The ends of chunks do not matter.
-    assert_equal(encode(many, tokenizer), whole)
+    assert_equal(encode(many, trained_tokenizer), whole)
 
 
 @pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
-def test_lines_are_tokenized_as_in_their_document(tmp_path, tokenizer, topics, lowercase):
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
-    tokenizer = load_tokenizer(tmp_path / "vocab.txt", lowercase=lowercase)
+def test_lines_are_tokenized_as_in_their_document(tmp_path, trained_tokenizer, topics, lowercase):
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
+    trained_tokenizer = load_tokenizer(tmp_path / "vocab.txt", lowercase=lowercase)
     # Without the ends of lines, some of these characters would combine.
     hard = "e\n\u0301 a\n\n##s\n 北\n京 \r\n[MASK\n]\u2028end\n"
     many = [*topics, hard, ""]
-    ids, offsets, lines = encode(many, tokenizer)[:3]
-    assert ids.tolist() == [i for document in many for i in tokenizer.encode(document).ids]
+    ids, offsets, lines = encode(many, trained_tokenizer)[:3]
+    assert ids.tolist() == [i for document in many for i in trained_tokenizer.encode(document).ids]
     assert torch.isin(offsets, lines).all() and (lines.diff() >= 0).all()
     texts = [line for document in many for line in document.split("\n")]
     assert len(lines) == len(texts) + 1
-    assert lines.diff().tolist() == [len(tokenizer.encode(line).ids) for line in texts]
+    assert lines.diff().tolist() == [len(trained_tokenizer.encode(line).ids) for line in texts]
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["list", "generator"])
-def test_the_cache_has_the_results_of_encode_memory_mapped(tmp_path, tokenizer, topics, once):
-    found = tokenize((d for d in topics) if once else topics, tokenizer, tmp_path)
-    assert_equal(found, encode(topics, tokenizer))
+def test_the_cache_has_the_results_of_encode_memory_mapped(tmp_path, trained_tokenizer, topics, once):
+    found = tokenize((d for d in topics) if once else topics, trained_tokenizer, tmp_path)
+    assert_equal(found, encode(topics, trained_tokenizer))
     assert found.ids.dtype == torch.uint16 and found.text == data.cache_folder.text_hash(topics)[0]
     (name,) = files(tmp_path, ".safetensors")
     maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
     ranges = [range(*(int(end, 16) for end in addresses.split("-"))) for addresses in maps]
     assert all(any(tensor.data_ptr() in addresses for addresses in ranges) for tensor in found[:3])
     assert files(tmp_path, ".part") == []
-    batches = [Batches(e, seq_len=32, pairs=True) for e in (found, encode(topics, tokenizer))]
+    batches = [Batches(e, seq_len=32, pairs=True) for e in (found, encode(topics, trained_tokenizer))]
     assert torch.equal(*(b.packed(3).ids for b in batches))
 
 
@@ -91,27 +93,27 @@ def test_a_large_vocabulary_has_wider_ids(tmp_path):
     assert found.ids.dtype == torch.int32 and found.ids.tolist() == [65_536, 5, 65_536]
 
 
-def test_a_cached_corpus_is_not_tokenized_again(tmp_path, tokenizer, topics):
+def test_a_cached_corpus_is_not_tokenized_again(tmp_path, trained_tokenizer, topics):
     documents = Counting(topics)
-    tokenize(documents, tokenizer, tmp_path)
+    tokenize(documents, trained_tokenizer, tmp_path)
     assert documents.times == 2  # once for the hash
-    assert_equal(tokenize(documents, tokenizer, tmp_path), encode(topics, tokenizer))
+    assert_equal(tokenize(documents, trained_tokenizer, tmp_path), encode(topics, trained_tokenizer))
     assert documents.times == 3
-    tokenize(iter(topics), tokenizer, tmp_path)  # the same name
+    tokenize(iter(topics), trained_tokenizer, tmp_path)  # the same name
     assert len(files(tmp_path, ".safetensors")) == 1
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     cased = load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
     tokenize(topics, cased, tmp_path)  # another vocabulary, another text
-    tokenize(topics[1:], tokenizer, tmp_path)
-    tokenize(["".join(topics)], tokenizer, tmp_path)
+    tokenize(topics[1:], trained_tokenizer, tmp_path)
+    tokenize(["".join(topics)], trained_tokenizer, tmp_path)
     assert len(files(tmp_path, ".safetensors")) == 4
 
 
 @pytest.mark.parametrize("empty", [[], [""], ["", " \n "]], ids=["nothing", "one empty", "blank"])
-def test_an_empty_corpus_is_refused(tmp_path, tokenizer, empty):
+def test_an_empty_corpus_is_refused(tmp_path, trained_tokenizer, empty):
     for documents in (empty, iter(empty)):
         with pytest.raises(ValueError, match="documents must contain a token, got none"):
-            tokenize(documents, tokenizer, tmp_path)
+            tokenize(documents, trained_tokenizer, tmp_path)
     assert files(tmp_path) in ([], files(tmp_path, ".lock"))
 
 
@@ -178,29 +180,31 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, tokenizer, topics):
+def written(tmp_path_factory, trained_tokenizer, topics):
     folder = tmp_path_factory.mktemp("tokens")
-    tokenize(topics, tokenizer, folder)
+    tokenize(topics, trained_tokenizer, folder)
     (name,) = files(folder, ".safetensors")
     return name, (folder / name).read_bytes()
 
 
 @pytest.mark.parametrize("damage, message", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_is_refused_and_built_again(tmp_path, tokenizer, topics, written, damage, message):
+def test_a_damaged_file_is_refused_and_built_again(
+    tmp_path, trained_tokenizer, topics, written, damage, message
+):
     name, content = written
     file = tmp_path / name
     file.write_bytes(damage(content))
     with pytest.raises(ValueError, match=rf"{name}: .*{message}.*; delete it and tokenize again"):
         open_cache(file)
     with pytest.warns(UserWarning, match=f"{name}: .* it is built again") as said:
-        found = tokenize(topics, tokenizer, tmp_path)
+        found = tokenize(topics, trained_tokenizer, tmp_path)
     assert len(said) == 1 and file.read_bytes() == content
-    assert_equal(found, encode(topics, tokenizer))
+    assert_equal(found, encode(topics, trained_tokenizer))
 
 
-def test_every_bit_of_the_header_counts(tmp_path, written, tokenizer, topics):
+def test_every_bit_of_the_header_counts(tmp_path, written, trained_tokenizer, topics):
     name, content = written
-    expected = encode(topics, tokenizer)
+    expected = encode(topics, trained_tokenizer)
     end = content.index(b"  ", 8)
     for offset in range(0, end, 7):
         (tmp_path / name).write_bytes(flip(offset)(content))
@@ -210,11 +214,11 @@ def test_every_bit_of_the_header_counts(tmp_path, written, tokenizer, topics):
     assert_equal(open_cache(tmp_path / name), expected)
 
 
-def test_another_vocabulary_is_refused(tmp_path, tokenizer, written):
+def test_another_vocabulary_is_refused(tmp_path, trained_tokenizer, written):
     name, content = written
     (tmp_path / name).write_bytes(content)
-    open_cache(tmp_path / name, tokenizer)
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    open_cache(tmp_path / name, trained_tokenizer)
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     with pytest.raises(ValueError, match=f"{name}: tokenized with another vocabulary"):
         open_cache(tmp_path / name, load_tokenizer(tmp_path / "vocab.txt", lowercase=False))
     with pytest.raises(FileNotFoundError):
@@ -255,8 +259,8 @@ def start(folder, topics, seconds):
     return process
 
 
-def test_a_second_process_waits_and_finds_the_file(tmp_path, tokenizer, topics):
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+def test_a_second_process_waits_and_finds_the_file(tmp_path, trained_tokenizer, topics):
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
 
     class Documents(Counting):
         def __iter__(self):
@@ -269,37 +273,37 @@ def test_a_second_process_waits_and_finds_the_file(tmp_path, tokenizer, topics):
                 assert self.other.poll() is None
 
     documents = Documents(topics)
-    tokenize(documents, tokenizer, tmp_path)
+    tokenize(documents, trained_tokenizer, tmp_path)
     with documents.other as other:
         assert other.stdout.read() == "done\n" and other.wait() == 0
     assert len(files(tmp_path, ".safetensors")) == 1
 
 
-def test_a_killed_build_leaves_no_complete_file(tmp_path, tokenizer, topics):
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+def test_a_killed_build_leaves_no_complete_file(tmp_path, trained_tokenizer, topics):
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     with start(tmp_path, topics, 60) as process:
         assert [process.stdout.readline() for _ in range(2)] == ["read 1\n", "read 2\n"]
         process.kill()
         assert process.wait() == -signal.SIGKILL and "done" not in process.stdout.read()
     assert files(tmp_path, ".safetensors") == [] and len(files(tmp_path, ".part")) == 1
-    assert_equal(tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer))
+    assert_equal(tokenize(topics, trained_tokenizer, tmp_path), encode(topics, trained_tokenizer))
     assert files(tmp_path, ".part") == []
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["list", "generator"])
-def test_a_full_disk_leaves_no_part(tmp_path, tokenizer, topics, once):
+def test_a_full_disk_leaves_no_part(tmp_path, trained_tokenizer, topics, once):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OSError):
-            tokenize(iter(topics) if once else topics, tokenizer, tmp_path)
+            tokenize(iter(topics) if once else topics, trained_tokenizer, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert files(tmp_path) == files(tmp_path, ".lock")
-    tokenize(topics, tokenizer, tmp_path)
+    tokenize(topics, trained_tokenizer, tmp_path)
 
 
-def test_a_failing_corpus_and_an_interrupt_leave_no_part(tmp_path, tokenizer):
+def test_a_failing_corpus_and_an_interrupt_leave_no_part(tmp_path, trained_tokenizer):
     for error in (ValueError("byte 3"), KeyboardInterrupt()):
 
         def failing(error=error):
@@ -307,41 +311,41 @@ def test_a_failing_corpus_and_an_interrupt_leave_no_part(tmp_path, tokenizer):
             raise error
 
         with pytest.raises(type(error)):
-            tokenize(failing(), tokenizer, tmp_path)
+            tokenize(failing(), trained_tokenizer, tmp_path)
         assert files(tmp_path) == []
 
 
-def test_only_a_terminal_shows_a_progress_bar(tmp_path, tokenizer, topics, monkeypatch, capsys):
+def test_only_a_terminal_shows_a_progress_bar(tmp_path, trained_tokenizer, topics, monkeypatch, capsys):
     pytest.importorskip("tqdm")
-    tokenize(topics, tokenizer, tmp_path)
+    tokenize(topics, trained_tokenizer, tmp_path)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    tokenize(topics[1:], tokenizer, tmp_path, progress=False)
+    tokenize(topics[1:], trained_tokenizer, tmp_path, progress=False)
     assert capsys.readouterr().err == ""
-    tokenize(topics[2:], tokenizer, tmp_path)
+    tokenize(topics[2:], trained_tokenizer, tmp_path)
     said = capsys.readouterr().err
     assert "tokenize: 100%" in said and "characters/s" in said
 
 
-def test_the_default_folder_is_the_users_cache(tmp_path, tokenizer, topics, monkeypatch):
+def test_the_default_folder_is_the_users_cache(tmp_path, trained_tokenizer, topics, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tokenize(topics, tokenizer)
+    tokenize(topics, trained_tokenizer)
     assert len(files(tmp_path / "electra_fast", ".safetensors")) == 1
 
 
-def test_long_lines_are_tokenized_in_pieces(tokenizer, topics, monkeypatch):
+def test_long_lines_are_tokenized_in_pieces(trained_tokenizer, topics, monkeypatch):
     many = ["", *topics, "the function " * 2000, " " * 900, "北京" * 300, "x\n\ny", "end"]
-    whole = encode(many, tokenizer)
-    largest, batch = 0, type(tokenizer).encode_batch_fast
+    whole = encode(many, trained_tokenizer)
+    largest, batch = 0, type(trained_tokenizer).encode_batch_fast
 
     class Watched:
         def __getattr__(self, name):
-            return getattr(tokenizer, name)
+            return getattr(trained_tokenizer, name)
 
         def encode_batch_fast(self, texts, **options):
             nonlocal largest
             largest = max(largest, sum(map(len, texts)))
-            return batch(tokenizer, texts, **options)
+            return batch(trained_tokenizer, texts, **options)
 
     for longest in (150, 400):
         monkeypatch.setattr(data.encoded, "LONGEST", longest)
@@ -351,8 +355,8 @@ def test_long_lines_are_tokenized_in_pieces(tokenizer, topics, monkeypatch):
         assert 100 < largest < 2 * longest
 
 
-def test_the_error_without_the_safetensors_package_names_it(tmp_path, tokenizer, topics, monkeypatch):
+def test_the_error_without_the_safetensors_package_names_it(tmp_path, trained_tokenizer, topics, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match="pip install safetensors"):
-        tokenize(topics, tokenizer, tmp_path)
+        tokenize(topics, trained_tokenizer, tmp_path)
     assert files(tmp_path, ".part") == []

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("once", [False, True], ids=["list", "generator"])
 @pytest.mark.parametrize("case", ["XDG_CACHE_HOME", "no home"])
 def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
-    tmp_path, tokenizer, topics, monkeypatch, case, once
+    tmp_path, trained_tokenizer, topics, monkeypatch, case, once
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if case == "XDG_CACHE_HOME" else "")
@@ -29,35 +29,35 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
         monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.warns(UserWarning, match=r"cache folder cannot be written .* Set XDG_CACHE_HOME to a folder"):
-        found = tokenize(iter(topics) if once else topics, tokenizer)
+        found = tokenize(iter(topics) if once else topics, trained_tokenizer)
     assert files(tmp_path) == ["file"]
-    assert_equal(found, encode(topics, tokenizer))  # still mapped
+    assert_equal(found, encode(topics, trained_tokenizer))  # still mapped
     with pytest.raises(OSError, match="file"):  # A folder given by the caller is not replaced.
-        tokenize(topics, tokenizer, tmp_path / "file")
+        tokenize(topics, trained_tokenizer, tmp_path / "file")
 
 
-def test_an_error_of_the_corpus_is_not_handled_as_one_of_the_cache(tmp_path, tokenizer):
+def test_an_error_of_the_corpus_is_not_handled_as_one_of_the_cache(tmp_path, trained_tokenizer):
     def failing():
         yield "text"
         raise PermissionError("the corpus")
 
     with pytest.raises(PermissionError, match="the corpus"):
-        tokenize(failing(), tokenizer)
+        tokenize(failing(), trained_tokenizer)
 
 
-def test_a_file_system_without_locks_works(tmp_path, tokenizer, topics, monkeypatch):
+def test_a_file_system_without_locks_works(tmp_path, trained_tokenizer, topics, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    assert_equal(tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer))
+    assert_equal(tokenize(topics, trained_tokenizer, tmp_path), encode(topics, trained_tokenizer))
     monkeypatch.setattr(data.cache, "_build", lambda *_: pytest.fail("made twice"))
-    assert_equal(tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer))
+    assert_equal(tokenize(topics, trained_tokenizer, tmp_path), encode(topics, trained_tokenizer))
     assert files(tmp_path, ".part") == []
 
 
-def test_ids_stay_valid_after_the_file_is_removed_or_replaced(tmp_path, tokenizer, topics):
-    found, expected = tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer)
+def test_ids_stay_valid_after_the_file_is_removed_or_replaced(tmp_path, trained_tokenizer, topics):
+    found, expected = tokenize(topics, trained_tokenizer, tmp_path), encode(topics, trained_tokenizer)
     (name,) = files(tmp_path, ".safetensors")
     (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(b"another")
@@ -82,7 +82,9 @@ def read_count(monkeypatch):
     return times
 
 
-def test_a_text_whose_files_did_not_change_is_not_read_again(tmp_path, tokenizer, topics, monkeypatch):
+def test_a_text_whose_files_did_not_change_is_not_read_again(
+    tmp_path, trained_tokenizer, topics, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text("\n\n".join(topics))
     (tmp_path / "b.tar").write_bytes(tar_of({"a.txt": b"a text", "picture.png": b""}))
@@ -90,7 +92,7 @@ def test_a_text_whose_files_did_not_change_is_not_read_again(tmp_path, tokenizer
 
     def opened(**options):
         documents = data.documents(paths)
-        found, before = tokenize(documents, tokenizer, **options), len(times)
+        found, before = tokenize(documents, trained_tokenizer, **options), len(times)
         times.clear()
         assert documents.note == "skipped: 1 .png (to read it, name its own path)"
         return found, before
@@ -111,21 +113,22 @@ def test_a_text_whose_files_did_not_change_is_not_read_again(tmp_path, tokenizer
     assert count == 2 and found.text != expected.text  # hashed, and tokenized
     (tmp_path / "a.txt").write_text(text)
     assert opened()[0].text == expected.text
-    assert tokenize(data.documents(paths[::-1]), tokenizer).text != expected.text
+    assert tokenize(data.documents(paths[::-1]), trained_tokenizer).text != expected.text
 
 
-def test_the_options_of_a_text_are_remembered_with_it(tmp_path, tokenizer, monkeypatch):
+def test_the_options_of_a_text_are_remembered_with_it(tmp_path, trained_tokenizer, monkeypatch):
     monkeypatch.setattr(data.cache_folder, "RECENT", -1)
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     texts = [
-        tokenize(data.documents(tmp_path / "a.txt", blanks_separate=b), tokenizer).text for b in (0, 1, 0)
+        tokenize(data.documents(tmp_path / "a.txt", blanks_separate=b), trained_tokenizer).text
+        for b in (0, 1, 0)
     ]
     assert texts[0] == texts[2] != texts[1]
 
 
-def test_a_cached_file_that_changed_is_hashed_again(tmp_path, tokenizer, topics, monkeypatch):
+def test_a_cached_file_that_changed_is_hashed_again(tmp_path, trained_tokenizer, topics, monkeypatch):
     monkeypatch.setattr(data.cache_folder, "RECENT", -1)
-    tokenize(topics, tokenizer, tmp_path)
+    tokenize(topics, trained_tokenizer, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     open_cache(file, verify=False)
     content = bytearray(file.read_bytes())
@@ -134,4 +137,4 @@ def test_a_cached_file_that_changed_is_hashed_again(tmp_path, tokenizer, topics,
     with pytest.raises(ValueError, match="SHA-256"):
         open_cache(file, verify=False)
     with pytest.warns(UserWarning, match="it is built again"):
-        assert_equal(tokenize(topics, tokenizer, tmp_path), encode(topics, tokenizer))
+        assert_equal(tokenize(topics, trained_tokenizer, tmp_path), encode(topics, trained_tokenizer))

@@ -18,28 +18,30 @@ pytest_plugins = ["corpus"]
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_the_special_pieces_have_berts_ids(tokenizer):
-    assert {piece: tokenizer.token_to_id(piece) for piece in SPECIAL_IDS} == SPECIAL_IDS
-    assert tokenizer.token_to_id("[unused0]") == 1 and tokenizer.token_to_id("[unused98]") == 99
+def test_the_special_pieces_have_berts_ids(trained_tokenizer):
+    assert {piece: trained_tokenizer.token_to_id(piece) for piece in SPECIAL_IDS} == SPECIAL_IDS
+    assert (
+        trained_tokenizer.token_to_id("[unused0]") == 1 and trained_tokenizer.token_to_id("[unused98]") == 99
+    )
 
 
-def test_the_vocabulary_has_the_requested_size_and_is_uncased(tokenizer):
-    found = pieces(tokenizer)
-    assert len(found) == len(set(found)) == tokenizer.get_vocab_size() == 1500
+def test_the_vocabulary_has_the_requested_size_and_is_uncased(trained_tokenizer):
+    found = pieces(trained_tokenizer)
+    assert len(found) == len(set(found)) == trained_tokenizer.get_vocab_size() == 1500
     assert not any(c.isupper() for piece in found[104:] for c in piece)
-    assert tokenizer.encode("Naïve FUNCTION").ids == tokenizer.encode("naive function").ids
+    assert trained_tokenizer.encode("Naïve FUNCTION").ids == trained_tokenizer.encode("naive function").ids
 
 
-def test_special_pieces_in_a_text_are_text(tokenizer):
-    encoding = tokenizer.encode("[CLS] the [MASK] [SEP] [PAD]")
+def test_special_pieces_in_a_text_are_text(trained_tokenizer):
+    encoding = trained_tokenizer.encode("[CLS] the [MASK] [SEP] [PAD]")
     assert not set(encoding.ids) & set(SPECIAL_IDS.values()) - {SPECIAL_IDS["[UNK]"]}
 
 
-def test_a_vocabulary_survives_saving_and_loading(tmp_path, tokenizer, topics):
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+def test_a_vocabulary_survives_saving_and_loading(tmp_path, trained_tokenizer, topics):
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     loaded = load_tokenizer(tmp_path / "vocab.txt")
-    assert loaded.get_vocab() == tokenizer.get_vocab()
-    assert torch.equal(encode(topics, loaded).ids, encode(topics, tokenizer).ids)
+    assert loaded.get_vocab() == trained_tokenizer.get_vocab()
+    assert torch.equal(encode(topics, loaded).ids, encode(topics, trained_tokenizer).ids)
     cased = load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
     assert cased.encode("THE the").tokens == ["[UNK]", "the"]
 
@@ -49,7 +51,7 @@ def vocab_lines():
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""], ids=["LF", "CRLF", "no end"])
-def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, tokenizer, end):
+def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, trained_tokenizer, end):
     file = tmp_path / "vocab.txt"
     file.write_bytes((end or "\n").join(vocab_lines()).encode() + end.encode())
     assert load_tokenizer(file).get_vocab() == {p: i for i, p in enumerate(vocab_lines())}
@@ -76,7 +78,7 @@ def test_an_error_about_a_vocabulary_names_the_line(tmp_path, change, message):
         load_tokenizer(file)
 
 
-def test_other_special_ids_can_be_given(tmp_path, tokenizer):
+def test_other_special_ids_can_be_given(tmp_path, trained_tokenizer):
     file = tmp_path / "vocab.txt"
     file.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
@@ -88,7 +90,7 @@ def test_other_special_ids_can_be_given(tmp_path, tokenizer):
         load_tokenizer(file, special_ids=None)
 
 
-def test_training_refuses_unusable_arguments(tokenizer):
+def test_training_refuses_unusable_arguments(trained_tokenizer):
     for nothing in ([], [" \n "]):
         with pytest.raises(ValueError, match="documents must contain text, got none"):
             data.train_tokenizer(nothing)
@@ -127,9 +129,9 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
-def test_hugging_face_gives_the_same_ids(tmp_path, tokenizer, lowercase):
+def test_hugging_face_gives_the_same_ids(tmp_path, trained_tokenizer, lowercase):
     transformers = pytest.importorskip("transformers")
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     ours = load_tokenizer(tmp_path / "vocab.txt", lowercase=lowercase)
     save_tokenizer(ours, tmp_path / "model")
     (tmp_path / "model/config.json").write_text('{"model_type": "electra"}')
@@ -142,8 +144,8 @@ def test_hugging_face_gives_the_same_ids(tmp_path, tokenizer, lowercase):
         assert theirs("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
-def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokenizer):
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, trained_tokenizer):
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     cased = load_tokenizer(tmp_path / "vocab.txt", lowercase=False)
     save_tokenizer(cased, tmp_path)
     # A user's post-processor, truncation and padding must not change a corpus.
@@ -161,8 +163,8 @@ def test_a_folder_gives_the_same_ids_with_and_without_its_json(tmp_path, tokeniz
     for other in loaded:
         assert [other.encode(text).ids for text in SENTENCES] == [cased.encode(t).ids for t in SENTENCES]
         assert vocab_hash(other) == vocab_hash(cased)
-    assert vocab_hash(load_tokenizer(tmp_path, lowercase=True)) == vocab_hash(tokenizer)
-    assert vocab_hash(tokenizer) != vocab_hash(cased)
+    assert vocab_hash(load_tokenizer(tmp_path, lowercase=True)) == vocab_hash(trained_tokenizer)
+    assert vocab_hash(trained_tokenizer) != vocab_hash(cased)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +183,8 @@ def test_an_error_about_tokenizer_json_names_the_file(tmp_path, content, message
         load_tokenizer(tmp_path)
 
 
-def test_wrong_parts_of_tokenizer_json_and_wrong_arguments_raise_errors(tmp_path, tokenizer):
-    save_tokenizer(tokenizer, tmp_path)
+def test_wrong_parts_of_tokenizer_json_and_wrong_arguments_raise_errors(tmp_path, trained_tokenizer):
+    save_tokenizer(trained_tokenizer, tmp_path)
     state = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "Nonsense"}}))
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
@@ -290,15 +292,18 @@ def test_another_limit_of_word_length_is_saved(tmp_path):
     assert theirs("a" * 300)["input_ids"] == [101, 104, *[105] * 299, 102]
 
 
-def test_the_hash_is_the_same_in_another_process(tmp_path, tokenizer):
-    data.save_vocab(tokenizer, tmp_path / "vocab.txt")
+def test_the_hash_is_the_same_in_another_process(tmp_path, trained_tokenizer):
+    data.save_vocab(trained_tokenizer, tmp_path / "vocab.txt")
     code = "import sys; from electra_fast.data import *; print(vocab_hash(load_tokenizer(sys.argv[1])))"
     command = [sys.executable, "-c", code, tmp_path / "vocab.txt"]
     there = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
-    assert there.stdout.strip() == vocab_hash(tokenizer)
-    changed = [*pieces(tokenizer)[:-2], *pieces(tokenizer)[:-3:-1]]  # The last two pieces are swapped.
+    assert there.stdout.strip() == vocab_hash(trained_tokenizer)
+    changed = [
+        *pieces(trained_tokenizer)[:-2],
+        *pieces(trained_tokenizer)[:-3:-1],
+    ]  # The last two pieces are swapped.
     (tmp_path / "vocab.txt").write_text("\n".join(changed), "utf-8")
-    assert vocab_hash(load_tokenizer(tmp_path / "vocab.txt")) != vocab_hash(tokenizer)
+    assert vocab_hash(load_tokenizer(tmp_path / "vocab.txt")) != vocab_hash(trained_tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def test_any_characters(tmp_path, seed, lowercase, strip_accents, chinese):
     assert_exact(tokenizer, many)
 
 
-def test_many_words_are_forgotten(tokenizer, topics, monkeypatch):
+def test_many_words_are_forgotten(trained_tokenizer, topics, monkeypatch):
     monkeypatch.setattr(words, "MOST_WORDS", 50)
-    encoder, lines = WordEncoder(tokenizer), [line for topic in topics for line in topic.split("\n")]
-    expected = WordEncoder(tokenizer).encode(lines)
+    encoder, lines = WordEncoder(trained_tokenizer), [line for topic in topics for line in topic.split("\n")]
+    expected = WordEncoder(trained_tokenizer).encode(lines)
     found = [encoder.encode(lines[i : i + 9]) for i in range(0, len(lines), 9)]
     for parts, whole in zip(zip(*found, strict=True), expected, strict=True):
         assert np.concatenate(parts).tolist() == whole.tolist()
@@ -66,10 +66,10 @@ def test_many_words_are_forgotten(tokenizer, topics, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["added token", "normalizer", "splitting"])
-def test_other_tokenizers_get_whole_texts(tokenizer, topics, change):
+def test_other_tokenizers_get_whole_texts(trained_tokenizer, topics, change):
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-    other = Tokenizer.from_str(tokenizer.to_str())
+    other = Tokenizer.from_str(trained_tokenizer.to_str())
     if change == "added token":
         other.add_tokens(["the list"])
     elif change == "normalizer":

@@ -212,6 +212,7 @@ setup(
     packages=[
         "electra_fast",
         "electra_fast.data",
+        "electra_fast.export",
         "electra_fast.hf",
         "electra_fast.ops",
         "electra_fast.tasks",
@@ -219,6 +220,7 @@ setup(
         "electra_fast.testing.checks",
         "electra_fast.testing.distributions",
         "electra_fast.train",
+        "electra_fast.use",
         "electra_fast.kernels",
     ],
     # Not a top-level `kernels`: pip would overwrite Hugging Face's package of that name.

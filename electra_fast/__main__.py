@@ -28,13 +28,19 @@ def main(arguments: list[str] | None = None) -> None:
     _add_finetune(add("finetune", help="train a discriminator on a task: classify, tag, answer, …"))
     _add_evaluate(add("evaluate", help="evaluate a fine-tuned model on a file"))
     _add_tokenize(add("tokenize", help="make a folder of tokens of a corpus, for pretrain"))
+    _add_use(add("use", help="use a trained model: detect, score, choose, classify, …"))
+    _add_export(add("export", help="write a model as one file for ONNX Runtime, OpenVINO or torch.export"))
     options = vars(parser.parse_args(arguments))
     commands = {"info": _info, "doctor": _doctor, "check": _check, "pretrain": _pretrain}
     commands |= {"finetune": _finetune, "evaluate": _evaluate, "tokenize": _tokenize}
+    commands |= {"use": _use, "export": _export}
     command = commands[options.pop("command")]
     default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         command(**options)
+    except BrokenPipeError:  # the program that reads the output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError, ImportError) as error:  # errors of the user: no traceback
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # before the first step, from which on a signal is noted
@@ -156,6 +162,18 @@ def _tokenize(out: str, workers: int | None, **given) -> None:
     print(tokenize(TokenizeRecipe(**given), out, workers))
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from electra_fast.export.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _export(**options) -> None:
+    from electra_fast.export import export
+
+    export(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
 def _add_finetune(parser: argparse.ArgumentParser) -> None:
     from electra_fast.train.fine_tune_recipe import FineTuneRecipe
     from electra_fast.train.options import add_options
@@ -199,6 +217,18 @@ def _evaluate(task: str, model: str, data: list[str], **options) -> None:
 
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     print(one_line(evaluate_folder(task, model, data, **given)))
+
+
+def _add_use(parser: argparse.ArgumentParser) -> None:
+    from electra_fast.use.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _use(use: str, **options) -> None:
+    from electra_fast.use.command import run
+
+    run(use, **options)
 
 
 def _started(kind: type, out: str | None, resume: str | None, given: dict) -> tuple[Path, Any]:

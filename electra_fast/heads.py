@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         return drop(x, self.p, rng, stream).to(x.dtype) if self.training else x
 
 
-class Classifier(nn.Module):
+class ClassifierHead(nn.Module):
     """``dropout(gelu(dropout(x) W + b)) V + c``, the head of a whole sequence; it uses two streams."""
 
     def __init__(self, config: ElectraConfig, outputs: int, ops: Ops):
@@ -222,7 +222,7 @@ class SequenceClassifier(TaskHead):
     only_first = True
 
     def make_head(self, config: ElectraConfig, ops: Ops) -> None:
-        self.classifier = Classifier(config, len(self.labels), ops)
+        self.classifier = ClassifierHead(config, len(self.labels), ops)
 
     def head(self, x: Tensor, layout: Layout, rng: Tensor | None) -> Any:
         return self.classifier(x, rng, self.stream)
@@ -312,7 +312,7 @@ class IntentClassifier(TaskHead):
         super().__init__(config, labels, "single_label_classification", ops)
 
     def make_head(self, config: ElectraConfig, ops: Ops) -> None:
-        self.classifier = Classifier(config, len(self.labels), ops)
+        self.classifier = ClassifierHead(config, len(self.labels), ops)
         self.slot_dropout = Dropout(config.dropout)
         self.slot_classifier = make_linear(ops, config.hidden, len(self.slot_labels))
 

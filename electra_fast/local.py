@@ -1,6 +1,7 @@
 """Files, folders and devices of this machine; each error names the argument or the file that is wrong."""
 
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -25,9 +26,12 @@ def existing(argument: str, path: str | Path, hub: bool = True) -> Path:
     Set `hub` if the user may have meant the name of a model.
 
     Raises:
+        TypeError: it is not a path.
         FileNotFoundError: it does not exist. If it looks like the name of a model on Hugging Face's hub, the
             message says how to download that model.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(must(argument, "be a path", type(path).__name__))
     path = Path(path)
     rule = "be on this machine"
     try:

@@ -1,14 +1,9 @@
-"""The fixture `tokenizer`: letters, and words of which the texts in the tests of tasks consist."""
-
-import string
+"""The fixture `tokenizer`, with the pieces of `small_vocabulary`."""
 
 import pytest
+from small_vocabulary import PIECES
 
 from electra_fast.data import load_tokenizer
-
-WORDS = "who what where when is the in of red green blue cat dog bird sat ran flew play rain".split()
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation, *string.ascii_lowercase]
-PIECES += [*(f"##{letter}" for letter in string.ascii_lowercase), *WORDS]
 
 
 @pytest.fixture(scope="session")

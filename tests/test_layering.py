@@ -8,15 +8,20 @@ ROOT = Path(__file__).parents[1]
 # Each layer imports only those before it. The package itself imports a module when a name is first used.
 ORDER = ["__init__", "_C", "errors", "tables", "pages", "dtypes", "ids", "packing", "philox", "reference"]
 ORDER += ["baseline", "ops", "local", "capture", "versions", "distributed", "config", "linear", "resize"]
-ORDER += ["inference", "modules", "pretrained", "model", "heads"]
-ORDER += ["data", "tasks", "train", "hf", "accuracy", "testing", "doctor", "pytest_plugin", "__main__"]
+ORDER += ["inference", "modules", "pretrained", "model", "heads", "data", "tasks", "train", "use", "export"]
+ORDER += ["hf", "accuracy", "testing", "doctor", "pytest_plugin", "__main__"]
 # The same within train/.
 TRAIN = ["__init__", "checkpoint", "options", "recipe", "run_folder", "warm_start", "loader", "corpus"]
 TRAIN += ["interruption", "metrics", "logger", "divergence", "optimizer", "log_window", "evaluation"]
 TRAIN += ["gradients", "step", "saver"]
-TRAIN += ["training", "pretrain", "fine_tune_recipe", "task_data", "line_chart", "fine_tune_page", "results"]
-TRAIN += ["fine_tune", "tokens"]
+TRAIN += ["training", "pretrain", "fine_tune_recipe", "task_data", "fine_tuned", "line_chart"]
+TRAIN += ["fine_tune_page", "results", "fine_tune", "tokens"]
+USE = (
+    "texts pretrained likelihood detect score choose suggest fine_tuned understand pairs_files pairs".split()
+)
+USE += ["pairs_page", "__init__", "files", "command"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm", "pyarrow", "sklearn", "scipy"}
+OPTIONAL |= {"onnx", "onnxruntime", "openvino"}
 ADAPTERS = "electra_fast/hf/"  # useful only with the optional package
 
 
@@ -75,6 +80,10 @@ def test_within_train_each_module_imports_those_before_it():
     check_order(TRAIN, "electra_fast.train", "electra_fast/train", "electra_fast/train/*.py")
 
 
+def test_within_use_each_module_imports_those_before_it():
+    check_order(USE, "electra_fast.use", "electra_fast/use", "electra_fast/use/*.py")
+
+
 def test_optional_packages_are_imported_where_used():
     for file, tree in parse("electra_fast/**/*.py").items():
         definitions = (ast.FunctionDef, ast.ClassDef)
@@ -88,3 +97,18 @@ def test_the_library_has_no_assert_statement():
     for file, tree in parse("electra_fast/**/*.py").items():
         lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
         assert not lines, f"{file}:{lines}: raise AssertionError instead"
+
+
+def test_plugins_of_tests_have_fixtures_of_different_names():
+    """A plugin of one test file is loaded for all of them, and the last fixture of a name wins."""
+    plugins, found = set(), []
+    for tree in parse("tests/test_*.py").values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytest_plugins":
+                plugins |= set(ast.literal_eval(node.value)) - {"pytester"}
+    assert len(plugins) > 2
+    for name in plugins:
+        for tree in parse(f"tests/{name}.py").values():
+            functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+            found += [f.name for f in functions if any("fixture" in ast.unparse(d) for d in f.decorator_list)]
+    assert sorted(found) == sorted(set(found))

@@ -29,6 +29,7 @@ from electra_fast.data.unknown import Unknown, require_known
 from electra_fast.data.wordpiece import (
     SPECIAL_IDS,
     load_tokenizer,
+    require_rows,
     save_tokenizer,
     save_vocab,
     special_ids,
@@ -56,6 +57,7 @@ __all__ = [
     "open_tokens",
     "read_manifest",
     "require_known",
+    "require_rows",
     "save_tokenizer",
     "save_vocab",
     "special_ids",

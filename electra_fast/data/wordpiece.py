@@ -168,8 +168,16 @@ def pieces(tokenizer) -> list[str]:
 
 def special_ids(tokenizer) -> dict[str, int]:
     """Return the ids of the five special pieces, in the form of ``SPECIAL_IDS``, which are BERT's."""
-    _require_special("special_ids: the tokenizer", tokenizer.get_vocab())
-    return {piece: tokenizer.token_to_id(piece) for piece in SPECIAL_IDS}
+    ids = {piece: tokenizer.token_to_id(piece) for piece in SPECIAL_IDS}  # get_vocab() takes milliseconds
+    _require_special("special_ids: the tokenizer", [piece for piece, i in ids.items() if i is not None])
+    return ids
+
+
+def require_rows(subject: str, tokenizer, rows: int) -> None:
+    """Raise a ValueError if the word table of a model, with this number of rows, has none for some piece."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    if size > rows:
+        raise ValueError(must(subject, f"have {size} rows in its word table, for its tokenizer", rows))
 
 
 def vocab_hash(tokenizer) -> str:

@@ -75,7 +75,10 @@ class Examples:
 
 
 def assemble(
-    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]] | None, tokenizer: Any, max_len: int
+    first: Sequence[Sequence[int]],
+    second: Sequence[Sequence[int] | None] | None,
+    tokenizer: Any,
+    max_len: int,
 ) -> Examples:
     """Put token ids between [CLS] and [SEP].
 
@@ -83,7 +86,7 @@ def assemble(
 
     Args:
         first: the ids of each text A.
-        second: those of each text B, None for single texts.
+        second: those of each text B, None for a single text; None: all are single texts.
         tokenizer: it has the ids of [CLS] and [SEP].
         max_len: the largest number of tokens in a sequence.
     """

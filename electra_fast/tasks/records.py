@@ -133,14 +133,17 @@ def string(where: str, name: str, value: Any) -> str:
         raise ValueError(must(f"{where}: {name}", "be a string", _shown(value)))
     if not value.strip():
         raise ValueError(must(f"{where}: {name}", "not be empty", repr(value)))
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON allows it.
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise ValueError(
-            must(f"{where}: {name}", "be Unicode", f"{half}, half of a surrogate pair")
-        ) from None
+    require_unicode(f"{where}: {name}", value)
     return value
+
+
+def require_unicode(subject: str, text: str) -> None:
+    """Raise a ValueError for half of a surrogate pair, which JSON and the command line allow."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(must(subject, "be Unicode", f"{half}, half of a surrogate pair")) from None
 
 
 def strings(where: str, name: str, value: Any) -> list[str]:

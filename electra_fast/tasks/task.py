@@ -12,6 +12,7 @@ from electra_fast.distributed import ALONE, World
 from electra_fast.errors import must
 from electra_fast.heads import TaskHead, labels_of
 from electra_fast.modules import Layout
+from electra_fast.pretrained import PretrainedHalf
 from electra_fast.tasks.details import Section
 from electra_fast.tasks.examples import Examples
 
@@ -61,7 +62,9 @@ class Task:
         """
         self.labels = labels_of(described)
         if self.one_output and len(self.labels) != 1:
-            raise ValueError(must("evaluate: --model", f"have one output for {self.name}", len(self.labels)))
+            raise ValueError(
+                must(f"{self.name}: the model", f"have one output for {self.name}", len(self.labels))
+            )
 
     def outputs(self) -> list[tuple[str, ...]]:
         """Return the labels of each output layer."""
@@ -147,24 +150,32 @@ EVALUATION_TOKENS = {"cpu": 4096, "cuda": 65536}  # per batch
 
 
 def predict(
-    head: TaskHead, examples: Examples, tokens: int, progress: bool = False, world: World = ALONE
+    head: PretrainedHalf,
+    examples: Examples,
+    tokens: int,
+    progress: bool = False,
+    world: World = ALONE,
+    desc: str = "evaluation",
 ) -> Any:
     """Return the logits of all sequences or tokens, in order: a float32 array, or a tuple of them.
 
     Several processes divide the batches, and all get the result.
 
     Args:
-        head: the model, on the device that computes.
+        head: a `TaskHead` or a `Discriminator`, on the device that computes.
         examples: the data.
         tokens: about how many tokens are computed together.
-        progress: show a progress bar.
+        progress: show a progress bar on a terminal, after a second.
         world: the processes.
+        desc: begins the progress bar.
     """
     from tqdm import tqdm
 
     device, was_training, found = next(head.parameters()).device, head.training, {}
-    head.eval()
-    bar = tqdm(total=len(examples), unit=" items", desc="evaluation", leave=False, disable=not progress)
+    if was_training:  # each of these calls visits all modules, which takes longer than a short text
+        head.eval()
+    shown = {"unit": " items", "desc": desc, "leave": False, "delay": 1.0}
+    bar = tqdm(total=len(examples), disable=None if progress else True, **shown)
     with bar, torch.inference_mode():
         for number, (items, batch) in enumerate(examples.in_order(tokens)):
             if number % world.size != world.rank:
@@ -178,7 +189,8 @@ def predict(
             arrays = [x.float().cpu().numpy() for x in parts]
             found[number] = type(logits)(*arrays) if isinstance(logits, tuple) else arrays[0]
             bar.update(items.stop - items.start)
-    head.train(was_training)
+    if was_training:
+        head.train()
     batches = world.merged(found)
     if isinstance(batches[0], tuple):
         return type(batches[0])(*map(np.concatenate, zip(*batches, strict=True)))

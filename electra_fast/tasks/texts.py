@@ -26,10 +26,11 @@ def read_texts(options: Any, paths: Sequence[str], role: str, score: bool = Fals
 
 
 def encode_texts(items: Sequence[Text], tokenizer: Any, max_len: int) -> Examples:
-    """Return the sequences of texts or pairs, without targets."""
-    pairs = any(item.pair is not None for item in items)
-    second = token_ids([item.pair or "" for item in items], tokenizer) if pairs else None
-    return assemble(token_ids([item.text for item in items], tokenizer), second, tokenizer, max_len)
+    """Return the sequences of texts and pairs, without targets."""
+    first = token_ids([item.text for item in items], tokenizer)
+    found = zip(items, token_ids([item.pair or "" for item in items], tokenizer), strict=True)
+    second = [None if item.pair is None else ids for item, ids in found]
+    return assemble(first, second, tokenizer, max_len)
 
 
 def unlabelled(items: Sequence[Text]) -> str | None:

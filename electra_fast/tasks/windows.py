@@ -130,16 +130,16 @@ def _tokenized(texts: Iterable[str], tokenizer) -> dict[str, Tokens]:
     texts, tokens = list(texts), {}
     for text, encoding in zip(texts, encodings(texts, tokenizer), strict=True):
         spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        tokens[text] = Tokens(np.array(encoding.ids, np.int32), _with_accents(text, spans))
+        tokens[text] = Tokens(np.array(encoding.ids, np.int32), with_accents(text, spans))
     return tokens
 
 
-def _with_accents(text: str, spans: np.ndarray) -> np.ndarray:
+def with_accents(text: str, spans: np.ndarray) -> np.ndarray:
     """Add to each token the combining accents after it, which the tokenizer has removed from the text."""
     if text.isascii():
         return spans
     begins = set(spans[:, 0].tolist())
-    for i, character in enumerate(text):
-        if unicodedata.category(character) == "Mn" and i not in begins:
-            spans[spans[:, 1] == i, 1] = i + 1
+    for span in spans:
+        while (i := int(span[1])) < len(text) and i not in begins and unicodedata.category(text[i]) == "Mn":
+            span[1] += 1
     return spans

@@ -1,6 +1,5 @@
 """The results of fine-tuning: the seeds, the best model, its predictions; and a folder evaluated again."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -11,17 +10,15 @@ from typing import Any
 
 import torch
 
-from electra_fast import data, local
+from electra_fast import local
 from electra_fast.errors import must
 from electra_fast.heads import TaskHead
-from electra_fast.pretrained import read_folder
-from electra_fast.tasks import TASKS
 from electra_fast.tasks.task import Evaluation, Task, evaluate
 from electra_fast.train.divergence import NotFinite
 from electra_fast.train.fine_tune_page import page
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
-from electra_fast.train.run_folder import RECIPE
-from electra_fast.train.task_data import Split, TaskData, set_max_len
+from electra_fast.train.fine_tuned import load_head, open_fine_tuned
+from electra_fast.train.task_data import Split, TaskData
 
 METRICS = "metrics.json"
 
@@ -59,7 +56,7 @@ def of_run(recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch
 
     last = "test" if "test" in task_data.splits else "dev"
     known = {"train", "dev"} - {last}  # the seed's result has the metrics on --dev
-    head = _head(task, out, device)
+    head = load_head(task, out, device)
     evaluations = {
         role: _evaluate(task, head, split, recipe.precision)
         for role, split in task_data.splits.items()
@@ -121,13 +118,6 @@ def with_null(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
-def _head(task: Task, folder: Path, device: torch.device) -> TaskHead:
-    try:
-        return task.head_class.from_pretrained(folder).to(device)
-    except RuntimeError as error:  # it has the head of another task
-        raise ValueError(must(str(folder), f"have the head of {task.name}", "other weights")) from error
-
-
 def _evaluate(task: Task, head: TaskHead, split: Split, precision: str) -> Evaluation:
     device = next(head.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -174,8 +164,7 @@ def evaluate_folder(
         rule = "be a folder without metrics.json"
         raise ValueError(must("evaluate: --out", rule, repr(str(out)), "name another folder"))
     folder = local.existing("evaluate: --model", model)
-    recipe = _recipe(task, folder, options)
-    of_task = TASKS[task](recipe)
+    of_task, head, tokenizer, recipe = open_fine_tuned("evaluate", task, folder, device, **options)
     for path in paths:
         local.existing("evaluate: --data", path, hub=False)
     items = of_task.read(paths, split)
@@ -183,12 +172,8 @@ def evaluate_folder(
         raise ValueError(must("evaluate: --data", "have at least one item", "none"))
     if error := of_task.unlabelled(items):
         raise ValueError(error)
-    described, config, _ = read_folder(folder)
-    of_task.use(described)
     of_task.check(items)
-    set_max_len(of_task, recipe, config)
-    examples = of_task.examples(items, data.load_tokenizer(folder, special_ids=None))
-    head = _head(of_task, folder, device)
+    examples = of_task.examples(items, tokenizer)
     evaluation = _evaluate(of_task, head, Split(items, examples), recipe.precision)
     if out is not None:
         local.new_folder("evaluate: --out", Path(out))
@@ -200,20 +185,6 @@ def evaluate_folder(
         }
         write(Path(out), of_task, items, evaluation.predictions, results)
     return evaluation.metrics
-
-
-def _recipe(task: str, folder: Path, options: dict[str, Any]) -> FineTuneRecipe:
-    """Return the recipe of a folder with the changes `options`; a model of transformers has only these."""
-    if task not in TASKS:
-        raise ValueError(must("evaluate: the task", f"be one of {', '.join(TASKS)}", repr(task)))
-    file, paths = folder / RECIPE, (str(folder),)
-    if file.exists():
-        recipe = FineTuneRecipe.load(file)
-    else:
-        recipe = FineTuneRecipe(task=task, model=str(folder), train=paths, dev=paths)
-    if recipe.task != task:
-        raise ValueError(must("evaluate: the task", f"be {recipe.task}, that of {folder}", task))
-    return dataclasses.replace(recipe, **options).resolved()
 
 
 def one_line(metrics: dict[str, float]) -> str:

@@ -17,6 +17,9 @@ from electra_fast.train.options import Options
 RECIPE, OLD_RECIPE = "recipe.json", "config.json"  # the latter in runs of versions before this one
 MODEL_FILES = {"model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"}
 
+# The remedy if a run is used before its first checkpoint.
+WITHOUT_MODEL = "pretrain writes discriminator/ with each checkpoint: wait for the first, or --resume the run"
+
 
 def find_recipe(folder: Path) -> Path | None:
     """Return the file with the recipe of the run in `folder`, None if it is not the folder of a run."""

@@ -139,15 +139,13 @@ class TaskData:
         return data.load_tokenizer(local.existing("finetune: --vocab", recipe.vocab), special_ids=None)
 
     def _config(self) -> ElectraConfig:
-        size = max(self.tokenizer.get_vocab().values()) + 1
         if self.recipe.model is not None:
             config = dataclasses.replace(
                 read_folder(self.recipe.model).config, **self._changes(FIXED_BY_MODEL)
             )
-            if size > config.vocab_size:
-                rule = f"have {size} rows in its word table, for its tokenizer"
-                raise ValueError(must(f"finetune: --model {self.recipe.model}", rule, config.vocab_size))
+            data.require_rows(f"finetune: --model {self.recipe.model}", self.tokenizer, config.vocab_size)
             return config
+        size = max(self.tokenizer.get_vocab().values()) + 1
         special = data.special_ids(self.tokenizer)
         ids = {f"{name.strip('[]').lower()}_id": i for name, i in special.items() if name != "[UNK]"}
         preset = getattr(ElectraConfig, self.recipe.preset)()

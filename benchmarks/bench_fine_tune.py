@@ -24,10 +24,9 @@ from benchmarks.harness.cases import FORWARD, Case, Round, Run, parametrize
 from benchmarks.harness.clock import on_a_stream
 from benchmarks.harness.inputs import CUDA, REHEARSAL
 from benchmarks.harness.machine import device
+from benchmarks.harness.models import with_our_layers
 from benchmarks.harness.providers import OURS
 from electra_fast.capture import cuda_graph
-from electra_fast.heads import SequenceClassifier
-from electra_fast.pretrained import config_from_hugging_face
 from electra_fast.tasks.classify import Classify
 from electra_fast.tasks.examples import Examples, TaskBatches
 from electra_fast.tasks.task import EVALUATION_TOKENS, TaskModel, predict
@@ -198,10 +197,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 def ours(model: nn.Module) -> TaskModel:
     """Return the model of `finetune` with the weights of a classifier of transformers."""
-    config = config_from_hugging_face(model.config.to_dict())
-    head = SequenceClassifier(config, [str(i) for i in range(model.config.num_labels)])
-    head.load_state_dict(model.state_dict())
-    return TaskModel(head, Classify(FineTuneRecipe(task="classify")))
+    return TaskModel(with_our_layers(model), Classify(FineTuneRecipe(task="classify")))
 
 
 def gradient(model: nn.Module) -> Tensor:

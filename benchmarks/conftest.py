@@ -12,6 +12,7 @@ from benchmarks.harness.cases import Round
 from benchmarks.harness.inputs import REHEARSAL
 from benchmarks.harness.machine import budget, device, info
 from benchmarks.harness.progress import Progress
+from benchmarks.harness.providers import LATE
 from benchmarks.harness.runner import CLOCK, Runner
 from benchmarks.harness.yours import facts
 from benchmarks.report.runs import SCHEMA
@@ -43,7 +44,7 @@ def refuse_the_interpreter() -> None:
 def pytest_collection_modifyitems(config, items):
     only, quick = config.getoption("only") or "", config.getoption("quick")
     wanted = [item for item in items if any(part in item.nodeid for part in only.split("|"))]
-    kept = [item for item in wanted if not (quick and _plan(item)[0] is Round.RIVALS)]
+    kept = [item for item in wanted if not (quick and item.callspec.params["provider"] in LATE)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
     items.sort(key=_plan)

@@ -47,7 +47,7 @@ class Round(enum.IntEnum):
     STEP = 2
     OTHERS = 3
     RIVALS = 4  # rivals and compiled providers
-    DEFINITIONS = 5  # the reference
+    DEFINITIONS = 5  # the reference, and cases that need minutes
 
 
 class Run(NamedTuple):

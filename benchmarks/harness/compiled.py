@@ -10,6 +10,7 @@ from benchmarks.harness.machine import device
 
 OPTIONS = {
     "compile_max": {"mode": "max-autotune"},
+    "huggingface_reduce": {"mode": "reduce-overhead"},  # CUDA graphs
     # Four random numbers per Philox call, as TORCHINDUCTOR_USE_RAND4X=1 sets it.
     "compile_rand4x": {"options": {"use_rand4x": True}},
 }

@@ -8,6 +8,10 @@ import torch
 from torch import nn
 
 from benchmarks.harness.providers import OURS
+from electra_fast.heads import SequenceClassifier
+from electra_fast.pretrained import config_from_hugging_face
+
+PATCHED = {"fused_int8": {"int8": True}, "fused_graph": {"graphs": True}}  # options of the patch
 
 
 def build(head: str, config, provider: str, device: str, *, training: bool = True) -> nn.Module:
@@ -19,8 +23,16 @@ def build(head: str, config, provider: str, device: str, *, training: bool = Tru
     torch.manual_seed(0)
     model = getattr(transformers, head)(config).to(device).train(training)
     if provider in OURS:
-        hf.patch(model, **({"int8": True} if provider == "fused_int8" else {}))
+        hf.patch(model, **PATCHED.get(provider, {}))
     return model
+
+
+def with_our_layers(model: nn.Module) -> SequenceClassifier:
+    """Return our classifier with the weights, dtype, device and mode of a transformers' one."""
+    config = config_from_hugging_face(model.config.to_dict())
+    head = SequenceClassifier(config, [str(i) for i in range(model.config.num_labels)])
+    head.load_state_dict(model.state_dict())
+    return head.to(model.device, model.dtype).train(model.training)
 
 
 def patch_has_int8() -> None:

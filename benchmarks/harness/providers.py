@@ -2,19 +2,26 @@
 
 from collections.abc import Iterable
 
-OURS = ("fused", "eager", "packed", "fused_int8", "trainer_packed", "trainer_patched", "candidate")
+OURS = ("fused", "eager", "packed", "fused_int8", "fused_graph", "packed_graph", "pipeline_patched")
+OURS += ("trainer_packed", "trainer_patched", "candidate")
 LABELS = {
     "compile": "torch.compile",
     "compile_max": "torch.compile, max-autotune",
     "compile_rand4x": "torch.compile, rand4x",
     "huggingface": "Hugging Face",
     "huggingface_compile": "Hugging Face, compiled",
+    "huggingface_reduce": "Hugging Face, compiled, reduce-overhead",
+    "pipeline": "pipeline",
+    "pipeline_sorted": "pipeline, sorted by length",
+    "pipeline_patched": "pipeline, patched",
     "trainer": "Trainer",
     "trainer_grouped": "Trainer, grouped by length",
     "trainer_patched": "Trainer, patched",
     "trainer_packed": "Trainer, patched, packed",
     "eager": "fused, no graph",
     "fused_int8": "fused, int8",
+    "fused_graph": "fused, graph",
+    "packed_graph": "packed, graph",
     "linear_ce": "F.linear_cross_entropy",
     "linear_ce_chunked": "F.linear_cross_entropy, chunked",
     "linear_ce_one": "F.linear_cross_entropy, one chunk",
@@ -42,10 +49,11 @@ RIVALS = ("linear_ce_chunked", "linear_ce_one", "linear_ce", "linear_ce_cute", "
 RIVALS += ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "varlen_flash", "varlen_cudnn")
 RIVALS += ("flex", "flex_flash", "flash_attn", "flash_attn_3", "flash_attn_4", "ort", "ort_int8", "openvino")
 RIVALS += ("cublaslt_tanh",)
-COMPILED = ("compile", "compile_max", "compile_rand4x", "huggingface_compile")
+COMPILED = ("compile", "compile_max", "compile_rand4x", "huggingface_compile", "huggingface_reduce")
 LATE = (*RIVALS, *COMPILED)  # timed after all other providers
 ORDER = [*OURS, "torch", "compile", "compile_max", "compile_rand4x"]
-ORDER += ["trainer", "trainer_grouped", "huggingface", "huggingface_compile", *RIVALS, "reference"]
+ORDER += ["trainer", "trainer_grouped", "pipeline", "pipeline_sorted"]
+ORDER += ["huggingface", "huggingface_compile", "huggingface_reduce", *RIVALS, "reference"]
 
 
 def in_order(providers: Iterable[str]) -> list[str]:

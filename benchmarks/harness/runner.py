@@ -212,6 +212,7 @@ class Runner:
         return {
             "p20": quantile(one.times, 0.2),
             "p80": quantile(one.times, 0.8),
+            "p95": quantile(one.times, 0.95),
             "host": quantile(one.host, 0.5),
             # another provider's time over this one's: above 1 this one is faster
             "ratio": {p: quantile(o.times, 0.5) / median for p, o in group.items() if o is not one},

@@ -14,6 +14,9 @@ OF_OURS = {
     "packed": "one of ours: fused without padding",
     "eager": "one of ours: fused without a graph",
     "fused_int8": "one of ours: fused in int8",
+    "fused_graph": "one of ours: fused as a CUDA graph",
+    "packed_graph": "one of ours: without padding, as a CUDA graph",
+    "pipeline_patched": "one of ours: patched",
     "trainer_packed": "one of ours: patched, without padding",
     "trainer_patched": "one of ours: patched",
 }

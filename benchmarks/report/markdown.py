@@ -7,6 +7,7 @@ from benchmarks.harness.machine import ROOT, source_hash
 from benchmarks.harness.providers import in_order, label
 from benchmarks.report import picture
 from benchmarks.report.checks import sentence
+from benchmarks.report.inference import inference, rates
 from benchmarks.report.numbers import digits, provider_rows, step_columns
 from benchmarks.report.runs import (
     MODELS,
@@ -26,7 +27,7 @@ END = "<!-- /benchmarks -->"
 
 
 def tables(result: dict, sources: str) -> str:
-    """Return one device's tables: ops and training steps, models of transformers, each training step.
+    """Return one device's tables: ops and steps, models of transformers, inference, and each training step.
 
     The first two have the ratio of each provider's time to that of fused.
     """
@@ -38,8 +39,9 @@ def tables(result: dict, sources: str) -> str:
     passes = "Each op is timed with its backward pass, if it has one."
     missing = f"Absent: {found}." if (found := absent(result)) else ""
     note = " ".join(filter(None, [basis, passes, sentence(result), missing]))
+    numbers = [_table(*numbers) for numbers in inference(result)]
     parts = [_ratios(ops, timed), note, *([_ratios(models, timed)] if models else [])]
-    return "\n\n".join([_title(result, sources), *parts, *_steps(result)])
+    return "\n\n".join([_title(result, sources), *parts, *numbers, *_steps(result)])
 
 
 def _ratios(found: dict[str, dict[str, dict | str]], timed: bool) -> str:
@@ -61,8 +63,9 @@ def _ratios(found: dict[str, dict[str, dict | str]], timed: bool) -> str:
 
 
 def summary(result: dict, sources: str) -> str:
-    """Return one device's table of its first training step, for README.md."""
-    return "\n\n".join([_title(result, sources), *_steps(result)[:1]])
+    """Return one device's tables for README.md: its first training step, and texts of real lengths."""
+    texts = [_table(*numbers) for numbers in rates(result)]
+    return "\n\n".join([_title(result, sources), *_steps(result)[:1], *texts])
 
 
 def _title(result: dict, sources: str) -> str:

@@ -8,6 +8,7 @@ from benchmarks.report.answers import answers
 from benchmarks.report.checks import kernels_checked
 from benchmarks.report.evidence import environment, errors, everything, memory, where_others_win
 from benchmarks.report.html import paragraph
+from benchmarks.report.inference import inference_section
 from benchmarks.report.kernels import KERNELS, kernels
 from benchmarks.report.ops import ops, over_time, rates, sizes
 from benchmarks.report.runs import kind, machine
@@ -18,7 +19,8 @@ from benchmarks.static import figures
 
 STYLE = Path(__file__).with_name("page.css")
 # Sections about the newest run of a machine.
-SECTIONS = (yours, kernels_checked, training_step, ops, where_others_win, sizes, rates, memory, errors)
+SECTIONS = (yours, kernels_checked, training_step, ops, inference_section, where_others_win)
+SECTIONS += (sizes, rates, memory, errors)
 APPENDIX = (everything, environment)
 LEAD = (
     "Kernels for ELECTRA's pre-training, compared with other implementations of the same computation. Each "

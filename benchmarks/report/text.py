@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from benchmarks.harness.providers import label
+from benchmarks.report.inference import inference
 from benchmarks.report.numbers import digits, faster_than, provider_rows, standard_error, titles
 from benchmarks.report.runs import (
     case,
@@ -22,8 +23,8 @@ from benchmarks.report.yours import lines as lines_of_yours
 from electra_fast.tables import text_table
 
 WELL_KNOWN = ("torch", "compile", "huggingface", "huggingface_compile", "ort", "ort_int8", "openvino")
-WELL_KNOWN += ("trainer", "trainer_grouped")
-WELL_KNOWN += ("packed", "fused_int8")  # of ours
+WELL_KNOWN += ("trainer", "trainer_grouped", "pipeline", "pipeline_sorted")
+WELL_KNOWN += ("packed", "fused_int8", "pipeline_patched")  # of ours
 TOO_LATE = re.compile(r"needs (\d+) s, \d+ s are left")  # the reason of a number that the budget left out
 COLUMNS = ["ms", "p20 - p80", "host us", "rate, share of bound", "peak MB"]
 BASIS = {
@@ -63,7 +64,15 @@ def table(result: dict) -> str:
         rows[group] = [[*row, "" if isinstance(b, str) else faster_than(p, b)] for row, (p, b) in cells]
     head = ["provider", *titles(COLUMNS, result), "fused is"]
     lines = [headline(result), BASIS[kind(result)], "", *grouped(head, rows, right=range(1, len(head)))]
-    return "\n".join([*lines, "", *components(result), *lines_of_yours(result), *endings(result)])
+    more = [*latency_and_rate(result), *components(result), *lines_of_yours(result)]
+    return "\n".join([*lines, "", *more, *endings(result)])
+
+
+def latency_and_rate(result: dict) -> list[str]:
+    """Return the tables of inference, each with an empty line."""
+    found = [(numbers.head, *numbers.rows) for numbers in inference(result)]
+    tables = [text_table(rows, right=range(1, len(rows[0]))) for rows in found]
+    return [line for table in tables for line in (table, "")]
 
 
 def grouped(head: list[str], rows: dict[str, list[list[str]]], right: Collection[int]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.learning import uses_report
 from benchmarks.learning.probes import mean_and_error
 from benchmarks.report import picture, svg
 
@@ -59,6 +60,8 @@ def markdown(results: dict) -> str:
         lines += _fine_tuning(results["fine_tune"])
     if "transfer" in results:
         lines += _transfer(results["transfer"])
+    if "uses" in results:
+        lines += uses_report.section(results["uses"])
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,0 +1,104 @@
+"""Passages with replaced tokens, and how well a discriminator finds them."""
+
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.learning.probes import initial_weights, mean_and_error
+from electra_fast import data
+from electra_fast.model import Electra
+from electra_fast.modules import Layout
+from electra_fast.tasks.examples import assemble
+from electra_fast.train.checkpoint import read, restore
+from electra_fast.train.recipe import Recipe
+from electra_fast.train.run_folder import find_recipe
+from electra_fast.use import Pretrained, load
+from electra_fast.use.likelihood import replaced_logits
+
+PASSAGES, TOKENS = 200, 126  # passages of TEXT, and tokens of each, which fit into a sequence of pre-training
+SHARE = 0.15  # of the tokens that are masked
+
+
+class Planted(NamedTuple):
+    """Passages with replaced tokens."""
+
+    ids: np.ndarray  # [passages, TOKENS]
+    replaced: np.ndarray  # bool, whether a token differs from the original
+
+
+def passages(model: Pretrained, file: Path) -> np.ndarray:
+    """Return the first tokens of long paragraphs of a text, int ``[PASSAGES, TOKENS]``."""
+    opened = lzma.open if file.suffix == ".xz" else open
+    with opened(file, "rt", encoding="utf-8") as stream:
+        lines = [line for line in stream.read().splitlines() if len(line) > 4 * TOKENS]
+    encoded = model.tokenizer.encode_batch(lines, add_special_tokens=False)
+    found = np.array([e.ids[:TOKENS] for e in encoded if len(e.ids) >= TOKENS])
+    return found[:: max(1, len(found) // PASSAGES)][:PASSAGES]
+
+
+def masked(ids: np.ndarray) -> np.ndarray:
+    """Return which tokens of each passage are masked, bool."""
+    order = np.random.default_rng(0).random(ids.shape).argsort(1)
+    return order < round(SHARE * ids.shape[1])
+
+
+def by_any_piece(ids: np.ndarray, pieces: int) -> Planted:
+    """Replace tokens by pieces that are not special, all equally probable."""
+    others = np.random.default_rng(1).integers(104, pieces, ids.shape)
+    changed = np.where(masked(ids), others, ids)
+    return Planted(changed, changed != ids)
+
+
+def by_generator(model: Pretrained, ids: np.ndarray) -> Planted:
+    """Replace tokens by samples of a generator, as in pre-training."""
+    generator, where = model.generator, torch.from_numpy(masked(ids)).flatten().nonzero()[:, 0]
+    examples = assemble(ids.tolist(), None, model.tokenizer, TOKENS + 2)
+    batch = examples.batch(np.arange(len(ids)))
+    where = where + 2 * (where // ids.shape[1]) + 1  # [CLS] and [SEP] are not in `ids`
+    batch["ids"][where] = generator.config.mask_id
+    layout = Layout(None, batch["cu_seqlens"], batch["max_seqlen"])
+    with torch.inference_mode():
+        x = generator.encoder(batch["ids"], layout, rows=where)
+        logits = generator.head.logits(x, generator.encoder.embedding.words)
+        samples = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(0))
+    changed = ids.copy()
+    changed[masked(ids)] = samples[:, 0].numpy()
+    return Planted(changed, changed != ids)
+
+
+def auc(model: Pretrained, planted: Planted) -> list[float]:
+    """Return the area under the ROC curve of each passage."""
+    from sklearn.metrics import roc_auc_score
+
+    logits = replaced_logits(model, list(planted.ids))
+    return [float(roc_auc_score(*each)) for each in zip(planted.replaced, logits, strict=True)]
+
+
+def checkpoints(run: Path) -> Iterator[tuple[int, Pretrained]]:
+    """Yield the step and the model of the initial weights and of each checkpoint that a run has kept."""
+    tokenizer = load(run, device="cpu").tokenizer
+    yield 0, Pretrained(run, tokenizer, initial_weights(run, Electra).eval(), None)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    for folder in sorted((run / "checkpoints").glob("step-*")):
+        found = read(folder)
+        model = Electra(Recipe.load(find_recipe(run)).model(vocab_size, data.special_ids(tokenizer)))
+        restore("model", dict(model.named_parameters()), found.tensors["model"])
+        if found.step:
+            yield found.step, Pretrained(run, tokenizer, model.eval().discriminator, None)
+
+
+def detected(model: Pretrained, ids: np.ndarray, models: dict[str, Pretrained]) -> list[dict]:
+    """Return the AUC of models on passages that are corrupted once, in both ways."""
+    corrupted = {
+        "any piece": by_any_piece(ids, model.tokenizer.get_vocab_size()),
+        "the generator": by_generator(model, ids),
+    }
+    return [
+        {"model": name, "by": by, "auc": mean_and_error(auc(each, found))}
+        for name, each in models.items()
+        for by, found in corrupted.items()
+    ]

@@ -1,0 +1,204 @@
+"""What is a discriminator of half an hour good for? A number per function of `electra_fast.use`.
+
+    python -m benchmarks.learning.uses runs/wiki TEXT DATA --default runs/demo
+
+TEXT was not in the training of the run, and DATA has goemotions/, blimp/, crows_pairs/, snips/ and
+banking77/. LEARNING.md has the result.
+
+- detect: a seventh of the tokens of a passage of TEXT is masked and replaced, by any piece of the vocabulary
+  or by a sample of the last checkpoint's generator. The number is the area under the ROC curve (AUC) of a
+  passage. Every checkpoint of the run reads the same passages; the default model reads passages that its own
+  generator has changed.
+- suggest: a word per passage is replaced by another one; is the original among the suggestions?
+- choose: the sentiment of GoEmotions. score: the minimal pairs of BLiMP. pairs: CrowS-Pairs.
+- intent and rank: models of `finetune` on SNIPS and Banking77 without pre-training, called with texts.
+"""
+
+import argparse
+import json
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import machine
+from benchmarks.learning import report
+from benchmarks.learning.planted import checkpoints, detected, passages
+from benchmarks.learning.probes import PAIRS, sentiment
+from benchmarks.learning.runs import RESULTS
+from benchmarks.learning.transfer import pretraining
+from electra_fast.tasks.entities import entities
+from electra_fast.tasks.items import Text, Utterance
+from electra_fast.tasks.readers import texts as read_texts
+from electra_fast.tasks.tagged import utterances
+from electra_fast.train.fine_tune import fine_tune
+from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+from electra_fast.use import IntentReader, Pretrained, Ranker, choose, load, score, suggest
+from electra_fast.use.pairs import pairs
+
+CHOSEN = 1000  # texts of GoEmotions
+QUERIES = 500  # of Banking77's test set
+# Labels per query. With ten of them in training, a model that has learned nothing yet is right for nine.
+CANDIDATES = {"train": 2, "test": 10}
+FINE_TUNING = {"preset": "tiny", "epochs": 4.0, "precision": "float32", "save_every": 10**6}
+RANKING = FINE_TUNING | {"epochs": 6.0, "lr": 2e-4}  # with 1e-3 it learns nothing
+
+
+def suggested(model: Pretrained, ids: np.ndarray) -> dict[str, float]:
+    """Return how often the original of a replaced word is the first suggestion, and is among five."""
+    random, pieces = np.random.default_rng(2), model.tokenizer.get_vocab()
+    words = sorted(piece for piece in pieces if piece.isalpha() and len(piece) > 1)
+    texts, spans, originals = [], [], []
+    for text in model.tokenizer.decode_batch(ids.tolist()):
+        split = text.split(" ")
+        known = [n for n, word in enumerate(split) if word in pieces and word.isalpha()]
+        n = int(random.choice(known))
+        originals.append(split[n])
+        split[n] = str(random.choice(words))
+        start = len(" ".join(split[:n])) + (n > 0)
+        texts.append(" ".join(split))
+        spans.append([(start, start + len(split[n]))])
+    found = [each.suggestions[0].candidates for each in suggest(texts, model, spans)]
+    places = list(zip(originals, found, strict=True))
+    return {
+        "first": float(np.mean([word == candidates[0].text for word, candidates in places])),
+        "among five": float(np.mean([word in {c.text for c in candidates} for word, candidates in places])),
+        "first of the generator": float(
+            np.mean([word == max(found, key=lambda c: c.generator).text for word, found in places])
+        ),
+    }
+
+
+def chosen(model: Pretrained, file: Path) -> dict[str, float]:
+    rows = sentiment(file)[:CHOSEN]
+    found = choose([text for text, _ in rows], None, model)
+    right = [(each.option == "great") == (label == 1) for each, (_, label) in zip(found, rows, strict=True)]
+    positive = np.mean([label for _, label in rows])
+    return {"accuracy": float(np.mean(right)), "majority": float(max(positive, 1 - positive))}
+
+
+def scored(model: Pretrained, archive: Path) -> dict[str, float]:
+    """Return how often the good sentence of a pair has the higher score, by each half."""
+    pairs = []
+    with tarfile.open(archive) as tar:
+        for member in sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name):
+            lines = zip(range(PAIRS), tar.extractfile(member), strict=False)
+            pairs += [json.loads(line) for _, line in lines]
+    texts = [pair[name] for name in ("sentence_good", "sentence_bad") for pair in pairs]
+    found = score(texts, model)
+    halves = zip(found[: len(pairs)], found[len(pairs) :], strict=True)
+    right = [(a.generator > b.generator, a.discriminator > b.discriminator) for a, b in halves]
+    return dict(zip(("generator", "discriminator"), np.mean(right, axis=0).tolist(), strict=True))
+
+
+def biased(model: Pretrained, file: Path) -> dict[str, Any]:
+    return {by: pairs([file], model, by=by).overall._asdict() for by in ("generator", "discriminator")}
+
+
+def understood(folder: Path) -> dict[str, float]:
+    """Fine-tune on SNIPS; return the metrics of its texts, joined and split again."""
+    train, test = (sorted(map(str, folder.glob(f"{name}*.json*"))) for name in ("train", "validate"))
+    with tempfile.TemporaryDirectory() as out:
+        recipe = FineTuneRecipe(task="intent", train=tuple(train), dev=tuple(test), **FINE_TUNING)
+        fine_tune(recipe, Path(out), device="cpu")
+        items = utterances(test)
+        found = IntentReader(out, device="cpu")([" ".join(item.words) for item in items])
+    intents = [each.intent == item.intent for each, item in zip(found, items, strict=True)]
+    slots = [
+        [(slot.type, slot.text) for slot in each.slots] == slot_texts(item)
+        for each, item in zip(found, items, strict=True)
+    ]
+    return {"intent": float(np.mean(intents)), "slots": float(np.mean(slots))}
+
+
+def slot_texts(item: Utterance) -> list[tuple[str, str]]:
+    found = sorted(entities(item.slots), key=lambda each: each[1])
+    return [(kind, " ".join(item.words[start:end])) for kind, start, end in found]
+
+
+def ranked(folder: Path) -> dict[str, float]:
+    """Fine-tune on Banking77, with the names of labels as documents; return the metrics of queries."""
+    random = np.random.default_rng(3)
+    train, test = (read_texts([next(folder.glob(f"{name}.csv*"))]) for name in CANDIDATES)
+    labels = sorted({item.label for item in train})
+
+    def query(item: Text, count: int) -> dict[str, Any]:
+        others = [each for each in labels if each != item.label]
+        found = random.permutation([item.label, *random.choice(others, count - 1, replace=False)])
+        names, relevance = (
+            [each.replace("_", " ") for each in found],
+            [int(each == item.label) for each in found],
+        )
+        return {"query": item.text, "candidates": names, "relevance": relevance}
+
+    queries = {"train": train, "test": test[:: len(test) // QUERIES]}
+    with tempfile.TemporaryDirectory() as out:
+        files, rows = {}, {}
+        for name, items in queries.items():
+            files[name] = Path(out) / f"{name}.jsonl"
+            rows[name] = [query(item, CANDIDATES[name]) for item in items]
+            files[name].write_text("".join(f"{json.dumps(row)}\n" for row in rows[name]))
+        train_files, test_files = ((str(files[name]),) for name in CANDIDATES)
+        recipe = FineTuneRecipe(task="rank", train=train_files, dev=test_files, **RANKING)
+        fine_tune(recipe, Path(out) / "model", device="cpu")
+        model = Ranker(Path(out) / "model", device="cpu")
+        found = [model(row["query"], row["candidates"]) for row in rows["test"]]
+    orders = [
+        [row["relevance"][each.number] for each in x] for row, x in zip(rows["test"], found, strict=True)
+    ]
+    places = np.array([1 + order.index(1) for order in orders])
+    return {
+        "mrr": float(np.mean(1 / places)),
+        "first": float(np.mean(places == 1)),
+        "mrr by chance": float(np.mean(1 / np.arange(1, CANDIDATES["test"] + 1))),
+    }
+
+
+def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any]:
+    model, other = load(run, device="cpu"), load(default, device="cpu")
+    ids = passages(model, text)
+    by_step = {f"{step:,} steps": each for step, each in checkpoints(run)}
+    by_step[list(by_step)[-1]] = model
+    found: dict[str, Any] = {"pretraining": pretraining(run), "default": pretraining(default)}
+    found["detect"] = detected(model, ids, by_step)
+    found["detect by default"] = detected(other, passages(other, text), {"default": other})
+    measured = {
+        "suggest": lambda: suggested(model, ids),
+        "choose": lambda: chosen(model, folder / "goemotions" / "group_test.tsv.xz"),
+        "score": lambda: scored(model, folder / "blimp" / "blimp_data.tar.xz"),
+        "pairs": lambda: biased(model, next((folder / "crows_pairs").glob("crows_pairs_anonymized.csv*"))),
+        "intent": lambda: understood(folder / "snips"),
+        "rank": lambda: ranked(folder / "banking77"),
+    }
+    for name, function in measured.items():
+        begin = time.process_time()
+        found[name] = function() | {"seconds": time.process_time() - begin}
+        print(name, found[name], flush=True)
+    return found
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning.uses",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("run", type=Path, help="a run of pre-training")
+    p.add_argument("text", type=Path, help="a text that was not in its training")
+    p.add_argument("data", type=Path, help="the folder with goemotions/, blimp/ and the others")
+    p.add_argument("--default", type=Path, required=True, help="a run of README's first command")
+    options = p.parse_args()
+    torch.set_num_threads(1)
+    found = measure(options.run, options.default, options.text, options.data)
+    results = json.loads(RESULTS.read_text())
+    results["uses"] = found | {"machine": machine.cpu_model(), "torch": torch.__version__}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    report.write(results)
+
+
+if __name__ == "__main__":
+    main()

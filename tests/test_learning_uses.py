@@ -1,0 +1,74 @@
+"""The measurement of what a small discriminator is good for: what it plants, and what the page says."""
+
+import numpy as np
+import pytest
+import torch
+from small_use import CONFIG
+
+from benchmarks.learning import planted, uses, uses_report
+from electra_fast.tasks.items import Utterance
+from electra_fast.use import load
+
+pytest.importorskip("sklearn")
+pytest_plugins = ["small_tokenizer", "small_run"]
+IDS = np.random.default_rng(5).integers(104, 108, (6, 20))
+
+
+def test_the_same_share_of_each_passage_is_replaced_by_any_piece():
+    found = planted.by_any_piece(IDS, 50_000)
+    assert found.ids.shape == IDS.shape and found.replaced.sum(1).tolist() == [3] * 6
+    assert (found.replaced == (found.ids != IDS)).all() and (found.replaced <= planted.masked(IDS)).all()
+    assert len(set(map(tuple, planted.masked(IDS)))) == 6  # other tokens in each passage
+    assert (planted.by_any_piece(IDS, 50_000).ids == found.ids).all()
+
+
+def test_the_generators_samples_are_put_at_the_masks_only(small_run):
+    model = load(small_run, device="cpu")
+    with torch.no_grad():
+        model.generator.head.bias[77] = 1000.0
+    found = planted.by_generator(model, IDS)
+    assert (found.ids == np.where(planted.masked(IDS), 77, IDS)).all()
+    with torch.no_grad():
+        model.generator.head.bias.zero_()
+    found = planted.by_generator(model, IDS)
+    assert (found.ids[~planted.masked(IDS)] == IDS[~planted.masked(IDS)]).all()
+    assert len(set(found.ids[planted.masked(IDS)].tolist())) > 5 and found.ids.max() < CONFIG.vocab_size
+
+
+def test_the_area_is_that_of_each_passage(monkeypatch):
+    found = planted.by_any_piece(IDS, 50_000)
+    monkeypatch.setattr(planted, "replaced_logits", lambda model, ids: list(found.replaced * 1.0))
+    assert planted.auc(None, found) == [1.0] * 6
+    monkeypatch.setattr(planted, "replaced_logits", lambda model, ids: [np.zeros(20)] * 6)
+    assert planted.auc(None, found) == [0.5] * 6
+
+
+def test_slots_are_compared_as_texts():
+    item = Utterance(["play", "some", "cool", "jazz"], "play", ["O", "O", "B-mood", "B-genre"], "line 1")
+    assert uses.slot_texts(item) == [("mood", "cool"), ("genre", "jazz")]
+
+
+def test_the_page_says_what_was_found():
+    run = {"steps": 3500, "batch_tokens": 4096, "vocabulary": 8192, "train_tokens": 1}
+    values = {"0 steps": (0.5, 0.51), "9 steps": (0.8, 0.505)}
+    detect = [
+        {"model": name, "by": by, "auc": (value, 0.01)}
+        for name, both in values.items()
+        for by, value in zip(("any piece", "the generator"), both, strict=True)
+    ]
+    found = {"pretraining": run, "default": run, "machine": "here", "torch": "2", "detect": detect}
+    found |= {"detect by default": [], "suggest": {"first": 0.1, "among five": 0.25, "seconds": 3}}
+    found["suggest"]["first of the generator"] = 0.2
+    found |= {"choose": {"accuracy": 0.5, "majority": 0.6, "seconds": 1}}
+    found |= {"score": {"generator": 0.52, "discriminator": 0.51, "seconds": 1}}
+    found["pairs"] = {"generator": {"rate": 0.5, "low": 0.47, "high": 0.53}, "seconds": 1}
+    found |= {"intent": {"intent": 0.9, "slots": 0.4, "seconds": 1}}
+    found |= {"rank": {"mrr": 0.9, "mrr by chance": 0.29, "first": 0.8, "seconds": 1}}
+    page = "\n".join(uses_report.section(found))
+    assert "| 9 steps | 0.800 ± 0.010 | 0.505 ± 0.010 |" in page and "14.3 million" in page
+    assert "by any piece: with training the AUC rises (0.500 to 0.800); at the end it is above chance" in page
+    assert (
+        "by the generator: with training the AUC does not rise (0.510 to 0.505); at the end it is not above"
+        in page
+    )
+    assert "first in 10.0%, among five in 25.0%" in page and "50.0 % [47.0, 53.0] by the generator |" in page

@@ -4,6 +4,7 @@ import atexit
 import faulthandler
 import json
 import os
+import re
 import signal
 import time
 from copy import deepcopy
@@ -113,7 +114,9 @@ def test_a_process_that_hangs_ends_the_other_in_time(corpus, tmp_path):
     stopped = {"signal_at": (signal.SIGSTOP, 6, 1)}
     ended = processes.pretrain(2, recipe, tmp_path, hangs=True, rank0={"timeout": 2.0}, rank1=stopped)
     assert ended.codes == [1, -signal.SIGKILL]  # the latter by this test
-    assert "must reach the other processes, got" in ended.errors[0] and "Timed out" in ended.errors[0]
+    # The second message is that of an operation whose connection the timeout of another one has closed.
+    timeout = r"must reach the other processes, got .*(Timed out|Application timeout caused pair closure)"
+    assert re.search(timeout, ended.errors[0]), ended.errors[0]
     assert (tmp_path / "checkpoints/step-000000006").exists()
 
 

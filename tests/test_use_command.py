@@ -48,6 +48,9 @@ def test_detect(small_run, tmp_path, capsys):
     page = tmp_path / "page.html"
     said = printed(capsys, "detect", "--model", small_run, TEXTS[0], "--threshold", "0", "--html", page)
     assert re.match(r"\[the 0\.\d\d\] \[cat 0\.\d\d\] \[sat 0\.\d\d\]\[\. 0\.\d\d\]\n", said), said
+    assert "(no word is above 1)" in printed(
+        capsys, "detect", "--model", small_run, TEXTS[0], "--threshold", "1"
+    )
     assert "the cat" in re.sub("<[^>]*>", "", page.read_text())
 
 

@@ -152,7 +152,8 @@ def _detect(texts: list[str], threshold: float, html: str | None, json: bool, **
             [word.text, f"{word.probability:.3f} {'#' * round(30 * word.probability)}"]
             for word in words[:MOST_WORDS]
         ]
-        return f"{marked(each, threshold)}\n{text_table(rows)}\n"
+        none = "" if each.flagged(threshold) else f"(no word is above {threshold:g})\n"
+        return f"{marked(each, threshold)}\n{none}{text_table(rows)}\n"
 
     _print(found, json, shown)
 

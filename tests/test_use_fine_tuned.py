@@ -146,6 +146,16 @@ def test_an_answerer(folders, tokenizer):
     assert Answerer(folders["answer"], max_query=8)((question, context)).text == found.text
 
 
+def test_a_ranker_reads_equal_documents_once(folders, monkeypatch):
+    """At another place in a batch the same text may get other bits, and a wrong place among equal ones."""
+    model, seen = Ranker(folders["rank"]), []
+    predict = model._predict
+    monkeypatch.setattr(model, "_predict", lambda items: seen.append(items[0].candidates) or predict(items))
+    found = model("who ran?", ["the cat", "a dog"] * 9)
+    assert seen == [["the cat", "a dog"]] and len({each.score for each in found}) == 2
+    assert sorted(each.number for each in found[:9]) == [each.number for each in found[:9]]
+
+
 def test_a_ranker_puts_the_most_relevant_first_and_chooses_a_reply(folders, tokenizer):
     model, query = Ranker(folders["rank"]), "who ran?"
     found = rank(query, TEXTS, model)

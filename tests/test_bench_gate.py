@@ -11,7 +11,7 @@ from benchmarks.harness.inputs import SIZES
 from benchmarks.rivals import mlm_head as rivals
 from benchmarks.rivals import require
 from electra_fast import reference
-from electra_fast.ops import TORCH
+from electra_fast.ops import FUSED, TORCH
 
 MASK = {
     "ids": torch.arange(200, 456).view(4, 64),
@@ -25,6 +25,14 @@ MASK = {
 def test_the_gate_lets_the_baselines_pass():
     gate.Gate("bias_gelu", GELU, ("x", "bias")).check(TORCH.bias_gelu)
     gate.Gate("mask_tokens", MASK, ()).check(TORCH.mask_tokens)
+
+
+def test_the_gate_checks_a_kernel_without_floats():
+    gate.check_kernel("mask_tokens", FUSED.mask_tokens, MASK)
+    with pytest.raises(AssertionError):
+        gate.check_kernel(
+            "mask_tokens", lambda **args: FUSED.mask_tokens(**args)._replace(ids=args["ids"]), MASK
+        )
 
 
 def test_the_gate_tells_errors_beside_what_is_allowed():

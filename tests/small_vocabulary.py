@@ -9,7 +9,7 @@ PIECES += [*(f"##{letter}" for letter in string.ascii_lowercase), *WORDS]
 
 
 def more_pieces(folder, rows):
-    """Give the tokenizer of a folder so many pieces that a word table of `rows` rows is too small."""
+    """Give the tokenizer of a folder more pieces than a word table of `rows` rows has."""
     state = json.loads((folder / "tokenizer.json").read_text())
     vocab = state["model"]["vocab"]
     vocab |= {f"##more{i}": i for i in range(len(vocab), rows + 1)}

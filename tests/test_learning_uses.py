@@ -60,7 +60,7 @@ def test_the_page_says_what_was_found():
     found |= {"detect by default": [], "suggest": {"first": 0.1, "among five": 0.25, "seconds": 3}}
     found["suggest"]["first of the generator"] = 0.2
     found |= {"choose": {"accuracy": 0.5, "majority": 0.6, "seconds": 1}}
-    found |= {"score": {"generator": 0.52, "discriminator": 0.51, "seconds": 1}}
+    found |= {"score": {"generator": 0.52, "discriminator": 0.51, "pairs": 7, "seconds": 1}, "minutes": 30.4}
     found["pairs"] = {"generator": {"rate": 0.5, "low": 0.47, "high": 0.53}, "seconds": 1}
     found |= {"intent": {"intent": 0.9, "slots": 0.4, "seconds": 1}}
     found |= {"rank": {"mrr": 0.9, "mrr by chance": 0.29, "first": 0.8, "seconds": 1}}

@@ -1,4 +1,4 @@
-"""What is a discriminator of half an hour good for? A number per function of `electra_fast.use`.
+"""What is a small discriminator good for? A number per function of `electra_fast.use`.
 
     python -m benchmarks.learning.uses runs/wiki TEXT DATA --default runs/demo
 
@@ -92,7 +92,9 @@ def scored(model: Pretrained, archive: Path) -> dict[str, float]:
     found = score(texts, model)
     halves = zip(found[: len(pairs)], found[len(pairs) :], strict=True)
     right = [(a.generator > b.generator, a.discriminator > b.discriminator) for a, b in halves]
-    return dict(zip(("generator", "discriminator"), np.mean(right, axis=0).tolist(), strict=True))
+    return dict(zip(("generator", "discriminator"), np.mean(right, axis=0).tolist(), strict=True)) | {
+        "pairs": len(pairs)
+    }
 
 
 def biased(model: Pretrained, file: Path) -> dict[str, Any]:
@@ -158,12 +160,18 @@ def ranked(folder: Path) -> dict[str, float]:
     }
 
 
+def minutes(run: Path) -> float:
+    """Return how long a run of pre-training took, by its log."""
+    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])["seconds"] / 60
+
+
 def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any]:
     model, other = load(run, device="cpu"), load(default, device="cpu")
     ids = passages(model, text)
     by_step = {f"{step:,} steps": each for step, each in checkpoints(run)}
     by_step[list(by_step)[-1]] = model
     found: dict[str, Any] = {"pretraining": pretraining(run), "default": pretraining(default)}
+    found["minutes"] = minutes(run)
     found["detect"] = detected(model, ids, by_step)
     found["detect by default"] = detected(other, passages(other, text), {"default": other})
     measured = {

@@ -10,11 +10,12 @@ def section(found: dict[str, Any]) -> list[str]:
         "",
         "## What a small discriminator is good for",
         "",
-        f"Preset tiny after {run['steps']:,} steps of {run['batch_tokens']:,} tokens "
-        f"({tokens / 1e6:.1f} million, half an hour on two cores), with {run['vocabulary']:,} pieces; the "
-        f"default model is that of README's first command, after {default['steps']:,} steps of "
-        f"{default['batch_tokens']:,} tokens. Measured by `python -m benchmarks.learning.uses` on one thread "
-        f"of {found['machine']} with torch {found['torch']}.",
+        f"Preset tiny after {run['steps']:,} steps of {run['batch_tokens']:,} tokens: "
+        f"{tokens / 1e6:.1f} million tokens, {found['minutes']:.0f} minutes on two cores with other work, "
+        f"{run['vocabulary']:,} pieces. The default model is that of README's first command, after "
+        f"{default['steps']:,} steps of {default['batch_tokens']:,} tokens. Measured by "
+        f"`python -m benchmarks.learning.uses` on one thread of {found['machine']} with torch "
+        f"{found['torch']}.",
         "",
         "| `use detect`: AUC of a passage with replaced tokens | by any piece | by the generator |",
         "| --- | ---: | ---: |",
@@ -60,7 +61,7 @@ def _functions(found: dict[str, Any]) -> list[str]:
         ),
         (
             "score",
-            "BLiMP, 1,340 minimal pairs",
+            f"BLiMP, {scored['pairs']:,} minimal pairs",
             f"accuracy {scored['generator']:.3f} by the generator, {scored['discriminator']:.3f} by the "
             "discriminator (chance 0.500)",
         ),

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from electra_fast.dtypes import autocast
-from electra_fast.packing import padding, token_positions
+from electra_fast.packing import attention_padding, token_positions
 from electra_fast.reference import (
     Embedded,
     MaskedTokens,
     MLMHead,
+    NCELoss,
     ReplacedTokens,
     RTDLoss,
     attention_rows,
@@ -103,32 +104,46 @@ class _SoftmaxThenSum(torch.autograd.Function):
         return p * (dp - (do * o).sum(-1, keepdim=True)), (p * keep).mT @ do, None, None
 
 
-def _padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream, t, drop):
+def _padded_attention(q, k, v, key_mask, ahead, scale, dropout, rng, stream, t, drop):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     mask = None if key_mask is None else key_mask[:, None, None, :]
     if drop is _torch_dropout:
-        if causal and mask is not None:
-            mask = mask & torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-            causal = False
+        # SDPA aligns the first query with the first key if it is causal.
+        causal = mask is None and isinstance(ahead, int) and ahead == 0
+        if ahead is not None and not causal:
+            earlier = _earlier(q, k, ahead)
+            mask = earlier if mask is None else mask & earlier
         o = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
     else:
         s = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
         visible = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device)
-        visible = (visible.tril() if causal else visible) & (True if mask is None else mask)
+        visible = (visible if ahead is None else _earlier(q, k, ahead)) & (True if mask is None else mask)
         keep = drop(torch.ones_like(s), dropout, rng, stream, attention_rows(q.transpose(1, 2), t))
         o = _SoftmaxThenSum.apply(s, v, visible, keep)
     return o.transpose(1, 2)
 
 
+def _earlier(q, k, ahead):
+    """Return the pairs whose key is not later than its query, bool ``[L, K]`` or ``[B, 1, L, K]``."""
+    query, key = (torch.arange(x.shape[2], device=x.device) for x in (q, k))
+    ahead = ahead if isinstance(ahead, int) else ahead[:, None, None, None]
+    return key <= query[:, None] + ahead
+
+
 def attention(
     q, k, v, *, key_mask=None, cu_seqlens=None, max_seqlen=None, causal=False, scale=None,
-    dropout=0.0, rng=None, stream=0, drop=_torch_dropout,
+    dropout=0.0, rng=None, stream=0, cu_seqlens_k=None, max_seqlen_k=None, drop=_torch_dropout,
 ):  # fmt: skip
     q, k, v = autocast(q, k, v)
+    options = (scale, dropout, rng, stream)
     if cu_seqlens is None:
-        return _padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream, None, drop)
-    t, key_mask, b, l = padding("attention", cu_seqlens, max_seqlen, len(q))
-    return _padded_attention(q[t], k[t], v[t], key_mask, causal, scale, dropout, rng, stream, t, drop)[b, l]
+        ahead = k.shape[1] - q.shape[1] if causal else None
+        return _padded_attention(q, k, v, key_mask, ahead, *options, None, drop)
+    bounds = (cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+    pad = attention_padding(len(q), len(k), *bounds, causal)
+    q, k, v = q[pad.queries.t], k[pad.keys.t], v[pad.keys.t]
+    o = _padded_attention(q, k, v, pad.keys.mask, pad.ahead, *options, pad.queries.t, drop)
+    return o[pad.queries.b, pad.queries.l]
 
 
 def attention_qkv(qkv, **options):
@@ -182,3 +197,7 @@ def rtd_loss(logits, replaced, weights=None):
         cells = (guess & replaced, guess & ~replaced, ~guess & replaced, ~guess & ~replaced)
         counts = torch.stack([(weights * cell).sum() for cell in cells])
     return RTDLoss(loss, counts)
+
+
+def nce_loss(energies, log_q, noise, weights=None, *, log_odds=0.0):
+    return NCELoss(*rtd_loss(energies + log_q.detach() + log_odds, noise, weights))

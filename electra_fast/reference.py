@@ -10,7 +10,6 @@ dim, V vocabulary, M masked slots in total.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,39 +17,9 @@ from torch import Tensor
 
 from electra_fast.dtypes import autocast, wide
 from electra_fast.ids import legal_ids, rows_of
-from electra_fast.packing import padding, sequence_of, token_positions
+from electra_fast.packing import attention_padding, sequence_of, token_positions
 from electra_fast.philox import MASKING, drop, philox, uniforms
-
-
-class MaskedTokens(NamedTuple):
-    ids: Tensor  # shape and dtype of the input: [MASK] at most masked positions
-    positions: Tensor  # [M] flat indices t, rising within a sequence; 0 in an unused slot
-    targets: Tensor  # [M] original ids at `positions`; 0 in an unused slot
-    weights: Tensor  # [M] float32: 1, or 0 in an unused slot
-
-
-class Embedded(NamedTuple):
-    x: Tensor  # [.., E] the input of the encoder
-    word: Tensor  # [V, E] the table of the lookup, unchanged
-
-
-class MLMHead(NamedTuple):
-    loss: Tensor  # [] float32, weighted mean cross-entropy; the only field with a gradient
-    samples: Tensor  # [M] one token per slot, drawn from the generator; dtype of the targets
-    correct: Tensor  # [] float32, weighted count of slots whose arg-max is the target
-    lse: Tensor  # [M] float32 log-sum-exp of the logits
-    table: Tensor | None = None  # [V, E] the table itself, if `return_table`
-
-
-class ReplacedTokens(NamedTuple):
-    ids: Tensor  # original ids with the samples in place
-    replaced: Tensor  # bool, shape of ids: True where the id differs from the original
-
-
-class RTDLoss(NamedTuple):
-    loss: Tensor  # [] float32, weighted mean; the only field with a gradient
-    counts: Tensor  # [4] float32, weighted true positives, false positives, false negatives, true negatives
-
+from electra_fast.results import Embedded, MaskedTokens, MLMHead, NCELoss, ReplacedTokens, RTDLoss
 
 # --- masking (section 2: m_i ~ unif{1, n}, x_masked = REPLACE(x, m, [MASK])) -------------------------------
 
@@ -166,15 +135,24 @@ def default_scale(q: Tensor) -> float:
     return max(q.shape[-1], 1) ** -0.5
 
 
-def attention_scores(q: Tensor, k: Tensor, key_mask: Tensor | None, causal: bool, scale: float | None):
-    """Return (s, visible): scale * q k^T, ``[B, H, L, L]``, and the mask of the pairs that count.
+def attention_scores(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, ahead: int | Tensor | None, scale: float | None
+):
+    """Return (s, visible): scale * q k^T, ``[B, H, L, K]``, and the mask of the pairs that count.
 
     The other scores are the lowest finite number. With -inf a row without a visible key would become NaN, and
     its gradient too.
+
+    Args:
+        ahead: the number of keys minus that of queries, of the batch or of each sequence ``[B]``, if a query
+            sees no later key; None: it sees them all.
     """
-    L = q.shape[1]
-    visible = torch.ones(L, L, dtype=torch.bool, device=q.device)
-    visible = visible.tril() if causal else visible
+    visible = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
+    if isinstance(ahead, Tensor):
+        ahead = ahead[:, None, None, None]
+    if ahead is not None:
+        query, key = (torch.arange(x.shape[1], device=q.device) for x in (q, k))
+        visible = key <= query[:, None] + ahead
     visible = visible if key_mask is None else visible & key_mask[:, None, None, :]
     s = torch.einsum("blhd,bmhd->bhlm", wide(q), wide(k)) * (default_scale(q) if scale is None else scale)
     return s.masked_fill(~visible, torch.finfo(s.dtype).min), visible
@@ -187,10 +165,10 @@ def attention_rows(q: Tensor, t: Tensor | None) -> Tensor:
     return t[:, None, :] * H + torch.arange(H, device=q.device)[:, None]
 
 
-def padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream, t=None) -> Tensor:
-    """Return `attention` of ``[B, L, H, D]``; t ``[B, L]`` is the index of each token in its packed batch."""
+def padded_attention(q, k, v, key_mask, ahead, scale, dropout, rng, stream, t=None) -> Tensor:
+    """Return `attention` of ``[B, L, H, D]``; t ``[B, L]`` is the index of each query in its packed batch."""
     with torch.autocast(q.device.type, enabled=False):
-        s, visible = attention_scores(q, k, key_mask, causal, scale)
+        s, visible = attention_scores(q, k, key_mask, ahead, scale)
         p = drop(s.softmax(-1).masked_fill(~visible, 0), dropout, rng, stream, attention_rows(q, t))
         return torch.einsum("bhlm,bmhd->blhd", p, wide(v)).to(q.dtype)
 
@@ -208,14 +186,19 @@ def attention(
     dropout: float = 0.0,
     rng: Tensor | None = None,
     stream: int = 0,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
 ) -> Tensor:
     """Return dropout(softmax(scale * q k^T)) v over the visible keys; 0 for a query without visible keys."""
     q, k, v = autocast(q, k, v)
-    if cu_seqlens is not None:  # pad, attend, pack the result
-        t, key_mask, b, l = padding("attention", cu_seqlens, max_seqlen, q.shape[0])
-        o = padded_attention(q[t], k[t], v[t], key_mask, causal, scale, dropout, rng, stream, t)
-        return o[b, l]
-    return padded_attention(q, k, v, key_mask, causal, scale, dropout, rng, stream)
+    options = (scale, dropout, rng, stream)
+    if cu_seqlens is None:
+        return padded_attention(q, k, v, key_mask, k.shape[1] - q.shape[1] if causal else None, *options)
+    bounds = (cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+    pad = attention_padding(len(q), len(k), *bounds, causal)  # pad, attend, pack the result
+    q, k, v = q[pad.queries.t], k[pad.keys.t], v[pad.keys.t]
+    o = padded_attention(q, k, v, pad.keys.mask, pad.ahead, *options, pad.queries.t)
+    return o[pad.queries.b, pad.queries.l]
 
 
 def attention_qkv(
@@ -390,3 +373,14 @@ def rtd_loss(logits: Tensor, replaced: Tensor, weights: Tensor | None = None) ->
         cells = (guess & replaced, guess & ~replaced, ~guess & replaced, ~guess & ~replaced)
         counts = torch.stack([(w * cell).sum(dtype=torch.float64) for cell in cells]).float()
     return RTDLoss(loss, counts)
+
+
+# --- energy model (Clark et al. 2020b, section 2: Electric, by noise-contrastive estimation) ----------------
+
+
+def nce_loss(
+    energies: Tensor, log_q: Tensor, noise: Tensor, weights: Tensor | None = None, *, log_odds: float = 0.0
+) -> NCELoss:
+    """Return `rtd_loss` of the logits energy + log q + log_odds: binary NCE (Ma and Collins 2018)."""
+    logits = wide(energies) + log_q.detach() + log_odds
+    return NCELoss(*rtd_loss(logits, noise, weights))

@@ -34,36 +34,60 @@ def program(L, H, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sequence(cu_seqlens_ptr, b, last, L, T):
-    """Return (seq_start, seq_len, fill_end, fill_value) of sequence b: seq_len tokens from seq_start on.
+def bounds(cu_seqlens_ptr, b, last, L, T):
+    """Return (start, length, end, legal) of sequence b of a packed batch of T tokens.
 
-    The tokens from seq_start + seq_len to fill_end belong to no sequence. The caller fills them with
-    fill_value: 0 behind the last sequence, NaN in place of one with bad bounds, which is not read. If bounds
-    decrease, both neighbours are bad, because otherwise one could overwrite the NaN of the other.
+    `end` is within the batch, and behind the tokens that belong to no sequence, if the sequence is the last.
+    It is not legal if its bounds are bad. If bounds decrease, both neighbours are bad, because otherwise one
+    could overwrite the NaN of the other.
     """
-    seq_start, seq_len = b.to(tl.int64) * L, L
-    fill_end, fill_value = seq_start, 0.0
-    if cu_seqlens_ptr is not None:
-        start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
-        end = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
-        before = tl.load(cu_seqlens_ptr + tl.maximum(b - 1, 0)).to(tl.int64)
-        after = tl.load(cu_seqlens_ptr + b + 1 + tl.where(last, 0, 1)).to(tl.int64)
-        legal = (before <= start) & (start <= end) & (end <= after) & (end - start <= L)
-        legal = legal & (end <= T) & tl.where(b > 0, start >= 0, start == 0)
-        seq_start = tl.where(b == 0, 0, tl.minimum(tl.maximum(start, 0), T))
-        seq_len = tl.where(legal, end - start, 0).to(tl.int32)
-        fill_end = tl.where(last, T, tl.minimum(end, T))
-        fill_value = tl.where(legal, 0.0, float("nan"))
-    return seq_start, seq_len, fill_end, fill_value
+    start = tl.load(cu_seqlens_ptr + b).to(tl.int64)
+    end = tl.load(cu_seqlens_ptr + b + 1).to(tl.int64)
+    before = tl.load(cu_seqlens_ptr + tl.maximum(b - 1, 0)).to(tl.int64)
+    after = tl.load(cu_seqlens_ptr + b + 1 + tl.where(last, 0, 1)).to(tl.int64)
+    legal = (before <= start) & (start <= end) & (end <= after) & (end - start <= L)
+    legal = legal & (end <= T) & tl.where(b > 0, start >= 0, start == 0)
+    first = tl.where(b == 0, 0, tl.minimum(tl.maximum(start, 0), T))
+    return first, end - start, tl.where(last, T, tl.minimum(end, T)), legal
 
 
 @triton.jit
-def visible_keys(key_mask_ptr, b, start_n, seq_len, L, BLOCK_N: tl.constexpr):
-    """Return which of the keys from position start_n on queries may see, ``[BLOCK_N]``."""
+def sequences(cu_seqlens_ptr, cu_seqlens_k_ptr, key_strides, b, last, L, T, K, S, CAUSAL: tl.constexpr):
+    """Return (start, length, end) of the queries of sequence b, the same of its keys, and fill_value.
+
+    The tokens from start + length to `end` are not computed. The caller fills them with fill_value: 0 behind
+    the last sequence, NaN in place of a bad one, whose length is 0. It has bad bounds, of queries or of keys,
+    or is causal with more queries than keys.
+    """
+    if cu_seqlens_ptr is None:
+        q_start, q_len = b.to(tl.int64) * L, L
+        k_start, k_len = q_start, q_len
+        if key_strides is not None:
+            k_start, k_len = b.to(tl.int64) * K, K
+        return q_start, q_len, q_start, k_start, k_len, k_start, 0.0
+    else:
+        q_start, q_len, q_end, legal = bounds(cu_seqlens_ptr, b, last, L, T)
+        k_start, k_len, k_end = q_start, q_len, q_end
+        if key_strides is not None:
+            k_start, k_len, k_end, k_legal = bounds(cu_seqlens_k_ptr, b, last, K, S)
+            legal = legal & k_legal
+            if CAUSAL:
+                legal = legal & (q_len <= k_len)
+        q_len, k_len = tl.where(legal, q_len, 0).to(tl.int32), tl.where(legal, k_len, 0).to(tl.int32)
+        return q_start, q_len, q_end, k_start, k_len, k_end, tl.where(legal, 0.0, float("nan"))
+
+
+@triton.jit
+def visible_keys(key_mask_ptr, b, start_n, k_len, BLOCK_N: tl.constexpr):
+    """Return which of the keys from position start_n on queries may see, ``[BLOCK_N]``.
+
+    Only a padded batch has a mask, of k_len keys per sequence.
+    """
     offs_n = start_n + tl.arange(0, BLOCK_N)
-    visible = offs_n < seq_len
+    visible = offs_n < k_len
     if key_mask_ptr is not None:
-        visible = visible & (tl.load(key_mask_ptr + b.to(tl.int64) * L + offs_n, mask=visible, other=0) != 0)
+        mask_ptr = key_mask_ptr + b.to(tl.int64) * k_len
+        visible = visible & (tl.load(mask_ptr + offs_n, mask=visible, other=0) != 0)
     return visible
 
 
@@ -100,10 +124,13 @@ def fill_rows(x_ptr, offset, stride, n, value, BLOCK: tl.constexpr, D: tl.conste
 
 
 @triton.jit
-def scores(q, k, scale, start_m, start_n, CAUSAL: tl.constexpr):
-    """Return scale * q k^T in units of log 2, -inf for a key later than the query, ``[BLOCK_M, BLOCK_N]``."""
+def scores(q, k, scale, position, start_n, CAUSAL: tl.constexpr):
+    """Return scale * q k^T in units of log 2, -inf for a key later than the query, ``[BLOCK_M, BLOCK_N]``.
+
+    `position` is that of the first query among the keys, `start_n` that of the first key.
+    """
     s = dot(q, k.T, tl.zeros((q.shape[0], k.shape[0]), tl.float32)) * (scale * LOG2E)
     if CAUSAL:
-        offs_m, offs_n = start_m + tl.arange(0, q.shape[0]), start_n + tl.arange(0, k.shape[0])
+        offs_m, offs_n = position + tl.arange(0, q.shape[0]), start_n + tl.arange(0, k.shape[0])
         s = tl.where(offs_n[None, :] <= offs_m[:, None], s, float("-inf"))
     return s

@@ -34,9 +34,11 @@ from electra_fast.kernels._launch import launch
 
 # All keys of a sequence in one tile, by the maximal length; for 16-bit dtypes and up to 64 columns.
 TILE_FWD = {64: (64, 64, 4, 1), 128: (64, 128, 4, 1)}
+FEW_TILE = {64: (16, 64, 4, 1), 128: (16, 128, 4, 1)}  # for at most 16 queries of more keys
 TILE_BWD = {64: (64, 64, 4, 1), 128: (128, 128, 8, 1)}
 # Blocks of keys: 16-bit dtypes up to 64 and up to 128 columns, then float32 up to 64 and up to 128.
 FWD = [(128, 64, 8, 2), (64, 64, 8, 2), (32, 32, 8, 2), (16, 32, 8, 1)]
+FEW = [(16, 64, 4, 2), (16, 64, 4, 2), (16, 32, 4, 2), (16, 32, 8, 1)]
 DQ = [(64, 64, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1)]
 DKDV = [(64, 64, 4, 2), (32, 64, 8, 2), (16, 32, 8, 1), (16, 32, 8, 1)]
 # sm_80, 86 and 120 hold a product's operands in registers, which TILE_BWD[128] and DKDV[0] would exceed.
@@ -46,7 +48,10 @@ SMALL_DKDV = {0: (64, 32, 4, 2)}
 class _Call:
     """The kernel arguments that all launches of one call share, and the launch itself."""
 
-    def __init__(self, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, *dropout):
+    def __init__(
+        self, q, k, v, key_mask, cu_seqlens, max_seqlen, causal, scale, dropout, rng, stream,
+        cu_seqlens_k=None, max_seqlen_k=None,
+    ):  # fmt: skip
         H, D = q.shape[-2:]
         refuse_float64("attention", "q, k and v", q)
         if D > 128:
@@ -54,26 +59,29 @@ class _Call:
                 f"attention: head_dim must be at most 128 for the Triton kernel, got {D}; "
                 "use electra_fast.reference.attention"
             )
-        T = q.shape[:-2].numel()
+        T, S, packed = q.shape[:-2].numel(), k.shape[:-2].numel(), cu_seqlens is not None
         self.L = max(min(max_seqlen, T), 1)
-        self.heads = H * (len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
-        self.empty = self.heads == 0 or q.numel() == 0  # if any axis is empty, no kernel may run
+        self.K = self.L if max_seqlen_k is None else max(min(max_seqlen_k, S), 1)
+        self.heads = H * (len(cu_seqlens) - 1 if packed else len(q))
+        # If any axis is empty, no kernel may run. Packed sequences may all have no key.
+        self.empty = self.heads == 0 or q.numel() == 0 or (k.numel() == 0 and not packed)
         BLOCK_D = next_power_of_2(max(D, 16))
         # Other rows are loaded in small pieces, whose addresses need as many registers as more columns.
         wide = BLOCK_D > 64 or D % 16 > 0
         self.column = 2 * (q.dtype == torch.float32) + wide
-        far = q.stride(-3) >= 2**24  # 128 rows would exceed 32-bit offsets
-        if far or q.stride(-1) != 1 or len({x.stride() for x in (q, k, v)}) > 1:
-            q, k, v = (x.contiguous() for x in (q, k, v))
-        rng, *drop = dropout_arguments(*dropout)
-        self.qkv, self.strides = (q, k, v), strides(q)
-        self.masks = (None if key_mask is None else key_mask.view(torch.uint8), cu_seqlens, rng)
-        self.numbers = (self.L, T, H, scale, *drop)
+        (q,), (k, v) = of_equal_strides(q), of_equal_strides(k, v)
+        own = cu_seqlens_k is not None or q.shape != k.shape or q.stride() != k.stride()
+        if own and packed and cu_seqlens_k is None:
+            cu_seqlens_k = cu_seqlens
+        rng, *drop = dropout_arguments(dropout, rng, stream)
+        self.qkv, self.strides = (q, k, v), (strides(q), strides(k) if own else None)
+        self.masks = (None if key_mask is None else key_mask.view(torch.uint8), cu_seqlens, cu_seqlens_k, rng)
+        self.numbers = (self.L, T, self.K, S, H, scale, *drop)
         self.constants = {"CAUSAL": causal, "D": D, "BLOCK_D": BLOCK_D}
 
-    def tile(self, shapes: dict) -> tuple[int, ...] | None:
-        """Return the launch shape that has all keys of a sequence in one tile, None if there is none."""
-        fitting = [shape for keys, shape in shapes.items() if self.L <= keys]
+    def tile(self, shapes: dict, longest: int) -> tuple[int, ...] | None:
+        """Return the launch shape whose tile has `longest` positions or more, None if there is none."""
+        fitting = [shape for most, shape in shapes.items() if longest <= most]
         return fitting[0] if fitting and self.column == 0 else None
 
     def launch(self, kernel, shape: tuple[int, ...], *tensors, strides, block: str = "BLOCK_M") -> None:
@@ -82,8 +90,16 @@ class _Call:
         `tensors` are the kernel's arguments before the masks, and `strides` those after them.
         """
         named = dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), shape, strict=True))
-        grid = (self.heads * cdiv(self.L, named[block]),)
+        grid = (self.heads * cdiv(self.L if block == "BLOCK_M" else self.K, named[block]),)
         launch(kernel, grid, *tensors, *self.masks, *strides, *self.numbers, **self.constants, **named)
+
+
+def of_equal_strides(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors, copied if their strides differ or do not suit the kernels."""
+    far = tensors[0].stride(-3) >= 2**24  # 128 rows would exceed 32-bit offsets
+    if far or tensors[0].stride(-1) != 1 or len({x.stride() for x in tensors}) > 1:
+        return tuple(x.contiguous() for x in tensors)
+    return tensors
 
 
 def contiguous_like(x: Tensor) -> Tensor:
@@ -95,10 +111,11 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options) -> tuple[Tensor, Te
     call = _Call(q, k, v, *options)
     o, lse = contiguous_like(q), q.new_empty(*q.shape[:-1], dtype=torch.float32)
     if call.empty:
-        return o.zero_(), lse.zero_()
-    tile = call.tile(TILE_FWD)
+        return o.zero_(), lse.fill_(torch.inf)
+    tiles, loops = (FEW_TILE, FEW) if call.L <= 16 < call.K else (TILE_FWD, FWD)
+    tile = call.tile(tiles, call.K)
     kernel = attention_fwd_tile if tile else attention_fwd_loop
-    call.launch(kernel, tile or FWD[call.column], *call.qkv, o, lse, strides=(call.strides,))
+    call.launch(kernel, tile or loops[call.column], *call.qkv, o, lse, strides=call.strides)
     return o, lse
 
 
@@ -112,9 +129,9 @@ def attention_gradients(
         for x in gradients:
             x.zero_()
         return
-    read, both = (do.contiguous(), *call.qkv), {"strides": (call.strides, strides(dq))}
-    large = architecture() in (90, 100)
-    tile = call.tile(TILE_BWD) if large or call.L <= 64 else None
+    read, both = (do.contiguous(), *call.qkv), {"strides": (*call.strides, strides(dq))}
+    large, longest = architecture() in (90, 100), max(call.L, call.K)
+    tile = call.tile(TILE_BWD, longest) if large or longest <= 64 else None
     if tile:
         call.launch(attention_bwd_tile, tile, *read, o, dq, dk, dv, lse, **both)
     else:

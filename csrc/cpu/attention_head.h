@@ -30,6 +30,9 @@
 namespace electra_fast {
 
 constexpr int64_t kQueries = 64;  // their scores with all keys stay in a cache
+// So few queries, as in decoding, read keys and values in place: a copy and a transpose would cost
+// more than the products.
+constexpr int64_t kFewQueries = 2;
 
 struct Sequence {
   int64_t index, first, length;  // first: its first token in a packed batch, 0 in a padded one
@@ -71,11 +74,12 @@ class AttentionHead {
     std::fill_n(factors, most_columns, W(1));
   }
 
-  // Select a sequence. `key_mask` is that of the sequence, or null if every key is visible.
-  void select(const Sequence& s, const bool* key_mask, const Dropout& dropout) {
-    sequence = s;
+  // Select a sequence: its queries and its keys. `key_mask` is that of the sequence, or null if
+  // every key is visible.
+  void select(const Sequence& q, const Sequence& k, const bool* key_mask, const Dropout& dropout) {
+    query_tokens = q, key_tokens = k;
     this->dropout = dropout;
-    keys_used = s.length;
+    keys_used = q.length == 0 ? 0 : k.length;
     while (key_mask && keys_used > 0 && !key_mask[keys_used - 1]) --keys_used;
     columns = round_up(keys_used, Vec::size());
     std::fill(mask, mask + keys_used, W(0));
@@ -89,22 +93,26 @@ class AttentionHead {
 
   void forward(const HeadRows<const T>& q, const HeadRows<const T>& k, const HeadRows<const T>& v,
                const HeadRows<T>& o, const HeadRows<W>& lse) {
+    if (query_tokens.length <= kFewQueries) {
+      for (int64_t l = 0; l < query_tokens.length; ++l) forward_one(q, k, v, o, lse, l);
+      return;
+    }
     load_keys(k, keys);
     load_keys(v, values);
     transpose_keys(keys, keys_t);
-    for (int64_t l = 0; l < sequence.length; l += kQueries) {
-      const int64_t count = std::min(kQueries, sequence.length - l);
+    for (int64_t l = 0; l < query_tokens.length; l += kQueries) {
+      const int64_t count = std::min(kQueries, query_tokens.length - l);
       load(q, l, count, queries);
       fma_product(count, columns, D, {queries, width, 1}, keys_t, columns, scores, columns, false);
       W inverse[kQueries];
       for (int64_t r = 0; r < count; ++r)
-        *lse.at(sequence, l + r, head) = softmax(l + r, scores + r * columns, &inverse[r]);
+        *lse.at(query_tokens, l + r, head) = softmax(l + r, scores + r * columns, &inverse[r]);
       fma_product(count, width, keys_used, {scores, columns, 1}, values, width, rows, width, false);
       for (int64_t r = 0; r < count; ++r) {
         W* row = rows + r * width;
         for (int64_t d = 0; d < width; ++d) row[d] *= inverse[r];
       }
-      store(rows, l, count, o);
+      store(rows, query_tokens, l, count, o);
     }
   }
 
@@ -116,28 +124,68 @@ class AttentionHead {
     load_keys(v, values);
     transpose_keys(keys, keys_t);
     transpose_keys(values, values_t);
-    for (int64_t l = 0; l < sequence.length; l += kQueries) {
-      const int64_t count = std::min(kQueries, sequence.length - l);
+    for (int64_t l = 0; l < query_tokens.length; l += kQueries) {
+      const int64_t count = std::min(kQueries, query_tokens.length - l);
       load(q, l, count, queries);
       load(upstreams, l, count, upstream);
       fma_product(count, columns, D, {queries, width, 1}, keys_t, columns, scores, columns, false);
       fma_product(count, columns, D, {upstream, width, 1}, values_t, columns, weights, columns,
                   false);
       for (int64_t r = 0; r < count; ++r)
-        gradient(l + r, *lse.at(sequence, l + r, head), scores + r * columns,
+        gradient(l + r, *lse.at(query_tokens, l + r, head), scores + r * columns,
                  weights + r * columns);
       fma_product(keys_used, width, count, {scores, 1, columns}, queries, width, dkeys, width,
                   l > 0);
       fma_product(keys_used, width, count, {weights, 1, columns}, upstream, width, dvalues, width,
                   l > 0);
       fma_product(count, width, keys_used, {scores, columns, 1}, keys, width, rows, width, false);
-      store(rows, l, count, dq);
+      store(rows, query_tokens, l, count, dq);
     }
     store_keys(dkeys, dk);
     store_keys(dvalues, dv);
   }
 
  private:
+  void forward_one(const HeadRows<const T>& q, const HeadRows<const T>& k,
+                   const HeadRows<const T>& v, const HeadRows<T>& o, const HeadRows<W>& lse,
+                   int64_t l) {
+    load(q, l, 1, queries);
+    std::fill(scores, scores + columns, W(0));
+    for (int64_t c = 0; c < keys_used; ++c)
+      if (mask[c] == 0) scores[c] = dot(queries, in_place(k.at(key_tokens, c, head)));
+    W inverse;
+    *lse.at(query_tokens, l, head) = softmax(l, scores, &inverse);
+    std::fill(rows, rows + width, W(0));
+    for (int64_t c = 0; c < keys_used; ++c)
+      if (mask[c] == 0) add(scores[c] * inverse, in_place(v.at(key_tokens, c, head)), rows);
+    store(rows, query_tokens, l, 1, o);
+  }
+
+  // A row as W, in place if it is of that type.
+  const W* in_place(const T* row) const {
+    if constexpr (std::is_same_v<T, W>) return row;
+    load_row_of(row, upstream);
+    return upstream;
+  }
+
+  W dot(const W* x, const W* y) const {
+    Vec sum(0);
+    int64_t d = 0;
+    for (; d + Vec::size() <= D; d += Vec::size())
+      sum = at::vec::fmadd(Vec::loadu(x + d), Vec::loadu(y + d), sum);
+    if (d < D) sum = at::vec::fmadd(Vec::loadu(x + d, D - d), Vec::loadu(y + d, D - d), sum);
+    return lane_sum(sum);
+  }
+
+  // sum += factor * x
+  void add(W factor, const W* x, W* sum) const {
+    const Vec f(factor);
+    int64_t d = 0;
+    for (; d + Vec::size() <= D; d += Vec::size())
+      at::vec::fmadd(f, Vec::loadu(x + d), Vec::loadu(sum + d)).store(sum + d);
+    for (; d < D; ++d) sum[d] += factor * x[d];
+  }
+
   // Convert a row, and pad it with zeros to whole vectors.
   void load_row_of(const T* from, W* to) const {
     if constexpr (std::is_same_v<T, W>) {
@@ -149,22 +197,23 @@ class AttentionHead {
   }
 
   void load(const HeadRows<const T>& from, int64_t l, int64_t n, W* to) const {
-    for (int64_t r = 0; r < n; ++r) load_row_of(from.at(sequence, l + r, head), to + r * width);
+    for (int64_t r = 0; r < n; ++r) load_row_of(from.at(query_tokens, l + r, head), to + r * width);
   }
 
   // Masked keys become 0: they may be NaN, and 0 * NaN is NaN.
   void load_keys(const HeadRows<const T>& from, W* to) const {
     for (int64_t c = 0; c < keys_used; ++c, to += width) {
       if (mask[c] == 0)
-        load_row_of(from.at(sequence, c, head), to);
+        load_row_of(from.at(key_tokens, c, head), to);
       else
         std::fill(to, to + width, W(0));
     }
   }
 
-  void store(const W* from, int64_t l, int64_t n, const HeadRows<T>& to) const {
+  void store(const W* from, const Sequence& tokens, int64_t l, int64_t n,
+             const HeadRows<T>& to) const {
     for (int64_t r = 0; r < n; ++r, from += width) {
-      T* row = to.at(sequence, l + r, head);
+      T* row = to.at(tokens, l + r, head);
       if constexpr (std::is_same_v<T, W>) {
         std::copy(from, from + D, row);
       } else {
@@ -174,9 +223,9 @@ class AttentionHead {
   }
 
   void store_keys(const W* from, const HeadRows<T>& to) const {
-    store(from, 0, keys_used, to);
-    for (int64_t c = keys_used; c < sequence.length; ++c)
-      std::fill_n(to.at(sequence, c, head), D, T(0));
+    store(from, key_tokens, 0, keys_used, to);
+    for (int64_t c = keys_used; c < key_tokens.length; ++c)
+      std::fill_n(to.at(key_tokens, c, head), D, T(0));
   }
 
   // `to` [D, columns] becomes the transpose of `from`, with zeros after the last key.
@@ -188,8 +237,9 @@ class AttentionHead {
 
   // A row of products becomes scores by these two: -inf for keys that the query must not see.
   void mask_future(int64_t query, W* s) const {
-    if (causal && query + 1 < columns)
-      std::fill(s + query + 1, s + columns, -std::numeric_limits<W>::infinity());
+    const int64_t visible = query + 1 + key_tokens.length - query_tokens.length;
+    if (causal && visible < columns)
+      std::fill(s + visible, s + columns, -std::numeric_limits<W>::infinity());
   }
   Vec score(const W* s, int64_t c) const {
     return at::vec::fmadd(Vec::loadu(s + c), Vec(scale), Vec::loadu(mask + c));
@@ -250,7 +300,7 @@ class AttentionHead {
   const W scale;
   const bool causal;
   const int64_t most_columns;
-  Sequence sequence{};
+  Sequence query_tokens{}, key_tokens{};
   std::optional<Dropout> dropout;
   int64_t keys_used = 0, columns = 0;  // keys up to the last visible one, padded to whole vectors
   int64_t head = 0, first_row = 0, row_step = 0;

@@ -85,11 +85,15 @@ def packed(
     key_mask: Tensor | None,
     max_seqlen: int | None,
     token_axes: int = 1,
+    suffix: str = "",
 ) -> None:
-    """Refuse a packed batch unless it is `tokens` [T, …], cu_seqlens [B + 1] and an int max_seqlen."""
-    tensor(op, "cu_seqlens", cu_seqlens, INTS, (None,), tokens)
+    """Refuse a packed batch unless it is `tokens` [T, …], cu_seqlens [B + 1] and an int max_seqlen.
+
+    `suffix` ends the names of both in errors.
+    """
+    tensor(op, f"cu_seqlens{suffix}", cu_seqlens, INTS, (None,), tokens)
     if cu_seqlens.numel() < 1:
-        raise ValueError(must(f"{op}: cu_seqlens", "have B + 1 bounds", "none"))
+        raise ValueError(must(f"{op}: cu_seqlens{suffix}", "have B + 1 bounds", "none"))
     if tokens.dim() != token_axes:
         raise ValueError(must(f"{op}: a packed batch", "have one token axis", f"shape {list(tokens.shape)}"))
     if key_mask is not None:
@@ -97,4 +101,4 @@ def packed(
         raise ValueError(must(f"{op}: key_mask", rule, "a tensor"))
     if not isinstance(max_seqlen, (int, torch.SymInt)) or isinstance(max_seqlen, bool):
         rule = "be an int in a packed batch"
-        raise TypeError(must(f"{op}: max_seqlen", rule, type(max_seqlen).__name__))
+        raise TypeError(must(f"{op}: max_seqlen{suffix}", rule, type(max_seqlen).__name__))

@@ -27,31 +27,34 @@ def linear_bwd(dy, x, weight, dtype, want_dx, want_dweight, want_dbias, out_val=
     return 2 * x.numel() * weight.shape[0] * (want_dx + want_dweight)
 
 
-def _attention(q, cu_seqlens, max_seqlen) -> int:
+def _attention(q, k, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k) -> int:
     """Return the count of q k^T, for q ``[B, L, H, D]`` or ``[T, H, D]``."""
     if cu_seqlens is None:
-        pairs = q.shape[0] * q.shape[1] ** 2
+        pairs = q.shape[0] * q.shape[1] * k.shape[1]
     elif is_fake(cu_seqlens) or cu_seqlens.is_meta:
-        pairs = (cu_seqlens.shape[0] - 1) * max_seqlen**2
+        pairs = (cu_seqlens.shape[0] - 1) * max_seqlen * max_seqlen_k
     else:
-        pairs = cu_seqlens.diff().square().sum().item()
+        keys = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+        pairs = (cu_seqlens.diff().long() * keys.diff()).sum().item()
     return 2 * pairs * math.prod(q.shape[-2:])
 
 
 def attention_fwd(q, k, v, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
-    return 2 * _attention(q, cu_seqlens, max_seqlen)
+    return 2 * _attention(q, k, cu_seqlens, max_seqlen, *options[-2:])
 
 
 def attention_bwd(do, q, k, v, o, lse, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
-    return 4 * _attention(q, cu_seqlens, max_seqlen)
+    return 4 * _attention(q, k, cu_seqlens, max_seqlen, *options[-2:])
 
 
 def attention_qkv_fwd(qkv, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
-    return 2 * _attention(qkv.select(-3, 0), cu_seqlens, max_seqlen)
+    q = qkv.select(-3, 0)
+    return 2 * _attention(q, q, cu_seqlens, max_seqlen, None, max_seqlen)
 
 
 def attention_qkv_bwd(do, qkv, o, lse, key_mask, cu_seqlens, max_seqlen, *options, out_val=None) -> int:
-    return 4 * _attention(qkv.select(-3, 0), cu_seqlens, max_seqlen)
+    q = qkv.select(-3, 0)
+    return 4 * _attention(q, q, cu_seqlens, max_seqlen, None, max_seqlen)
 
 
 def mlm_head_fwd(x, table, *rest, out_val=None) -> int:

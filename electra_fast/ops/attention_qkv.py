@@ -36,7 +36,7 @@ _bwd = operator(
 )
 
 
-_AttentionQKV = attention_function("attention_qkv")
+_AttentionQKV = attention_function("attention_qkv", inputs=1)
 
 
 @public(_fwd, _bwd)

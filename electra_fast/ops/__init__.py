@@ -19,6 +19,7 @@ from electra_fast.ops.embed import embed
 from electra_fast.ops.linear import linear
 from electra_fast.ops.mask_tokens import mask_tokens
 from electra_fast.ops.mlm_head import mlm_head
+from electra_fast.ops.nce_loss import nce_loss
 from electra_fast.ops.replace_tokens import replace_tokens
 from electra_fast.ops.rtd_loss import rtd_loss
 
@@ -36,6 +37,7 @@ class Ops(NamedTuple):
     mlm_head: Callable
     replace_tokens: Callable
     rtd_loss: Callable
+    nce_loss: Callable
 
     @classmethod
     def of(cls, module: ModuleType) -> Self:

@@ -14,7 +14,7 @@ from electra_fast.reference import RTDLoss
 OP = "rtd_loss"
 
 
-def _default_bwd(dloss, counts, x, y, w):
+def default_bwd(dloss, counts, x, y, w):
     total = counts.sum()
     total = total.masked_fill(total == 0, 1)
     sign = 1 - 2 * y.to(dloss.dtype)
@@ -23,19 +23,19 @@ def _default_bwd(dloss, counts, x, y, w):
     return (dx / total if w is None else (dx * (w / total)).masked_fill(w == 0, 0)).to(x.dtype)
 
 
-def _fake_fwd(x, y, w):
+def fake_fwd(x, *_):
     return x.new_empty((), dtype=wide_dtype(x)), x.new_empty(4, dtype=torch.float32)
 
 
 _fwd = operator(
     "rtd_loss_fwd(Tensor x, Tensor y, Tensor? w) -> (Tensor, Tensor)",
     default=lambda x, y, w: tuple(reference.rtd_loss(x, y, w)),
-    fake=_fake_fwd,
+    fake=fake_fwd,
     triton="rtd_loss:rtd_loss_fwd",
 )
 _bwd = operator(
     "rtd_loss_bwd(Tensor dloss, Tensor counts, Tensor x, Tensor y, Tensor? w) -> Tensor",
-    default=_default_bwd,
+    default=default_bwd,
     fake=lambda dloss, counts, x, y, w: torch.empty_like(x),
     triton="rtd_loss:rtd_loss_bwd",
 )

@@ -24,10 +24,12 @@ class Adapter(NamedTuple):
 
 def _sdpa(function: Callable) -> Callable:
     def attention(q, k, v, *, key_mask=None, causal=False, scale=None, dropout=0.0):
-        B, L = q.shape[:2]
-        mask = None if key_mask is None else key_mask[:, None, None, :].expand(B, 1, L, L)
-        if causal and mask is not None:  # PyTorch accepts only one of the two
-            mask, causal = mask & torch.ones(L, L, dtype=torch.bool, device=q.device).tril(), False
+        B, L, K = *q.shape[:2], k.shape[1]
+        mask = None if key_mask is None else key_mask[:, None, None, :].expand(B, 1, L, K)
+        # PyTorch accepts only one of the two, and aligns the first query with the first key.
+        if causal and (mask is not None or L != K):
+            earlier = torch.ones(L, K, dtype=torch.bool, device=q.device).tril(K - L)
+            mask, causal = earlier if mask is None else mask & earlier, False
         heads = (x.transpose(1, 2) for x in (q, k, v))
         options = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale}
         return function(*heads, **options).transpose(1, 2)

@@ -133,16 +133,43 @@ def _linear(d):
     return args, ("x", "weight", "bias")
 
 
-def _attention(d, sides=3):
+def _queries(d):
     shape, layout = d.tokens(300, 70)
     heads = (d.size(4, 2, 1), d.one_of(64, d.size(256, 128, 1)))
-    args = {name: d.floats(*shape, *heads) for name in "qkv"[:sides]}
+    args = {"q": d.floats(*shape, *heads)}
     args |= {"causal": d.one_of(False, True), "scale": d.one_of(None, 0.05, 1.0)}
-    return args | layout | d.dropout(), tuple("qkv"[:sides])
+    return args | layout | d.dropout()
+
+
+def _other_keys(d, shape, layout, causal):
+    """Return the shape of the keys of queries of this shape and layout, and its arguments.
+
+    If they are causal, no sequence has more queries than keys.
+    """
+    most = d.size(300, 70)
+    if "cu_seqlens" not in layout:
+        keys = (shape[0], most + causal * shape[1])
+        return keys, {"key_mask": d.one_of(None, d.bools(*keys))}
+    cu_seqlens = layout["cu_seqlens"]
+    lengths = torch.randint(most + 1, (len(cu_seqlens) - 1,), generator=d.generator)
+    lengths = lengths * d.bools(len(lengths)) + causal * cu_seqlens.diff()
+    bounds = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    longest = int(lengths.max()) if len(lengths) else 0
+    layout = {"cu_seqlens_k": bounds.to(d.one_of(torch.int32, torch.int64))}
+    return (int(bounds[-1]),), layout | {"max_seqlen_k": longest + d.one_of(0, 1, 100)}
+
+
+def _attention(d):
+    args = _queries(d)
+    keys, layout = args["q"].shape[:-2], {}
+    if d.one_of(False, True):
+        keys, layout = _other_keys(d, keys, args, args["causal"])
+    k, v = (d.floats(*keys, *args["q"].shape[-2:]) for _ in range(2))
+    return {"q": args.pop("q"), "k": k, "v": v, **args, **layout}, ("q", "k", "v")
 
 
 def _attention_qkv(d):
-    args, _ = _attention(d, sides=1)
+    args = _queries(d)
     q = args.pop("q")
     return {"qkv": d.floats(*q.shape[:-2], 3, *q.shape[-2:]), **args}, ("qkv",)
 
@@ -181,9 +208,17 @@ def _rtd_loss(d):
     return {**args, "weights": d.one_of(None, d.weights(*shape))}, ("logits",)
 
 
+def _nce_loss(d):
+    args, _ = _rtd_loss(d)
+    x = args.pop("logits")
+    log_q = -d.floats(*x.shape, scale=d.one_of(1, 10), dtype=torch.float32).abs()
+    args = {"energies": x, "log_q": log_q, "noise": args["replaced"], "weights": args["weights"]}
+    return {**args, "log_odds": d.one_of(0.0, -1.7, 3.0)}, ("energies",)
+
+
 _MAKERS = (
     _mask_tokens, _embed, _linear, _attention, _attention_qkv, _add_norm, _bias_gelu, _mlm_head,
-    _replace_tokens, _rtd_loss,
+    _replace_tokens, _rtd_loss, _nce_loss,
 )  # fmt: skip
 MAKERS = {maker.__name__.removeprefix("_"): maker for maker in _MAKERS}
 

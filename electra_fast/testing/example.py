@@ -11,8 +11,9 @@ from electra_fast.testing.layouts import LAYOUTS, copied
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RNG = (-7, 3)  # a negative seed, whose high half is all ones
-# The elements of the first two must differ. Equal rows of the table give ties, which rounding decides.
-NEVER_EXPANDED = ("cu_seqlens", "positions", "table")
+# The elements of all but the last must differ. Equal rows of the table give ties, which rounding decides.
+NEVER_EXPANDED = ("cu_seqlens", "cu_seqlens_k", "positions", "table")
+KEYS = ("k", "v", "key_mask")  # of attention, which may have other numbers of tokens than the first argument
 # The number of axes of an op's first argument after those of its tokens.
 CHANNEL_AXES = {"linear": 1, "add_norm": 1, "bias_gelu": 1, "mlm_head": 1, "attention": 2, "attention_qkv": 3}
 
@@ -105,7 +106,7 @@ def _without_tokens(example: Example) -> Iterator[Example]:
                 args[key] = torch.zeros_like(x)
             elif key in slots:
                 args[key] = x[:0]
-            elif x.shape[:axes] == first.shape[:axes]:
+            elif x.shape[:axes] == first.shape[:axes] or (name == "no sequence" and key in KEYS):
                 args[key] = x[cut]
         yield replace(example, name=f"{example.name}, {name}", args=args)
 

@@ -111,6 +111,19 @@ def _rtd_loss(g):
     yield Example("rtd_loss", "weights all 0", nothing, ("logits",))
 
 
+def _nce_loss(g):
+    for example in _rtd_loss(g):
+        x, noise, weights = (example.args.get(name) for name in ("logits", "replaced", "weights"))
+        # Energies near -log q, as of a trained model: the sum cancels.
+        log_q = -4 - 3 * torch.rand(x.shape, generator=g)
+        args = {"energies": (x.float() - log_q).to(x.dtype), "log_q": log_q, "noise": noise}
+        args |= {"log_odds": -1.7} if weights is None else {"weights": weights}
+        yield Example("nce_loss", example.name, args, ("energies",))
+    args = {"energies": _normal(g, 2, 3), "log_q": torch.full((2, 3), -torch.inf)}
+    args["noise"] = torch.zeros(2, 3, dtype=torch.bool)
+    yield Example("nce_loss", "log_q of -inf in data", args, ("energies",))
+
+
 def _embed_arguments(g, E, dropout, dtype):
     """Return (tables and options, ids)."""
     tables = [_normal(g, n, E, scale=0.02, dtype=dtype) for n in (40, 16, 2)]
@@ -164,12 +177,47 @@ def _attention_options(g):
     yield "long, packed, causal", (143,), {"cu_seqlens": cu, "max_seqlen": 140, "causal": True}
 
 
+def _attention_keys(g):
+    """Yield (name, shape of the queries' tokens, that of the keys', keyword arguments)."""
+    holes = torch.rand(3, 21, generator=g) > 0.3
+    holes[1] = False  # queries without a visible key
+    yield "other keys", (3, 9), (3, 21), {"key_mask": holes, "dropout": 0.1, "rng": _rng(), "stream": 5}
+    real = torch.arange(33) < torch.tensor([33, 16, 1])[:, None]
+    yield "one query", (3, 1), (3, 33), {"key_mask": real}
+    yield "causal, earlier keys", (2, 5), (2, 20), {"causal": True}
+    yield "no key", (2, 5), (2, 0), {}
+
+    def packed(queries, keys):
+        cu, cu_k = (torch.tensor([0, *lengths]).cumsum(0).int() for lengths in (queries, keys))
+        longest = {"max_seqlen": max(queries), "max_seqlen_k": max(keys)}
+        return (sum(queries),), (sum(keys),), {"cu_seqlens": cu, "cu_seqlens_k": cu_k, **longest}
+
+    # Sequences without queries, without keys and without both.
+    *tokens, bounds = packed((0, 7, 1, 0, 12), (5, 33, 0, 0, 22))
+    dropout = {"dropout": 0.3, "rng": _rng(), "stream": 6}
+    yield "packed, other keys", *tokens, {**bounds, **dropout}
+    *tokens, bounds = packed((3, 0, 5), (3, 17, 21))
+    yield "packed, causal, earlier keys", *tokens, {**bounds, "causal": True}
+    # More queries, or more keys, than one tile of a kernel.
+    holes = torch.rand(1, 140, generator=g) > 0.3
+    yield "long, causal, earlier keys", (1, 70), (1, 140), {"key_mask": holes, "causal": True}
+    *tokens, bounds = packed((3, 130), (140, 17))
+    yield "long, packed, other keys", *tokens, {**bounds, **dropout}
+
+
 def _attention(g):
     every = list(_attention_options(g))
     for dtype in DTYPES:
         for D, some in ((64, every), (36, every[:-2]), (16, every[:1]), (128, every[-2:])):
             for name, tokens, options in some:
                 args = {side: _normal(g, *tokens, 2, D, dtype=dtype) for side in "qkv"}
+                yield Example("attention", f"{name} D={D} {dtype}", args | options, ("q", "k", "v"))
+    every = list(_attention_keys(g))
+    for dtype in DTYPES:
+        for D, some in ((64, every), (36, every[:3])):
+            for name, tokens, keys, options in some:
+                shapes = {"q": tokens, "k": keys, "v": keys}
+                args = {side: _normal(g, *shape, 2, D, dtype=dtype) for side, shape in shapes.items()}
                 yield Example("attention", f"{name} D={D} {dtype}", args | options, ("q", "k", "v"))
 
 
@@ -251,7 +299,7 @@ def _mlm_head(g):
 
 _MAKERS = (
     _mask_tokens, _embed, _linear, _attention, _attention_qkv, _add_norm, _bias_gelu, _mlm_head,
-    _replace_tokens, _rtd_loss,
+    _replace_tokens, _rtd_loss, _nce_loss,
 )  # fmt: skip
 
 

@@ -94,6 +94,15 @@ def _rtd_loss(g):
     yield Example("rtd_loss", "weights of 1e-40", {**args, "replaced": args["logits"] > 0}, ("logits",))
 
 
+def _nce_loss(g):
+    """Yield those of `rtd_loss`, with one half of the logit in the energy and the other in log_q."""
+    for example in _rtd_loss(g):
+        half = example.args["logits"] / 2
+        args = {"energies": half, "log_q": half.float(), "noise": example.args["replaced"]}
+        args |= {"weights": example.args.get("weights")}
+        yield Example("nce_loss", example.name, args, ("energies",))
+
+
 EXTREMES = {
     "embed": _embed,
     "linear": _linear,
@@ -102,4 +111,5 @@ EXTREMES = {
     "bias_gelu": _bias_gelu,
     "mlm_head": _mlm_head,
     "rtd_loss": _rtd_loss,
+    "nce_loss": _nce_loss,
 }

@@ -52,6 +52,18 @@ def _last_dropped(x: Tensor) -> Tensor:
     return torch.where(keep, x, torch.zeros_like(x))
 
 
+def _aligned_at_the_start(function: Callable) -> Callable:
+    """Align the first query with the first key, as PyTorch does: later keys are not seen."""
+
+    def broken(**args):
+        L = args["q"].shape[1]
+        if args.get("causal") and args.get("cu_seqlens") is None:
+            args |= {name: args[name][:, :L] for name in ("k", "v", "key_mask") if args.get(name) is not None}
+        return function(**args)
+
+    return broken
+
+
 def mutations(op: str) -> dict[str, Callable[[Callable], Callable]]:
     """Return by name functions that break an implementation of `op`: each maps it to a broken one."""
     names = {name for example in examples(op) for name, x in example.args.items() if isinstance(x, Tensor)}
@@ -68,10 +80,13 @@ def mutations(op: str) -> dict[str, Callable[[Callable], Callable]]:
             broken[f"gradient of {name} {fault}"] = functools.partial(
                 _on_argument, name, lambda x, change=change: _Gradient.apply(x, change)
             )
-    for name in sorted(names & {"key_mask", "candidates", "replaced", "positions", "weights", "targets"}):
+    flags = {"key_mask", "candidates", "replaced", "noise", "positions", "weights", "targets"}
+    for name in sorted(names & flags):
         broken[f"{name} shifted by one"] = functools.partial(_on_argument, name, lambda x: x.roll(1, -1))
-    for name in sorted(names & {"bias", "norm_bias", "residual", "type", "position"}):
+    for name in sorted(names & {"bias", "norm_bias", "residual", "type", "position", "log_q"}):
         broken[f"{name} dropped"] = functools.partial(_on_argument, name, torch.zeros_like)
+    if "cu_seqlens_k" in names:
+        broken["causal, aligned at the start"] = _aligned_at_the_start
     if "rng" in names:
         broken["the next step's random numbers"] = functools.partial(
             _on_argument, "rng", lambda x: x + torch.tensor([0, 1], device=x.device)

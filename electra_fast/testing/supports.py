@@ -38,10 +38,19 @@ def _layout(example: Example) -> str:
     return "contiguous" if plain else "transposed"
 
 
+def _has_other_keys(example: Example) -> bool:
+    """Return whether the keys of attention are those of other tokens than the queries."""
+    if example.op != "attention":
+        return False
+    q, k = example.args["q"], example.args["k"]
+    return q.shape[:-2] != k.shape[:-2] or example.args.get("cu_seqlens_k") is not None
+
+
 FEATURES: dict[str, Callable[[Example], Any]] = {
     "dropout": lambda example: example.args.get("dropout", 0) > 0,
     "packed": lambda example: example.args.get("cu_seqlens") is not None,
     "padding": lambda example: example.args.get("key_mask") is not None,
+    "other_keys": _has_other_keys,
     "empty": lambda example: any(not x.numel() for x in example.tensors().values()),
     "dtypes": dtype_of,
     "head_dims": lambda example: next(iter(example.args.values())).shape[-1],

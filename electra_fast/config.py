@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from electra_fast.errors import must
 
 SHARING = ("none", "embeddings", "gdes", "all")
+OBJECTIVES = {"electra": "masked", "electric": "two_tower"}  # each with its generator
+GENERATORS = ("masked", "two_tower", "uniform")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class ElectraConfig:
     ``sharing`` is ``none`` (two separate towers), ``embeddings`` (one embedding for both), ``gdes`` (the
     discriminator adds a learned difference to the generator's tables, which its own loss does not train; He
     et al. 2021) or ``all`` (one encoder for both, which needs towers of equal size).
+
+    ``objective`` is ``electra`` (the discriminator finds replaced tokens) or ``electric`` (it learns the
+    energies of tokens by noise-contrastive estimation; Clark et al. 2020b). ``generator`` is ``masked`` (a
+    masked language model), ``two_tower`` (a model in each direction, of `generator_layers` each, which
+    predicts all tokens), ``uniform`` (no model), or None: that of the objective's paper.
     """
 
     vocab_size: int = 30522
@@ -45,12 +52,14 @@ class ElectraConfig:
     dropout: float = 0.1  # of embeddings, attention probabilities and both outputs of a layer
 
     mask_prob: float = 0.15
-    keep_prob: float = 0.15  # share of the masked positions that keep their token instead of [MASK]
+    keep_prob: float = 0.15  # of the masked positions, share that keeps its token; in Electric all get [MASK]
     temperature: float = 1.0  # of the samples only, not of the generator's loss
     disallow_correct: bool = False  # never sample the original token
     mlm_weight: float = 1.0
     rtd_weight: float = 50.0
     sharing: str = "embeddings"
+    objective: str = "electra"
+    generator: str | None = None
 
     pad_id: int = 0
     cls_id: int = 101
@@ -91,6 +100,11 @@ class ElectraConfig:
     def special_ids(self) -> tuple[int, int, int, int]:
         """Ids that are never masked: pad, cls, sep, mask."""
         return self.pad_id, self.cls_id, self.sep_id, self.mask_id
+
+    @property
+    def generator_kind(self) -> str:
+        """The generator, one of GENERATORS."""
+        return self.generator or OBJECTIVES[self.objective]
 
     def for_generator(self) -> "ElectraConfig":
         """Return this config with the generator's sizes in `layers`, `hidden`, `heads` and `ffn`.
@@ -137,11 +151,30 @@ class ElectraConfig:
             self._require(field, 0 <= getattr(self, field) < math.inf, "be finite, not negative")
 
         self._require("sharing", self.sharing in SHARING, f"be one of {', '.join(SHARING)}")
+        self._require_objective()
         if self.sharing == "all":
             for field in ("layers", "hidden", "heads", "ffn"):
                 equal = getattr(self, "generator_" + field) == getattr(self, field)
                 rule = f"equal {field} ({getattr(self, field)}) when sharing is 'all'"
                 self._require("generator_" + field, equal, rule, "or use sharing='embeddings'")
+
+    def _require_objective(self) -> None:
+        """Check the objective, the generator, and what they need of other fields."""
+        self._require("objective", self.objective in tuple(OBJECTIVES), f"be one of {', '.join(OBJECTIVES)}")
+        rule = f"be None or one of {', '.join(GENERATORS)}"
+        self._require("generator", self.generator in (None, *GENERATORS), rule)
+        kind, where = self.generator_kind, f"with the generator {self.generator_kind}"
+        if kind == "two_tower":
+            self._require("sharing", self.sharing != "all", f"be none, embeddings or gdes {where}")
+        if kind == "uniform":
+            self._require("sharing", self.sharing in ("none", "embeddings"), f"be none or embeddings {where}")
+        if self.objective == "electric":  # the samples must come from the distribution whose log q is used
+            where = "with the objective electric, which needs the probabilities of the samples"
+            self._require("temperature", self.temperature == 1, f"be 1 {where}")
+            self._require("disallow_correct", not self.disallow_correct, f"be False {where}")
+            if kind != "masked":
+                rule = "be less than 1 with the objective electric, which needs tokens of the text too"
+                self._require("mask_prob", self.mask_prob < 1, rule)
 
     def _require(self, field: str, satisfied: bool, rule: str, remedy: str = "") -> None:
         if not satisfied:

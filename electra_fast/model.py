@@ -5,32 +5,38 @@
     x_corrupt = x with x_hat    L = mlm_weight * L_MLM + rtd_weight * L_RTD
 
 (Clark et al. 2020, section 2). No gradient flows through a sample: L_MLM trains the generator, L_RTD the
-discriminator, and both train the embedding that they share.
+discriminator, and both train the embedding that they share. With ``objective="electric"`` the discriminator
+learns the energies of tokens instead (`electra_fast.electric`); `electra_fast.generators` has the generators.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from electra_fast.config import ElectraConfig
 from electra_fast.distributed import of_this_process
+from electra_fast.electric import add_noise, noise_loss
 from electra_fast.errors import must
+from electra_fast.generators import Generator, UniformGenerator, candidates
 from electra_fast.modules import (
     FIRST_STREAM,
     UNPADDED,
     DifferenceEmbedding,
     DiscriminatorHead,
     Encoder,
-    GeneratorHead,
     Layout,
     draw_rng,
 )
 from electra_fast.ops import FUSED, Ops
 from electra_fast.pretrained import PretrainedHalf
-from electra_fast.reference import MaskedTokens
 from electra_fast.resize import resize
+from electra_fast.results import MaskedTokens
+from electra_fast.two_tower import TwoTowerGenerator
+
+OBJECTIVE = "pretraining_objective"  # an entry of config.json, which transformers does not read
+GENERATORS = {"masked": Generator, "two_tower": TwoTowerGenerator, "uniform": UniformGenerator}
 
 
 class ElectraOutput(NamedTuple):
@@ -40,47 +46,13 @@ class ElectraOutput(NamedTuple):
     mlm_correct: Tensor  # [] float32, number of masked positions whose most likely token is the original
     masked: Tensor  # [] float32, number of masked positions; mlm_correct / masked is the accuracy
     rtd_counts: Tensor  # [4] float32, true positives, false positives, false negatives, true negatives
+    # A two-tower generator predicts all tokens that are not special: `masked` is their number. Electric's NCE
+    # loss and its counts, of noise instead of replaced tokens, are `rtd_loss` and `rtd_counts`.
 
     def numbers(self) -> Tensor:
         """Return the metrics of a micro-batch, float32 ``[9]``, in the order of `StepMetrics`."""
         mlm = (self.mlm_loss * self.masked, self.mlm_correct, self.masked)
         return torch.cat([torch.stack([self.loss, *mlm, self.rtd_loss]), self.rtd_counts])
-
-
-class Generator(PretrainedHalf):
-    """The masked language model, with the state dict and the logits of ``ElectraForMaskedLM``."""
-
-    hugging_face_class: ClassVar[str] = "ElectraForMaskedLM"
-    head_names: ClassVar[dict[str, str]] = {
-        "head.dense.": "generator_predictions.dense.",
-        "head.norm.": "generator_predictions.LayerNorm.",
-        "head.bias": "generator_lm_head.bias",
-    }
-
-    def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
-        super().__init__()
-        self.config = config.for_generator()
-        self.encoder = Encoder(self.config, ops)
-        self.head = GeneratorHead(self.config, ops)
-
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        type_ids: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-        rng: Tensor | None = None,
-    ) -> Tensor:
-        """Return the logits of every token at every position, ``[B, L, V]`` or ``[T, V]``.
-
-        This is for inspection: `Electra` trains the generator at the masked positions only and stores no
-        logits. Arguments as in `Electra`.
-        """
-        layout = Layout(key_mask, cu_seqlens, max_seqlen)
-        x = self.encoder(ids, layout, type_ids=type_ids, rng=rng)
-        return self.head.logits(x, self.encoder.embedding.words)
 
 
 class Discriminator(PretrainedHalf):
@@ -113,11 +85,21 @@ class Discriminator(PretrainedHalf):
     ) -> Tensor:
         """Return one logit per token, ``[B, L]`` or ``[T]``, positive if it seems replaced.
 
-        Arguments as in `Electra`; `words` is the word table as the generator returned it, if it is shared.
+        Of Electric it is the energy of the token. Arguments as in `Electra`; `words` is the word table as the
+        generator returned it, if it is shared.
         """
         layout = Layout(key_mask, cu_seqlens, max_seqlen)
         x = self.encoder(ids, layout, type_ids=type_ids, rng=rng, stream=self.stream, words=words)
         return self.head(x)
+
+    def described(self) -> dict[str, Any]:
+        """Return the config.json of this model, with the objective if it is not ELECTRA's."""
+        objective = self.config.objective
+        return super().described() | ({} if objective == "electra" else {OBJECTIVE: objective})
+
+    @classmethod
+    def build(cls, described: dict[str, Any], config: ElectraConfig, ops: Ops) -> Self:
+        return cls(dataclasses.replace(config, objective=described.get(OBJECTIVE, "electra")), ops)
 
 
 class Electra(nn.Module):
@@ -133,9 +115,11 @@ class Electra(nn.Module):
         super().__init__()
         self.config = config
         self.ops = ops
-        self.generator = Generator(config, ops)
+        self.generator = GENERATORS[config.generator_kind](config, ops)
         self.discriminator = Discriminator(config, ops)
-        if config.sharing == "embeddings":
+        if config.generator_kind == "uniform":
+            pass  # it has nothing to share
+        elif config.sharing == "embeddings":
             self.discriminator.encoder.embedding = self.generator.encoder.embedding
         elif config.sharing == "all":
             self.discriminator.encoder = self.generator.encoder
@@ -168,7 +152,8 @@ class Electra(nn.Module):
                 default generator, and different in each process of a group, also if all have one seed.
 
         Returns:
-            ElectraOutput; `mlm_loss` and `rtd_loss` carry gradients too, the counts do not.
+            ElectraOutput; `rtd_loss` carries gradients too, and so does `mlm_loss` unless the generator is
+            uniform. The counts do not.
         """
         self.check_sharing()
         config = self.config
@@ -176,27 +161,32 @@ class Electra(nn.Module):
         layout = Layout(key_mask, cu_seqlens, max_seqlen)
 
         masked = self.mask(ids, rng, layout)
-
+        proposal = self.generator.propose(ids, masked, layout, type_ids=type_ids, rng=rng)
         # Each use passes the word table on to the next (see `SharedEmbedding`).
-        x, words = self.generator.encoder(masked.ids, layout, type_ids=type_ids, rng=rng, return_words=True)
-        x = x.flatten(0, -2).index_select(0, masked.positions)  # [M, W]
-        mlm = self.generator.head(x, words, masked.targets, masked.weights, rng, return_table=True)
+        words = proposal.table if config.sharing in ("embeddings", "all") else None
 
-        corrupt = self.ops.replace_tokens(ids, masked.positions, mlm.samples, masked.weights)
-        words = mlm.table if config.sharing in ("embeddings", "all") else None
-        logits = self.discriminator(corrupt.ids, type_ids=type_ids, rng=rng, words=words, **layout._asdict())
-        real = key_mask
-        if cu_seqlens is not None:  # the end of a packed batch may be padding
-            real = ids != config.pad_id
-        real = None if real is None else real.float()
-        rtd = self.ops.rtd_loss(logits, corrupt.replaced, real)
+        def discriminate(text: Tensor) -> Tensor:
+            return self.discriminator(text, type_ids=type_ids, rng=rng, words=words, **layout._asdict())
+
+        if config.objective == "electric":
+            noised = add_noise(self.ops, self.generator, ids, masked, proposal, rng)
+            rtd = noise_loss(self.ops, discriminate(noised.ids), noised, config)
+        else:
+            samples = proposal.samples
+            if self.generator.everywhere:
+                samples = samples.index_select(0, masked.positions)
+            corrupt = self.ops.replace_tokens(ids, masked.positions, samples, masked.weights)
+            # The end of a packed batch may be padding.
+            real = key_mask if cu_seqlens is None else ids != config.pad_id
+            real = None if real is None else real.float()
+            rtd = self.ops.rtd_loss(discriminate(corrupt.ids), corrupt.replaced, real)
 
         return ElectraOutput(
-            loss=config.mlm_weight * mlm.loss + config.rtd_weight * rtd.loss,
-            mlm_loss=mlm.loss,
+            loss=config.mlm_weight * proposal.loss + config.rtd_weight * rtd.loss,
+            mlm_loss=proposal.loss,
             rtd_loss=rtd.loss,
-            mlm_correct=mlm.correct,
-            masked=masked.weights.sum(),
+            mlm_correct=proposal.correct,
+            masked=proposal.weights.sum(),
             rtd_counts=rtd.counts,
         )
 
@@ -206,6 +196,9 @@ class Electra(nn.Module):
         Raises:
             ValueError: an embedding was replaced in one tower, or a table has another number of rows.
         """
+        if self.config.generator_kind == "uniform":
+            self._check_rows(self.discriminator.encoder.embedding.words)
+            return
         generator, discriminator = self.generator.encoder, self.discriminator.encoder
         shared = {
             "none": lambda: not _is(generator.embedding, discriminator.embedding),
@@ -217,8 +210,11 @@ class Electra(nn.Module):
             rule = f"share their embedding as sharing={self.config.sharing!r} requires"
             got, remedy = "an embedding that was replaced in one of them", "replace it in both"
             raise ValueError(must("Electra: generator and discriminator", rule, got, remedy))
-        if len(generator.embedding.words) != self.config.vocab_size:
-            rule = f"be the number of rows of the word table ({len(generator.embedding.words)})"
+        self._check_rows(generator.embedding.words)
+
+    def _check_rows(self, words: Tensor) -> None:
+        if len(words) != self.config.vocab_size:
+            rule = f"be the number of rows of the word table ({len(words)})"
             remedy = "Electra.resize_token_embeddings changes both"
             raise ValueError(must("Electra: vocab_size", rule, self.config.vocab_size, remedy))
 
@@ -241,16 +237,14 @@ class Electra(nn.Module):
             rng,
             mask_id=config.mask_id,
             mask_prob=config.mask_prob,
-            keep_prob=config.keep_prob,
+            # A generator that sees the token does not give its probability by the others, as Electric needs.
+            keep_prob=0.0 if config.objective == "electric" else config.keep_prob,
             **layout._asdict(),
         )
 
     def candidates(self, ids: Tensor) -> Tensor:
         """Return a bool mask of the tokens that may be masked: all except special ones."""
-        candidates = ids != self.config.pad_id
-        for special in (self.config.cls_id, self.config.sep_id, self.config.mask_id):
-            candidates = candidates & (ids != special)
-        return candidates
+        return candidates(self.config, ids)
 
 
 def _is(first: nn.Module, second: nn.Module) -> bool:

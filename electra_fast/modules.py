@@ -12,7 +12,6 @@ contains. In training without ``rng`` the outermost module draws one from PyTorc
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from electra_fast import inference
@@ -22,7 +21,7 @@ from electra_fast.linear import Linear
 from electra_fast.ops import FUSED, Ops
 from electra_fast.ops import _check as check
 from electra_fast.ops.attention import check_options
-from electra_fast.reference import Embedded, MLMHead
+from electra_fast.reference import Embedded
 from electra_fast.resize import TokenRows
 
 FIRST_STREAM = 2  # of dropout; streams 0 and 1 are those of masking and sampling
@@ -39,7 +38,7 @@ class Layout(NamedTuple):
 UNPADDED = Layout()  # [B, L], every token is real
 
 
-def _check_layout(module: nn.Module, layout: Layout) -> None:
+def check_layout(module: nn.Module, layout: Layout) -> None:
     if not isinstance(layout, Layout):
         subject, remedy = f"{type(module).__name__}: layout", "pass Layout(key_mask=…)"
         raise TypeError(must(subject, "be a Layout", type(layout).__name__, remedy))
@@ -50,7 +49,7 @@ def draw_rng(like: Tensor) -> Tensor:
     return torch.randint(2**32, (2,), device=like.device)
 
 
-def _dropout_now(module: nn.Module, x: Tensor, rng: Tensor | None) -> tuple[float, Tensor | None]:
+def dropout_now(module: nn.Module, x: Tensor, rng: Tensor | None) -> tuple[float, Tensor | None]:
     """Return the probability of dropout in this call, and an rng if it needs one."""
     if not module.training or module.dropout == 0.0:
         return 0.0, rng
@@ -114,7 +113,7 @@ class SharedEmbedding(nn.Module):
         words: Tensor | None = None,  # the word table as its last use returned it
         return_words: bool = False,
     ) -> Tensor | Embedded:  # [.., E]; with `return_words` also the table, for its next use
-        dropout, rng = _dropout_now(self, ids, rng)
+        dropout, rng = dropout_now(self, ids, rng)
         own, positions, types = self.tables()
         return self.ops.embed(
             ids,
@@ -178,18 +177,22 @@ class AddNorm(nn.LayerNorm):
         rng: Tensor | None = None,
         stream: int = FIRST_STREAM,
     ) -> Tensor:
-        dropout, rng = _dropout_now(self, x, rng)
+        dropout, rng = dropout_now(self, x, rng)
         return self.ops.add_norm(
             x, residual, self.weight, self.bias, eps=self.eps, dropout=dropout, rng=rng, stream=stream
         )
 
 
 class SelfAttention(nn.Module):
-    """``LayerNorm(x + dropout(attention(x) W + b))``; streams: attention probabilities, output."""
+    """``LayerNorm(x + dropout(attention(x) W + b))``; streams: attention probabilities, output.
 
-    def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
+    With `causal`, a token sees no later token of its sequence.
+    """
+
+    def __init__(self, config: ElectraConfig, ops: Ops = FUSED, causal: bool = False):
         super().__init__()
         self.ops = ops
+        self.causal = causal
         self.heads = config.heads
         self.dropout = config.dropout
         W, std = config.hidden, config.initializer
@@ -206,11 +209,11 @@ class SelfAttention(nn.Module):
         stream: int = FIRST_STREAM,
         rows: Tensor | None = None,  # [S], see `Encoder`
     ) -> Tensor:
-        _check_layout(self, layout)
-        dropout, rng = _dropout_now(self, x, rng)
+        check_layout(self, layout)
+        dropout, rng = dropout_now(self, x, rng)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [.., 3, H, D]
-        context = self.ops.attention_qkv(qkv, **layout._asdict(), dropout=dropout, rng=rng, stream=stream)
-        context = context.flatten(-2)  # [.., W]
+        options = {"causal": self.causal, "dropout": dropout, "rng": rng, "stream": stream}
+        context = self.ops.attention_qkv(qkv, **layout._asdict(), **options).flatten(-2)  # [.., W]
         if rows is not None:
             context, x = (y.flatten(0, -2).index_select(0, rows) for y in (context, x))
         return self.norm(self.out(context), x, rng, stream + 1)
@@ -234,13 +237,13 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """One post-LayerNorm transformer layer: self-attention, then feed-forward; it uses three streams.
 
-    In eval mode, without gradients and on a CPU, it is one operator with packed weights.
+    In eval mode, without gradients and on a CPU, it is one operator with packed weights, unless it is causal.
     """
 
-    def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
+    def __init__(self, config: ElectraConfig, ops: Ops = FUSED, causal: bool = False):
         super().__init__()
         self.dropout = config.dropout
-        self.attention = SelfAttention(config, ops)
+        self.attention = SelfAttention(config, ops, causal)
         self.feed_forward = FeedForward(config, ops)
 
     def forward(
@@ -254,12 +257,13 @@ class EncoderLayer(nn.Module):
         rows: Tensor | None = None,  # [S], see `Encoder`
     ) -> Tensor:
         why = inference.why_not(self, x) or self._parts().why_not(Linear, AddNorm)
+        why = why or ("its attention is causal" if self.attention.causal else None)
         # For a few rows, two products of the operator would be wasted; in int8 it is faster nevertheless.
         if not why and self.attention.ops == FUSED and (rows is None or int8):
             x = self._infer(x, layout, int8)
             return x if rows is None else x.flatten(0, -2).index_select(0, rows)
         inference.check_int8(self, int8, why or "its ops are not FUSED")
-        _, rng = _dropout_now(self, x, rng)
+        _, rng = dropout_now(self, x, rng)
         x = self.attention(x, layout, rng=rng, stream=stream, rows=rows)
         return self.feed_forward(x, rng, stream + 2)
 
@@ -270,7 +274,7 @@ class EncoderLayer(nn.Module):
         return inference.Parts((attention, feed_forward), tuple((linear,) for linear in linears), norms)
 
     def _infer(self, x: Tensor, layout: Layout, int8: bool) -> Tensor:
-        _check_layout(self, layout)
+        check_layout(self, layout)
         max_seqlen = check_options("attention_qkv", x, 1, *layout, None, 0.0, None, 0)
         key_mask, cu_seqlens = check.contiguous(*layout[:2])
         heads = self.attention.heads
@@ -312,8 +316,8 @@ class Encoder(nn.Module):
 
         The last layer then computes its output product and its feed-forward network for these tokens only.
         """
-        _check_layout(self, layout)
-        _, rng = _dropout_now(self, ids, rng)
+        check_layout(self, layout)
+        _, rng = dropout_now(self, ids, rng)
         x, words = self.embedding(  # [.., E]
             ids,
             type_ids,
@@ -334,52 +338,6 @@ class Encoder(nn.Module):
     def streams(config: ElectraConfig) -> int:
         """Return the number of streams that an encoder of these sizes uses."""
         return 1 + 3 * config.layers
-
-
-class GeneratorHead(nn.Module):
-    """``softmax(LayerNorm(gelu(x W + b)) table^T + bias)``; the table is the embedding's."""
-
-    def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
-        super().__init__()
-        self.ops = ops
-        self.temperature = config.temperature
-        self.disallow_correct = config.disallow_correct
-        self.dense = make_linear(ops, config.hidden, config.embedding, config.initializer)
-        self.norm = nn.LayerNorm(config.embedding, eps=config.eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(
-        self,
-        x: Tensor,  # [M, W], the encoder's output at the masked positions
-        table: Tensor,  # [V, E]
-        targets: Tensor,  # [M]
-        weights: Tensor,  # [M]
-        rng: Tensor,
-        return_table: bool = False,
-    ) -> MLMHead:
-        """Return the loss and a sample for each masked position; with `return_table` also the table."""
-        return self.ops.mlm_head(
-            self.transform(x),
-            table,
-            self.bias,
-            targets,
-            weights,
-            rng,
-            temperature=self.temperature,
-            disallow_correct=self.disallow_correct,
-            return_table=return_table,
-        )
-
-    def token_rows(self) -> list[TokenRows]:
-        return [TokenRows(self.bias, Tensor.zero_)]
-
-    def logits(self, x: Tensor, table: Tensor) -> Tensor:
-        """Return all logits, ``[.., W]`` to ``[.., V]``: for inspection, not for training."""
-        return F.linear(self.transform(x), table, self.bias)
-
-    def transform(self, x: Tensor) -> Tensor:  # [.., W] -> [.., E]
-        h = self.ops.bias_gelu(self.dense(x, with_bias=False), self.dense.bias)
-        return self.ops.add_norm(h, None, self.norm.weight, self.norm.bias, eps=self.norm.eps)
 
 
 class DiscriminatorHead(nn.Module):

@@ -38,6 +38,12 @@ def uniforms(rng: Tensor, M: int) -> Tensor:
     return ((w0 >> 5) * 2**26 + (w1 >> 6)).double() * 2.0**-53
 
 
+def coins(rng: Tensor, N: int, p: float) -> Tensor:
+    """Return bool ``[N]``, each True with probability p, from a word that `uniforms` does not use."""
+    n = torch.arange(N, device=rng.device)
+    return philox(rng, torch.zeros_like(n), n, SAMPLING)[2] < round(p * 2**32)
+
+
 def keep_mask(rng: Tensor, stream: int, rows: Tensor, columns: int, p: float) -> Tensor:
     """Return dropout's bool mask ``[*rows.shape, columns]``, True where the element is kept.
 

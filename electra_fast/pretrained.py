@@ -31,11 +31,12 @@ TABLES = (
 DIFFERENCE = (
     "encoder.embedding.difference."  # `DifferenceEmbedding`'s parameters, which Hugging Face does not have
 )
-TIED_TABLE = "generator_lm_head.weight"  # a second name of the word table, in the generator
+TIED_TABLE = "generator_lm_head.weight"  # a second name of the word table, in a language model
 OLD_BUFFER = "electra.embeddings.position_ids"  # arange(512), in files of transformers before 4.31
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Replacements in a parameter's name, applied in this order; {} becomes query, key and value.
+# Replacements in a parameter's name, applied in this order; a parameter that is several ones in transformers
+# has all their names in braces.
 ENCODER_NAMES = {
     "encoder.embedding.words": TABLES[0],
     "encoder.embedding.positions": TABLES[1],
@@ -43,7 +44,7 @@ ENCODER_NAMES = {
     "encoder.embedding.norm.": "electra.embeddings.LayerNorm.",
     "encoder.project.": "electra.embeddings_project.",
     "encoder.layers.": "electra.encoder.layer.",
-    ".attention.qkv.": ".attention.self.{}.",
+    ".attention.qkv.": ".attention.self.{query,key,value}.",
     ".attention.out.": ".attention.output.dense.",
     ".attention.norm.": ".attention.output.LayerNorm.",
     ".feed_forward.dense_in.": ".intermediate.dense.",
@@ -70,6 +71,8 @@ CONFIG_FIELDS = {
     "mask_token_id": "mask_id",
 }
 
+TWO_TOWER = "electra_two_tower"  # the model_type of a `TwoTowerGenerator`, which transformers does not have
+ENCODER_DECODER = "encoder-decoder"  # that of an `EncoderDecoder`, whose config.json has one of each half
 # Entries of config.json for which this package supports one value only.
 CONFIG_FIXED = {
     "model_type": "electra",
@@ -79,6 +82,7 @@ CONFIG_FIXED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+DECODER_FIXED = {"is_decoder": True, "add_cross_attention": True}  # the same for a decoder
 
 
 def config_to_hugging_face(config: ElectraConfig) -> dict[str, Any]:
@@ -87,15 +91,40 @@ def config_to_hugging_face(config: ElectraConfig) -> dict[str, Any]:
     return fixed | {theirs: getattr(config, ours) for theirs, ours in CONFIG_FIELDS.items()}
 
 
-def config_from_hugging_face(config: dict[str, Any]) -> ElectraConfig:
+def config_from_hugging_face(config: dict[str, Any], model_type: str = "electra") -> ElectraConfig:
     """Return the config of a config.json, which describes one tower; the other tower gets the same sizes.
+
+    Args:
+        config: the content of config.json.
+        model_type: the one that it must have, or none. If it is `ENCODER_DECODER`, two towers are described,
+            which must be equal.
 
     Raises:
         ValueError: it describes a model that this package does not support.
     """
-    for name, only in CONFIG_FIXED.items():
+    if model_type != ENCODER_DECODER:
+        return _config_of_tower(config, CONFIG_FIXED | {"model_type": model_type})
+    if (found := config.get("model_type")) != model_type:
+        rule = f"be {model_type!r}"
+        raise ValueError(must("from_pretrained: model_type in config.json", rule, repr(found)))
+    encoder, decoder = (config.get(half) for half in ("encoder", "decoder"))
+    if not isinstance(encoder, dict) or not isinstance(decoder, dict):
+        rule, got = "have an object for each of encoder and decoder", f"{encoder!r} and {decoder!r}"
+        raise ValueError(must("from_pretrained: config.json", rule, got))
+    found = _config_of_tower(encoder, CONFIG_FIXED)
+    if (other := _config_of_tower(decoder, CONFIG_FIXED | DECODER_FIXED)) != found:
+        rule, got = "have an encoder and a decoder of the same sizes", f"{found} and {other}"
+        raise ValueError(must("from_pretrained: config.json", rule, got))
+    return found
+
+
+def _config_of_tower(config: dict[str, Any], fixed: dict[str, Any]) -> ElectraConfig:
+    """Return the config of one tower; `fixed` has the only supported value of some entries."""
+    for name, only in fixed.items():
         if (value := config.get(name, only)) != only:
-            raise ValueError(must(f"from_pretrained: {name} in config.json", f"be {only!r}", repr(value)))
+            remedy = "TwoTowerGenerator.from_pretrained loads it" if value == TWO_TOWER else ""
+            rule = f"be {only!r}"
+            raise ValueError(must(f"from_pretrained: {name} in config.json", rule, repr(value), remedy))
     fields: dict[str, Any] = {}
     for theirs, ours in CONFIG_FIELDS.items():
         value = config.get(theirs)
@@ -111,7 +140,9 @@ class PretrainedHalf(nn.Module):
     """A tower and its head, with Hugging Face's state dict and folders."""
 
     hugging_face_class: ClassVar[str]
+    model_type: ClassVar[str] = "electra"
     head_names: ClassVar[dict[str, str]]  # like ENCODER_NAMES, for the parameters of the head
+    tied: ClassVar[dict[str, str]] = {}  # second names of tensors in a state dict, each with the first one
     config: ElectraConfig  # with the sizes of this half in `layers`, `hidden`, `heads`, `ffn`
 
     def __init__(self) -> None:
@@ -123,7 +154,9 @@ class PretrainedHalf(nn.Module):
         """Return the name of a parameter in transformers; the three names of a fused QKV."""
         for ours, theirs in (ENCODER_NAMES | self.head_names).items():
             name = name.replace(ours, theirs)
-        return [name.format(part) for part in ("query", "key", "value")] if "{}" in name else [name]
+        before, _, rest = name.partition("{")
+        parts, _, after = rest.partition("}")
+        return [before + part + after for part in parts.split(",")]
 
     def resize_token_embeddings(
         self, vocab_size: int, optimizer: torch.optim.Optimizer | None = None
@@ -149,6 +182,21 @@ class PretrainedHalf(nn.Module):
         """Return the config.json of this model."""
         return {"architectures": [self.hugging_face_class]} | config_to_hugging_face(self.config)
 
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """Return the content of each JSON file of the folder."""
+        return {"config.json": self.described()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the content of model.safetensors. Loading gives tied tensors their second name again."""
+        # The file has the sums that a `DifferenceEmbedding` looks up, not its differences.
+        own = {
+            name: x
+            for name, x in self.state_dict().items()
+            if name not in self.tied and not name.startswith(DIFFERENCE)
+        }
+        tables = (table.detach() for table in self.encoder.embedding.tables())
+        return own | dict(zip(TABLES, tables, strict=True))
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, which transformers and this class can read.
 
@@ -160,16 +208,12 @@ class PretrainedHalf(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config, tensors = self.described(), self.state_dict()
-        tensors.pop(TIED_TABLE, None)  # loading ties it again, as in transformers
-        # The files have the sums that a `DifferenceEmbedding` looks up, not its differences.
-        tensors = {n: t for n, t in tensors.items() if not n.startswith(DIFFERENCE)}
-        tables = (table.detach() for table in self.encoder.embedding.tables())
-        tensors |= zip(TABLES, tables, strict=True)
+        configs, tensors = self.configs(), self.tensors()
         # The files are renamed when complete, so a full disk or a kill leaves the old ones unchanged.
-        unfinished = {name: folder / f"{name}.part" for name in ("config.json", "model.safetensors")}
+        unfinished = {name: folder / f"{name}.part" for name in (*configs, "model.safetensors")}
         try:
-            unfinished["config.json"].write_text(json.dumps(config, indent=2) + "\n")
+            for name, config in configs.items():
+                unfinished[name].write_text(json.dumps(config, indent=2) + "\n")
             save_file(tensors, unfinished["model.safetensors"], metadata={"format": "pt"})
             for name, file in unfinished.items():
                 file.replace(folder / name)
@@ -193,7 +237,7 @@ class PretrainedHalf(nn.Module):
                 number of layers than the file, or the file is damaged or contains NaN, infinity or integers.
             RuntimeError: tensors are missing, unknown or of another shape; the message lists them.
         """
-        folder, (described, config, tensors) = Path(folder), read_folder(folder)
+        folder, (described, config, tensors) = Path(folder), read_folder(folder, cls.model_type)
         try:
             with torch.device("meta"):  # without random weights, because all of them come from the file
                 model = cls.build(described, config, ops)
@@ -217,7 +261,7 @@ class Folder(NamedTuple):
     tensors: dict[str, Tensor]  # by transformers' names
 
 
-def read_folder(folder: str | Path) -> Folder:
+def read_folder(folder: str | Path, model_type: str = "electra") -> Folder:
     """Read a Hugging Face folder; errors as in `PretrainedHalf.from_pretrained`."""
     folder = local.existing("from_pretrained: folder", folder)
     file, config_file = folder / "model.safetensors", folder / "config.json"
@@ -229,12 +273,12 @@ def read_folder(folder: str | Path) -> Folder:
         )
     described = local.json_object("from_pretrained", config_file)
     try:
-        config = config_from_hugging_face(described)
+        config = config_from_hugging_face(described, model_type)
     except ValueError as error:
         raise ValueError(f"{error}; in {config_file}") from None
     tensors = _read(file)
     # Checked first, because building millions of layers for a wrong number would take hours.
-    if (layers := _layers(tensors)) != config.layers:
+    if (layers := _layers(tensors, model_type)) != config.layers:
         subject = f"from_pretrained: num_hidden_layers in {config_file}"
         raise ValueError(must(subject, f"be {layers}, the layers in {file.name}", config.layers))
     return Folder(described, config, tensors)
@@ -265,8 +309,9 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-def _layers(names: Iterable[str]) -> int:
-    prefix = ENCODER_NAMES["encoder.layers."]
+def _layers(names: Iterable[str], model_type: str) -> int:
+    encoder_decoder = model_type == ENCODER_DECODER
+    prefix = "encoder.encoder.layer." if encoder_decoder else ENCODER_NAMES["encoder.layers."]
     return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
 
 
@@ -278,8 +323,7 @@ def _names_to_hugging_face(
         names = half.hugging_face_names(name)
         parts = (tensor,) if len(names) == 1 else tensor.chunk(len(names))
         state_dict.update({prefix + n: part for n, part in zip(names, parts, strict=True)})
-    if half.hugging_face_class == "ElectraForMaskedLM":
-        state_dict[prefix + TIED_TABLE] = state_dict[prefix + WORD_TABLE]
+    state_dict.update({prefix + second: state_dict[prefix + first] for second, first in half.tied.items()})
 
 
 def _names_from_hugging_face(
@@ -298,10 +342,11 @@ def _names_from_hugging_face(
     name that the file does not have.
     """
     state_dict.pop(prefix + OLD_BUFFER, None)
-    word = state_dict.get(prefix + WORD_TABLE)
-    tied = state_dict.pop(prefix + TIED_TABLE, word)
-    if tied is not word and not (word is not None and torch.equal(tied, word)):
-        error_msgs.append(f"{prefix + TIED_TABLE} must equal {prefix + WORD_TABLE}, which is tied")
+    for second, first in half.tied.items():
+        word = state_dict.get(prefix + first)
+        tied = state_dict.pop(prefix + second, word)
+        if tied is not word and not (word is not None and torch.equal(tied, word)):
+            error_msgs.append(f"{prefix + second} must equal {prefix + first}, which is tied")
 
     for name, parameter in half.named_parameters(remove_duplicate=False):
         names = [prefix + n for n in half.hugging_face_names(name)]

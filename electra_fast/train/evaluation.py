@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from electra_fast.distributed import ALONE, World
 from electra_fast.model import Electra, ElectraOutput
 
 SEED = 2**62  # of the masks; the seeds of runs are smaller
+
+
+class Judged(NamedTuple):
+    """What the discriminator says about the tokens of a micro-batch."""
+
+    output: Tensor  # its output: a logit, of Electric the energy
+    logits: Tensor  # positive: the token was replaced, of Electric: it is noise
+    replaced: Tensor  # bool, whether it was
+    weights: Tensor | None  # 0 for a token that does not count
 
 
 def evaluate(
@@ -32,6 +41,9 @@ def evaluate(
     "replaced" for positive logits (NaN without such a prediction); ``logit_std``, the standard deviation of
     the logits; ``auc``, with its 95 % interval from ``auc_low`` to ``auc_high``. The logits are float32 under
     autocast too. The evaluation ends early if ``stop()`` is true after a batch.
+
+    Of Electric, all these are about noise instead of replaced tokens: ``rtd_loss`` is the NCE loss over the
+    tokens that count in it, and ``logit_std`` the standard deviation of the energies.
     """
     was_training = model.training
     model.eval()
@@ -63,22 +75,22 @@ def evaluate(
     }
 
 
-def _row(out: ElectraOutput, seen: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+def _row(out: ElectraOutput, seen: list[Judged]) -> Tensor:
     """Return the numbers of a batch, float64 ``[12]`` on its device: 4 sums, 4 counts, the AUC, `moments`."""
     counts = out.rtd_counts.double()
     sums = [out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss * counts.sum()]
     logits = [counts.new_full((4,), torch.nan)]  # of a model without a discriminator
-    for x, replaced, weights in seen:
-        logits = [area_under_curve(x, replaced, weights).reshape(1), moments(x, weights)]
+    for output, x, replaced, weights in seen:
+        logits = [area_under_curve(x, replaced, weights).reshape(1), moments(output, weights)]
     return torch.cat([torch.stack(sums).double(), counts, *logits])
 
 
-def summary(metrics: dict[str, float]) -> str:
-    """Return the metrics of `evaluate` in one line."""
-    words = "MLM loss {mlm_loss:.3f}, accuracy {mlm_accuracy:.3f}; RTD loss {rtd_loss:.4f}, AUC {auc:.3f}"
+def summary(metrics: dict[str, float], loss: str = "RTD") -> str:
+    """Return the metrics of `evaluate` in one line; `loss` is the name of the discriminator's."""
+    words = "MLM loss {mlm_loss:.3f}, accuracy {mlm_accuracy:.3f}; {loss} loss {rtd_loss:.4f}, AUC {auc:.3f}"
     if not math.isnan(metrics["auc_low"]):  # fewer than six batches have no interval
         words += " [{auc_low:.3f}, {auc_high:.3f}]"
-    return words.format(**metrics)
+    return words.format(loss=loss, **metrics)
 
 
 def moments(logits: Tensor, weights: Tensor | None) -> Tensor:
@@ -140,21 +152,25 @@ def unigram_loss(train: Tensor, held_out: Tensor, vocab_size: int) -> float:
 
 
 @contextlib.contextmanager
-def recorded(model: Electra) -> Iterator[list[tuple[Tensor, Tensor, Tensor | None]]]:
-    """Record the arguments of each call of `rtd_loss`: forward does not return the logits.
+def recorded(model: Electra) -> Iterator[list[Judged]]:
+    """Record the arguments of each call of `rtd_loss` or `nce_loss`: forward does not return the logits.
 
     A model for another task, without `ops`, has no such call.
     """
-    seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    seen: list[Judged] = []
     if (ops := getattr(model, "ops", None)) is None:
         yield seen
         return
 
     def rtd_loss(logits, replaced, weights=None):
-        seen.append((logits, replaced, weights))
+        seen.append(Judged(logits, logits, replaced, weights))
         return ops.rtd_loss(logits, replaced, weights)
 
-    model.ops = ops._replace(rtd_loss=rtd_loss)
+    def nce_loss(energies, log_q, noise, weights=None, *, log_odds=0.0):
+        seen.append(Judged(energies, energies.detach() + log_q + log_odds, noise, weights))
+        return ops.nce_loss(energies, log_q, noise, weights, log_odds=log_odds)
+
+    model.ops = ops._replace(rtd_loss=rtd_loss, nce_loss=nce_loss)
     try:
         yield seen
     finally:

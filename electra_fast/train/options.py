@@ -90,7 +90,8 @@ class Options:
             ValueError: a field does not exist, is given twice or has another type.
         """
         fields = [f.name for f in dataclasses.fields(config) if f.name not in fixed]
-        types = {name: type(getattr(config, name)) for name in fields}
+        values = {name: getattr(config, name) for name in fields}
+        types = {name: str if value is None else type(value) for name, value in values.items()}
         changes: dict[str, Any] = {}
         for assignment in self.set:
             name, _, value = assignment.partition("=")

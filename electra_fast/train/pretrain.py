@@ -133,7 +133,8 @@ class Pretraining(Training):
         return metrics
 
     def summary(self, metrics: dict[str, float]) -> str:
-        return f"on held-out text: {summary(metrics)}"
+        loss = "NCE" if self.config.objective == "electric" else "RTD"
+        return f"on held-out text: {summary(metrics, loss)}"
 
     def check(self, metrics: dict[str, float], result: str) -> None:
         if not_finite(metrics):

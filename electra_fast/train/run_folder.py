@@ -11,6 +11,7 @@ from torch import nn
 
 from electra_fast import data, local
 from electra_fast.errors import must
+from electra_fast.pretrained import PretrainedHalf
 from electra_fast.train import checkpoint
 from electra_fast.train.options import Options
 
@@ -126,7 +127,8 @@ class RunFolder:
             OSError: a file cannot be written.
         """
         for name in ("discriminator", "generator"):
-            if (half := getattr(model, name, None)) is not None:
+            half = getattr(model, name, None)
+            if isinstance(half, PretrainedHalf):  # a model may lack one, or its generator has no parameters
                 half.save_pretrained(self.path / name)
                 self.save_tokenizer(tokenizer, self.path / name)
 

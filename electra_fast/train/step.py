@@ -114,7 +114,7 @@ class Step:
                 buckets.before(last=left == 0)
             (out.loss / micro_batches).backward()
             sums = sums + out.numbers().detach().double()
-        self._logits = (seen[-1][0].detach(), seen[-1][2]) if seen else None
+        self._logits = (seen[-1].output.detach(), seen[-1].weights) if seen else None
         if buckets is not None:
             buckets.wait()
         norm, skipped = optimizer.step(self.optim, rate, self.clip)

@@ -12,8 +12,15 @@ from electra_fast.config import ElectraConfig
 from electra_fast.errors import must
 from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.pretrained import TABLES, PretrainedHalf
+from electra_fast.two_tower import TwoTowerGenerator
 
 SIZES = ("layers", "hidden", "heads", "ffn")
+# The halves that a file can have, each with the beginning of a name that only it has, and the next ones lack.
+KINDS = (
+    (TwoTowerGenerator, "electra.encoder.reversed_layer."),
+    (Generator, "generator_predictions."),
+    (Discriminator, "discriminator_predictions."),
+)
 COMMON = ("vocab_size", "embedding", "max_positions", "type_vocab", "eps")
 
 
@@ -21,7 +28,7 @@ class Weights(NamedTuple):
     """The halves that were found; both are None for a run with random weights."""
 
     discriminator: Discriminator | None = None
-    generator: Generator | None = None
+    generator: Generator | TwoTowerGenerator | None = None
     tokenizer: Path | None = None  # a folder with a tokenizer
 
     def config(self, config: ElectraConfig) -> ElectraConfig:
@@ -45,7 +52,7 @@ class Weights(NamedTuple):
         """Copy the halves into a model.
 
         Raises:
-            ValueError: the model shares tables that differ between the halves.
+            ValueError: the model shares tables that differ between the halves, or has another generator.
         """
         if self.generator is not None and self.discriminator is not None and model.config.sharing != "none":
             a, b = self.generator.state_dict(), self.discriminator.state_dict()
@@ -54,6 +61,11 @@ class Weights(NamedTuple):
                 remedy = "--set sharing=none keeps both"
                 raise ValueError(must("pretrain: --init", rule, "different ones", remedy))
         if self.generator is not None:
+            if type(model.generator) is not type(self.generator):
+                rule = f"have a generator for generator={model.config.generator_kind!r}"
+                remedy = "name the folder of its discriminator"
+                got = type(self.generator).__name__
+                raise ValueError(must("pretrain: --init", rule, got, remedy))
             model.generator.load_state_dict(self.generator.state_dict())
         if self.discriminator is not None:
             if model.config.sharing == "gdes":
@@ -75,7 +87,7 @@ def load(folders: Iterable[str]) -> Weights:
         inner = [folder / name for name in ("discriminator", "generator")]
         for path in [p for p in inner if p.exists()] or [folder]:
             half = _half(path)
-            field = "generator" if isinstance(half, Generator) else "discriminator"
+            field = "discriminator" if isinstance(half, Discriminator) else "generator"
             if getattr(weights, field) is not None:
                 raise ValueError(must("pretrain: --init", f"name one {field}", f"a second one in {path}"))
             weights = weights._replace(**{field: half})
@@ -93,15 +105,16 @@ def _half(folder: Path) -> PretrainedHalf:
         raise ValueError(must("pretrain: --init", rule, folder))
     try:
         with safe_open(file, "pt") as opened:
-            heads = {name.split(".")[0] for name in opened.keys()}
+            names = list(opened.keys())
     except SafetensorError as error:
         raise ValueError(must("pretrain: --init", "have whole files", f"{file}: {error}")) from None
-    for cls, head in ((Generator, "generator_predictions"), (Discriminator, "discriminator_predictions")):
-        if head in heads:
+    for cls, prefix in KINDS:
+        if any(name.startswith(prefix) for name in names):
             try:
                 return cls.from_pretrained(folder)
             except RuntimeError as error:  # a list of tensors over several lines
                 got = f"{folder}: {' '.join(str(error).split())}"
                 raise ValueError(must("pretrain: --init", "fit its config.json", got)) from None
-    rule, got = "be ElectraForPreTraining or ElectraForMaskedLM", f"{folder} with {', '.join(sorted(heads))}"
+    found = ", ".join(sorted({name.split(".")[0] for name in names}))
+    rule, got = "be ElectraForPreTraining or ElectraForMaskedLM", f"{folder} with {found}"
     raise ValueError(must("pretrain: --init", rule, got))

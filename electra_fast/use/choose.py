@@ -8,7 +8,7 @@ import numpy as np
 
 from electra_fast.errors import must
 from electra_fast.tasks.examples import token_ids
-from electra_fast.use.likelihood import original_log_probs
+from electra_fast.use.likelihood import electric_log_probs, original_log_probs
 from electra_fast.use.pretrained import Pretrained, load, most_tokens
 from electra_fast.use.texts import SHOWN, listed, one_or_many, require_string, warn_unknown
 
@@ -75,7 +75,8 @@ def choose(
             starts.append(len(start))
             sequences.append(np.array([*start, *ids, *after], np.int32))
     warn_unknown("choose", sequences, tokenizer)
-    pairs = zip(original_log_probs(model, sequences, "choose"), starts, strict=True)
+    log_probs = electric_log_probs if model.electric else original_log_probs
+    pairs = zip(log_probs(model, sequences, "choose"), starts, strict=True)
     lengths = [len(ids) for _ in prompts for ids in inserted]
     scores = [x[start : start + n].mean() for (x, start), n in zip(pairs, lengths, strict=True)]
     return [_chosen(options, row) for row in np.reshape(scores, (-1, len(options)))]

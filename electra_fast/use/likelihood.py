@@ -2,8 +2,10 @@
 
     discriminator:  log p_D(x_t is the original | x)         = -softplus(logit_t)
     generator:      log p_G(x_t | x without x_t)             x_t is replaced by [MASK]
+    electric:       log p_E(x_t | x without x_t) + log Z     = -energy_t, and Z is near 1
 
-The sum of the second over the tokens is the pseudo-log-likelihood of a text (Salazar et al. 2020). A text
+The sum of the second over the tokens is the pseudo-log-likelihood of a text (Salazar et al. 2020). The third
+is a faster estimate of the same (Clark et al. 2020b, section 4). A text
 that is longer than the model is cut into windows that overlap; the log-probability of a token comes from the
 window in which it has the most context.
 """
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from electra_fast import data
+from electra_fast.errors import must
 from electra_fast.model import Generator
 from electra_fast.modules import Layout
 from electra_fast.tasks.examples import Examples, assemble
@@ -49,15 +52,42 @@ def in_windows(ids: Sequence[np.ndarray], most: int, tokenizer: Any, call: str) 
 
 
 def replaced_logits(model: Pretrained, ids: Sequence[np.ndarray], call: str = "detect") -> list[np.ndarray]:
-    """Return the discriminator's logits, float32 ``[n]`` per text: positive if a token seems replaced."""
+    """Return the discriminator's logits, float32 ``[n]`` per text: positive if a token seems replaced.
+
+    Raises:
+        ValueError: there is no discriminator, or it is Electric's.
+    """
+    if model.electric:
+        rule, got = "have a discriminator of replaced tokens", f"{model.folder} of objective=electric"
+        remedy = "its output is an energy, which is no probability without the generator's log q; use score"
+        raise ValueError(must(f"{call}: model", rule, got, remedy))
+    return _outputs(model, ids, call)
+
+
+def electric_log_probs(model: Pretrained, ids: Sequence[np.ndarray], call: str = "score") -> list[np.ndarray]:
+    """Return the negative energy of each token, float32 ``[n]`` per text.
+
+    Raises:
+        ValueError: there is no discriminator, or it is not Electric's.
+    """
+    model.require(call, "discriminator")
+    if not model.electric:
+        rule, got = "have been trained with objective=electric", f"{model.folder}, whose output is no energy"
+        remedy = "pre-train with --set objective=electric, or score by the generator or the discriminator"
+        raise ValueError(must(f"{call}: model", rule, got, remedy))
+    return [-energies for energies in _outputs(model, ids, call)]
+
+
+def _outputs(model: Pretrained, ids: Sequence[np.ndarray], call: str) -> list[np.ndarray]:
+    """Return the discriminator's output for each token, float32 ``[n]`` per text."""
     discriminator = model.require(call, "discriminator")
     if not ids:
         return []
     found = in_windows(ids, most_tokens(discriminator), model.tokenizer, call)
     with _autocast(model):
-        logits = predict(discriminator, found.examples, _tokens(model), progress=True, desc=call)
+        outputs = predict(discriminator, found.examples, _tokens(model), progress=True, desc=call)
     begin = found.examples.offsets[:-1]
-    return [logits[begin[s] + p] for s, p in zip(found.sequence, found.position, strict=True)]
+    return [outputs[begin[s] + p] for s, p in zip(found.sequence, found.position, strict=True)]
 
 
 def original_log_probs(model: Pretrained, ids: Sequence[np.ndarray], call: str = "score") -> list[np.ndarray]:
@@ -100,6 +130,20 @@ def masked_log_probs(
     where = np.concatenate(sequence), np.concatenate(position)
     result = at_masks(model, generator, found.examples, *where, log_probs, call)
     return np.split(result, np.cumsum([len(each) for each in positions])[:-1])
+
+
+# By the name of a score: its log-probabilities.
+LOG_PROBS = {
+    "generator": masked_log_probs,
+    "discriminator": original_log_probs,
+    "electric": electric_log_probs,
+}
+
+
+def scorers(model: Pretrained) -> list[str]:
+    """Return the names in LOG_PROBS of the scores of a model: Electric's alone, or those of its halves."""
+    halves = [half for half in ("generator", "discriminator") if getattr(model, half) is not None]
+    return ["electric"] if model.electric else halves
 
 
 def at_masks(

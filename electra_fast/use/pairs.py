@@ -26,10 +26,9 @@ from electra_fast.errors import must
 from electra_fast.tasks.examples import token_ids
 from electra_fast.tasks.records import string
 from electra_fast.use.fine_tuned import Classifier
-from electra_fast.use.likelihood import masked_log_probs, original_log_probs
+from electra_fast.use.likelihood import LOG_PROBS, masked_log_probs, scorers
 from electra_fast.use.pairs_files import DIRECTIONS, FEMININE, MASCULINE, Pair, PairSet, read_pairs
 from electra_fast.use.pretrained import Pretrained, load
-from electra_fast.use.score import HALVES
 from electra_fast.use.texts import SHOWN, warn_unknown
 
 TOKENS = ("shared", "differing")
@@ -114,7 +113,7 @@ def pairs(
     """
     kind, found = _pair_set(data)
     forms = [each for pair in found for each in pair.forms()]
-    if by is None or by in HALVES:
+    if by is None or by in LOG_PROBS:
         if label is not None:
             raise ValueError(must("pairs: label", "be left out without a classifier", repr(label)))
         tokens = tokens or ("differing" if kind == "gap" else "shared")
@@ -157,8 +156,7 @@ def _by_half(
     if model is None:
         raise ValueError(must("pairs: model", "be named, except with a classifier", "none"))
     model = load(model, call="pairs")
-    by = by or ("generator" if model.generator is not None else "discriminator")
-    model.require("pairs", by)
+    by = by or scorers(model)[0]
     texts = [text for pair in forms for text in (pair.first, pair.second)]
     ids = [np.array(each, np.int32) for each in token_ids(texts, model.tokenizer)]
     for number, each in enumerate(ids):
@@ -170,7 +168,7 @@ def _by_half(
     if by == "generator":
         found = masked_log_probs(model, ids, positions, "pairs")
     else:
-        every = original_log_probs(model, ids, "pairs")
+        every = LOG_PROBS[by](model, ids, call="pairs")
         found = [x[p] for x, p in zip(every, positions, strict=True)]
     sums = [x.sum(dtype="float64") / (max(len(x), 1) if tokens == "differing" else 1) for x in found]
     return by, np.reshape(sums, (-1, 2))
@@ -207,7 +205,7 @@ def _by_classifier(
     name = "a classifier" if isinstance(by, Classifier) else str(by)
     if not isinstance(by, Classifier):
         if not Path(by).exists():
-            rule = f"be {', '.join(HALVES)}, or the folder of a classifier"
+            rule = f"be {', '.join(LOG_PROBS)}, or the folder of a classifier"
             raise ValueError(must("pairs: by", rule, repr(str(by))))
         by = Classifier(by)
     if label not in by.labels:

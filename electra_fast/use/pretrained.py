@@ -9,7 +9,7 @@ import torch
 from electra_fast import data, local
 from electra_fast.errors import must
 from electra_fast.model import Discriminator, Generator
-from electra_fast.pretrained import PretrainedHalf
+from electra_fast.pretrained import TWO_TOWER, PretrainedHalf
 from electra_fast.train.run_folder import WITHOUT_MODEL, find_recipe
 
 PRECISIONS = ("float32", "bf16")
@@ -29,14 +29,22 @@ class Pretrained:
     def device(self) -> torch.device:
         return next((self.discriminator or self.generator).parameters()).device
 
+    @property
+    def electric(self) -> bool:
+        """Whether the discriminator was trained with Electric's objective: its output is an energy."""
+        return self.discriminator is not None and self.discriminator.config.objective == "electric"
+
     def require(self, call: str, half: str) -> Any:
         """Return a half of the model, "discriminator" or "generator".
 
         Raises:
-            ValueError: the folder does not have it.
+            ValueError: the folder does not have it, or its generator does not read [MASK].
         """
         if (found := getattr(self, half)) is None:
             remedy = "name the folder of a run of pre-training, which has both halves"
+            if half == "generator" and find_recipe(self.folder):
+                half = "generator that predicts masked tokens"
+                remedy = "pre-train with --set generator=masked"
             raise ValueError(must(f"{call}: model", f"have a {half}", str(self.folder), remedy))
         return found
 
@@ -71,7 +79,7 @@ def load(
     halves: list[Any] = [None, None]
     for i, kind in enumerate((Discriminator, Generator)):
         half = path / kind.__name__.lower()
-        if half.is_dir():
+        if half.is_dir() and not _has_two_towers(half):
             halves[i] = _half(call, kind, half)
         elif _has(path, kind):
             halves[i] = _half(call, kind, path)
@@ -108,6 +116,11 @@ def _has(folder: Path, kind: type[PretrainedHalf]) -> bool:
     if not file.is_file() or not (folder / "model.safetensors").is_file():
         return False
     return kind.hugging_face_class in local.json_object("load", file).get("architectures", [])
+
+
+def _has_two_towers(folder: Path) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and local.json_object("load", file).get("model_type") == TWO_TOWER
 
 
 def _with_tokenizer(folder: Path) -> Path:

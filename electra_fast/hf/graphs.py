@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from electra_fast import capture
 from electra_fast.errors import must
 from electra_fast.hf.attention import key_mask_of
-from electra_fast.hf.blocks import Attention
+from electra_fast.hf.attention_blocks import Attention, cache_of
 from electra_fast.hf.fused import has_hooks
 
 LENGTHS = 32  # a length is rounded up to a multiple of this
@@ -41,6 +41,8 @@ class GraphedEncoder(Attention):
     attributes = ("config", "layer")
 
     def obstacle(self):
+        if self.config.is_decoder:
+            return "it is a decoder, whose cache has another length in each call"
         return super().obstacle() or _graphs_of(self).obstacle()
 
     def unsupported(self, hidden_states, attention_mask=None, *rest, **kwargs):
@@ -56,10 +58,11 @@ class GraphedEncoder(Attention):
             return "it is being compiled or exported"
         if hidden_states.is_cuda and torch.cuda.is_current_stream_capturing():
             return "another capture is under way"
-        if why := self.unsupported_options(
-            None, {f"argument {i + 3}": x for i, x in enumerate(rest)} | kwargs
-        ):
+        options = {f"argument {i + 3}": x for i, x in enumerate(rest)} | kwargs
+        if why := self.unsupported_options(options):
             return why
+        if cache_of((), options) is not None:
+            return "a cache is given"
         if kwargs.get("cu_seq_lens_q") is not None:
             return "a packed batch has another number of tokens in each call"
         if attention_mask is not None and key_mask_of(attention_mask, *hidden_states.shape[:2]) is None:

@@ -1,5 +1,7 @@
 """The heads and losses of ELECTRA's and BERT's pre-training models, fused."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
@@ -9,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from electra_fast import ops
 from electra_fast.errors import must
 from electra_fast.hf.attention import two_axes
-from electra_fast.hf.blocks import dense_gelu
+from electra_fast.hf.dense import dense_gelu
 from electra_fast.hf.fused import Fused
 
 # The first parameters of the forward pass of every model.
@@ -51,16 +53,34 @@ class BertTransform(Transform):
     parts = (("dense", nn.Linear), ("transform_act_fn", GELUActivation), ("LayerNorm", nn.LayerNorm))
 
 
-class MaskedLM(Fused):
+class LanguageModel(Fused):
+    """A model with a softmax over the vocabulary, whose logits need not be stored for a loss."""
+
+    option, uses = "mlm_head", "mlm_head"
+    transform: ClassVar[str]
+    decoder: ClassVar[str]
+
+    def loss_of(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean of -log p(label) over labels ``[B, L]`` that are not -100; x is ``[B, L, W]``."""
+        x = self.get_submodule(self.transform)(x)  # [B, L, E]
+        decoder = self.get_submodule(self.decoder)
+        return ops.mlm_head(
+            x.flatten(0, 1),
+            decoder.weight,
+            decoder.bias,
+            labels.flatten(),
+            (labels != IGNORED).flatten().float(),
+            # The sample is discarded, so any seed works.
+            torch.zeros(2, dtype=torch.long, device=labels.device),
+        ).loss
+
+
+class MaskedLM(LanguageModel):
     """A masked language model whose training computes only logits of labelled tokens, and stores none.
 
     Logits are None in training unless `output_logits` is true. With it, and in evaluation, the forward pass
     of transformers runs. If no token has a label, the loss is 0, and NaN in transformers.
     """
-
-    option, uses = "mlm_head", "mlm_head"
-    transform: str
-    decoder: str
 
     @can_return_tuple
     def fused(
@@ -81,17 +101,7 @@ class MaskedLM(Fused):
             return self.unfused.forward(self, **inputs, labels=labels, **kwargs)
 
         out = self.base_model(**inputs, **kwargs)
-        x = self.get_submodule(self.transform)(out.last_hidden_state)  # [B, L, E]
-        decoder = self.get_submodule(self.decoder)
-        loss = ops.mlm_head(
-            x.flatten(0, 1),
-            decoder.weight,
-            decoder.bias,
-            labels.flatten(),
-            (labels != IGNORED).flatten().float(),
-            # The sample is discarded, so any seed works.
-            torch.zeros(2, dtype=torch.long, device=labels.device),
-        ).loss
+        loss = self.loss_of(out.last_hidden_state, labels)
         return MaskedLMOutput(loss=loss, hidden_states=out.hidden_states, attentions=out.attentions)
 
 

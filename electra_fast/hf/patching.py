@@ -8,9 +8,10 @@ import transformers
 from torch import nn
 from transformers.models.bert import modeling_bert as bert
 from transformers.models.electra import modeling_electra as electra
+from transformers.models.encoder_decoder import modeling_encoder_decoder as encoder_decoder
 
 from electra_fast.errors import must
-from electra_fast.hf import blocks, heads
+from electra_fast.hf import attention_blocks, blocks, decoders, heads
 from electra_fast.hf.fused import Fused, fuse, unfuse
 from electra_fast.hf.graphs import GraphedEncoder
 from electra_fast.ops import _operators
@@ -20,30 +21,35 @@ from electra_fast.tables import text_table
 CLASSES: dict[ModuleType, dict[str, type[Fused]]] = {
     electra: {
         "ElectraEmbeddings": blocks.Embeddings,
-        "ElectraModel": blocks.Encoder,
+        "ElectraModel": attention_blocks.Model,
         "ElectraEncoder": GraphedEncoder,
         "ElectraLayer": blocks.Layer,
-        "ElectraSelfAttention": blocks.SelfAttention,
+        "ElectraSelfAttention": attention_blocks.SelfAttention,
+        "ElectraCrossAttention": attention_blocks.CrossAttention,
         "ElectraSelfOutput": blocks.AddNorm,
         "ElectraOutput": blocks.AddNorm,
         "ElectraIntermediate": blocks.BiasGELU,
         "ElectraGeneratorPredictions": heads.ElectraTransform,
         "ElectraForMaskedLM": heads.ElectraMaskedLM,
+        "ElectraForCausalLM": decoders.ElectraCausalLM,
         "ElectraDiscriminatorPredictions": heads.Scores,
         "ElectraForPreTraining": heads.RTDLoss,
     },
     bert: {
         "BertEmbeddings": blocks.Embeddings,
-        "BertModel": blocks.Encoder,
+        "BertModel": attention_blocks.Model,
         "BertEncoder": GraphedEncoder,
         "BertLayer": blocks.Layer,
-        "BertSelfAttention": blocks.SelfAttention,
+        "BertSelfAttention": attention_blocks.SelfAttention,
+        "BertCrossAttention": attention_blocks.CrossAttention,
         "BertSelfOutput": blocks.AddNorm,
         "BertOutput": blocks.AddNorm,
         "BertIntermediate": blocks.BiasGELU,
         "BertPredictionHeadTransform": heads.BertTransform,
         "BertForMaskedLM": heads.BertMaskedLM,
+        "BertLMHeadModel": decoders.BertCausalLM,
     },
+    encoder_decoder: {"EncoderDecoderModel": decoders.EncoderDecoder},
 }
 BLOCKS: dict[type[nn.Module], type[Fused]] = {
     getattr(module, name): mixin
@@ -72,20 +78,21 @@ def patch(
     """Make the blocks of ELECTRA and BERT in `model` run fused; other models do not change.
 
     Parameters, submodules, `state_dict` and hooks do not change. Results are the same up to rounding, with
-    these exceptions: dropout draws other masks; logits are None if `ElectraForMaskedLM` or `BertForMaskedLM`
-    is trained with labels (``model(..., output_logits=True)`` returns them); a loss without any token is 0
-    instead of NaN. A second call changes nothing.
+    these exceptions: dropout draws other masks; logits are None if a language model (masked, causal, or an
+    `EncoderDecoderModel`) is trained with labels (``model(..., output_logits=True)`` returns them); a loss
+    without any token is 0 instead of NaN. A second call changes nothing.
 
     transformers' own forward pass runs if a kernel does not fit, and the printed table gives the reason: a
     class of the installed transformers is not one that this was written for; a submodule has an adapter, a
-    hook or quantised weights; a call has a cache, `output_attentions`, or a mask that is not ``[B, L]`` or
-    bool ``[B, 1, 1, L]``.
+    hook or quantised weights; a call has `output_attentions`, or a mask that is not ``[B, L]`` or bool
+    ``[B, 1, 1, L]``.
 
     Args:
-        model: any model of transformers 5 that contains ELECTRA's or BERT's encoder, or a module that
-            contains such models. Patch before torch.compile, and before accelerate prepares it; before or
-            after DDP and FSDP2.
-        attention: scores, softmax, dropout and product; the mask is not expanded to ``[B, 1, L, L]``.
+        model: any model of transformers 5 that contains ELECTRA's or BERT's encoder or decoder, or a module
+            that contains such models. Patch before torch.compile, and before accelerate prepares it; before
+            or after DDP and FSDP2.
+        attention: scores, softmax, dropout and product, of an encoder, of a decoder with or without a cache,
+            and from a decoder to an encoder; the mask is not expanded to ``[B, 1, L, L]``.
         norm: dropout, residual and LayerNorm at the end of each half layer.
         feed_forward: bias and GELU.
         layer: a whole layer as one operator in inference on a CPU (eval mode, no gradients), if the three
@@ -93,7 +100,8 @@ def patch(
         int8: in these calls, multiply in int8. Weights have one scale per column, activations are quantised
             per token. All other calls use the float weights, and warn if the model is in eval mode.
         embeddings: the three tables, LayerNorm and dropout.
-        mlm_head: the loss of a masked language model, computed from labelled positions only.
+        mlm_head: the loss of a masked or causal language model and of an `EncoderDecoderModel`, computed from
+            labelled positions only.
         rtd_loss: the loss of `ElectraForPreTraining`, without selecting tokens by a mask.
         graphs: on a GPU, the layers are captured as CUDA graphs, one for each of up to 8 shapes, forward and
             backward. Fewer launches make small batches faster; each graph keeps its activations in memory.
@@ -104,8 +112,8 @@ def patch(
         Patched: printed, it shows what runs fused; `undo()` reverts the patch. It is a context manager.
 
     Raises:
-        TypeError: `model` has no known block. ValueError: it is compiled, is a decoder, or is patched with
-            other options. After an error nothing has changed.
+        TypeError: `model` has no known block. ValueError: it is compiled, or is patched with other options.
+            After an error nothing has changed.
     """
     given = (attention, norm, feed_forward, layer, embeddings, mlm_head, rtd_loss, graphs)
     wanted = {option for option, value in zip(OPTIONS, given, strict=True) if value}
@@ -149,9 +157,6 @@ def _check(name: str, module: nn.Module, wanted: set[str], int8: bool) -> None:
     if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
         remedy = "patch first, then compile"
         raise ValueError(must(subject, "not be compiled yet", "a compiled module", remedy))
-    if getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False):
-        got = "is_decoder=True, which needs a cache and a causal mask"
-        raise ValueError(must(subject, "be an encoder", got))
     mixin = mixin_of(module)
     if mixin and "forward" in module.__dict__:
         got, remedy = "another, set on the module (as by accelerate)", "patch before that"
@@ -246,9 +251,12 @@ class Patched:
 
 # Blocks that contain other blocks.
 WHOLE = (
-    blocks.Encoder,
+    attention_blocks.Model,
     blocks.Layer,
     GraphedEncoder,
+    decoders.ElectraCausalLM,
+    decoders.BertCausalLM,
+    decoders.EncoderDecoder,
     heads.ElectraMaskedLM,
     heads.BertMaskedLM,
     heads.RTDLoss,

@@ -14,7 +14,7 @@ from typing import Any
 
 from electra_fast.errors import must
 
-TASK = "classify, regress, tag, answer, choose, rank or intent"
+TASK = "classify, regress, tag, answer, choose, rank, intent or write"
 DEVICE = "cuda, cuda:1, cpu; default: a GPU if there is one"
 
 

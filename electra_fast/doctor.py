@@ -200,6 +200,7 @@ def _arguments(device: str) -> dict[str, dict]:
         "mlm_head": {**head, "weights": weights, "rng": rng},
         "replace_tokens": {"ids": ids, "positions": slots, "samples": head["targets"], "weights": weights},
         "rtd_loss": {"logits": x(B, L), "replaced": ids % 7 == 0},
+        "nce_loss": {"energies": x(B, L), "log_q": x(B, L).float() - 5, "noise": ids % 7 == 0},
     }
 
 

@@ -7,5 +7,6 @@ from electra_fast.tasks.intent import Intent
 from electra_fast.tasks.rank import Rank
 from electra_fast.tasks.regress import Regress
 from electra_fast.tasks.tag import Tag
+from electra_fast.tasks.write import Write
 
-TASKS = {task.name: task for task in (Classify, Regress, Tag, AnswerQuestions, Choose, Rank, Intent)}
+TASKS = {task.name: task for task in (Classify, Regress, Tag, AnswerQuestions, Choose, Rank, Intent, Write)}

@@ -46,6 +46,11 @@ class Examples:
         """The number of tokens of each item."""
         return np.diff(self.offsets[:: self.group])
 
+    def arrays(self) -> list[np.ndarray]:
+        """Return all sequences and targets, for a hash."""
+        targets = self.item_targets | self.token_targets
+        return [self.ids, self.offsets, self.first, *targets.values()]
+
     def batch(self, items: np.ndarray) -> dict[str, Any]:
         """Return some items as one packed batch: the arguments of `TaskHead.forward` and the targets."""
         sequences = (items[:, None] * self.group + np.arange(self.group)).ravel()

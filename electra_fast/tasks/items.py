@@ -58,6 +58,14 @@ class Candidates(NamedTuple):
     where: str
 
 
+class Writing(NamedTuple):
+    """A text to read, and the text to write for it."""
+
+    source: str
+    target: str | None  # None: unknown
+    where: str
+
+
 class Utterance(NamedTuple):
     """What a user said, with its intent and one slot tag per word."""
 

@@ -1,4 +1,4 @@
-"""Readers of texts with labels or scores, of prompts with options, and of queries with candidates.
+"""Readers of texts with labels, prompts with options, queries with candidates, and sources with targets.
 
 Each returns the items of its files in order. A file has one of the formats of `records.records`, which also
 lists the errors that are common to all readers.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.errors import must
-from electra_fast.tasks.items import Candidates, Choice, Text
+from electra_fast.tasks.items import Candidates, Choice, Text, Writing
 from electra_fast.tasks.records import Record, column, known, named, number, records, string, strings
 
 # The names of columns that are found without an option; the first one that the files have is used.
@@ -23,6 +23,8 @@ QUERIES = ("query", "question")
 QUERY_IDS = ("query_id", "qid")
 CANDIDATES = ("candidate", "document", "passage", "text")
 RELEVANCE = ("relevance", "label")
+SOURCES = ("source", "document", "article", "text")
+TARGETS = ("target", "summary", "title", "headline")
 LARGEST = 1e18  # of a score
 SPLITS = {"train": "train", "dev": "val", "test": "test"}  # CLINC150's name of a role
 
@@ -232,6 +234,34 @@ def _ranked(rows: list[Record], query: str, text: str, relevance: str | None) ->
     found = [string(row.where, text, column(row, text)) for row in rows]
     scores = [_relevance(row, relevance) for row in rows] if relevance else None
     return Candidates(queries[0], found, scores, rows[0].where)
+
+
+def writings(
+    paths: Sequence[str | Path],
+    source: str | None = None,
+    target: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> list[Writing]:
+    """Return the sources with their targets of files with one pair per record.
+
+    Args:
+        source, target: columns. None: the first of SOURCES and of TARGETS that the files have. Without a
+            column of targets, every target is None.
+        columns: as in `records.records`.
+
+    Raises:
+        ValueError: a source or a target is missing or empty.
+    """
+    found = list(records(paths, columns))
+    source = named(found, (source,) if source else SOURCES, "--source")
+    target = named(found, (target,), "--target") if target else known(found, TARGETS)
+
+    def item(record: Record) -> Writing:
+        text = string(record.where, source, column(record, source, "--source"))
+        wanted = string(record.where, target, column(record, target, "--target")) if target else None
+        return Writing(text, wanted, record.where)
+
+    return [item(record) for record in found]
 
 
 def _bounded(where: str, name: str, value: Any) -> float:

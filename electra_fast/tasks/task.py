@@ -1,6 +1,7 @@
 """What all tasks have in common: from the items of files to examples, a head, a loss and metrics."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from electra_fast.config import ElectraConfig
 from electra_fast.distributed import ALONE, World
 from electra_fast.errors import must
-from electra_fast.heads import TaskHead, labels_of
+from electra_fast.heads import TaskHead, labels_of, on_encoder
 from electra_fast.modules import Layout
 from electra_fast.pretrained import PretrainedHalf
 from electra_fast.tasks.details import Section
@@ -35,9 +36,16 @@ class Task:
     metric: ClassVar[str]  # the metric by which models are compared; larger is better
     epochs: ClassVar[int] = 3  # of the paper
     max_len: ClassVar[int] = 128
-    head_class: ClassVar[type[TaskHead]]
+    max_target: ClassVar[int] = 64  # of a target that is a text
+    head_class: ClassVar[type[PretrainedHalf]]  # a `TaskHead`, or an `EncoderDecoder`
     problem: ClassVar[str | None] = None  # transformers' problem_type
     one_output: ClassVar[bool] = False  # whether the head has a single score
+    layer_decay: ClassVar[float | None] = (
+        None  # the default of --layer-decay; None: by the width of the model
+    )
+    dev_items: ClassVar[int | None] = None  # of --dev in an evaluation during training; None: all
+    fixed_shapes: ClassVar[bool] = True  # whether batches can be filled up to one shape, for a CUDA graph
+    baseline: ClassVar[str] = "the best constant prediction"  # what `majority` returns the metrics of
 
     def __init__(self, options: Any):
         self.options = options
@@ -85,13 +93,50 @@ class Task:
         """Return a model with a new head."""
         return self.head_class(config, self.labels, self.problem)
 
+    def started(self, folder: str | Path, **changes: Any) -> PretrainedHalf:
+        """Return a model that starts from a discriminator; arguments and errors as in `on_encoder`."""
+        return on_encoder(folder, self.head, **changes)
+
+    @property
+    def longest(self) -> str:
+        """Where sequences are cut off, for messages."""
+        return f"{self.max_len} tokens"
+
     def examples(self, items: Sequence[Any], tokenizer: Any) -> Examples:
         """Encode items."""
         raise NotImplementedError
 
+    def loss_of(
+        self,
+        head: PretrainedHalf,
+        *,
+        ids: Tensor,
+        type_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        rng: Tensor | None = None,
+        **targets: Tensor,
+    ) -> Tensor:
+        """Return the mean loss, float32, of a packed batch of `Examples`."""
+        layout = Layout(None, cu_seqlens, max_seqlen)
+        logits = head(ids, type_ids=type_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, rng=rng)
+        return self.loss(logits, layout, **targets)
+
     def loss(self, logits: Any, layout: Layout, **targets: Tensor) -> Tensor:
         """Return the mean loss, float32, of a packed batch; `targets` are those of `Examples`."""
         raise NotImplementedError
+
+    def predict(
+        self,
+        head: PretrainedHalf,
+        examples: Examples,
+        items: Sequence[Any],
+        progress: bool = False,
+        world: World = ALONE,
+    ) -> list[Any]:
+        """Return one prediction per item; arguments as in the function `predict`."""
+        tokens = EVALUATION_TOKENS[next(head.parameters()).device.type]
+        return self.predictions(predict(head, examples, tokens, progress, world), examples, items)
 
     def predictions(self, logits: Any, examples: Examples, items: Sequence[Any]) -> list[Any]:
         """Return one prediction per item from the logits of all sequences, an array or a tuple of arrays."""
@@ -106,7 +151,7 @@ class Task:
         raise NotImplementedError
 
     def majority(self, items: Sequence[Any], train: Sequence[Any]) -> dict[str, float] | None:
-        """Return the metrics of the best constant prediction for `train`, None if the task has none."""
+        """Return the metrics of `baseline`, such as the best constant prediction; None without one."""
         return None
 
     def details(self, items: Sequence[Any], predictions: Sequence[Any]) -> list[Section]:
@@ -125,24 +170,13 @@ class Task:
 class TaskModel(nn.Module):
     """A head and the loss of its task, with the forward that `Step` calls."""
 
-    def __init__(self, head: TaskHead, task: Task):
+    def __init__(self, head: PretrainedHalf, task: Task):
         super().__init__()
         self.head, self.task = head, task
 
-    def forward(
-        self,
-        *,
-        ids: Tensor,
-        type_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        rng: Tensor | None = None,
-        **targets: Tensor,
-    ) -> TaskOutput:
-        """Return the loss of a packed batch."""
-        layout = Layout(None, cu_seqlens, max_seqlen)
-        logits = self.head(ids, type_ids=type_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, rng=rng)
-        return TaskOutput(self.task.loss(logits, layout, **targets))
+    def forward(self, **batch: Any) -> TaskOutput:
+        """Return the loss of a packed batch; arguments as in `Task.loss_of`."""
+        return TaskOutput(self.task.loss_of(self.head, **batch))
 
 
 INPUTS = ("ids", "type_ids", "cu_seqlens", "max_seqlen")
@@ -204,13 +238,12 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     task: Task,
-    head: TaskHead,
+    head: PretrainedHalf,
     items: Sequence[Any],
     examples: Examples,
     progress: bool = False,
     world: World = ALONE,
 ) -> Evaluation:
     """Return the predictions of a model for some items, and their metrics, none if an item has no label."""
-    tokens = EVALUATION_TOKENS[next(head.parameters()).device.type]
-    predictions = task.predictions(predict(head, examples, tokens, progress, world), examples, items)
+    predictions = task.predict(head, examples, items, progress, world)
     return Evaluation(predictions, {} if task.unlabelled(items) else task.metrics(items, predictions))

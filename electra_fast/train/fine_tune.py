@@ -1,4 +1,4 @@
-"""Fine-tuning: from a discriminator to a classifier, a tagger or an answerer.
+"""Fine-tuning: from a discriminator to a classifier, a tagger, an answerer or a writer.
 
     python -m electra_fast finetune classify --model DISCRIMINATOR --train a.csv --dev b.csv --out runs/c
     python -m electra_fast finetune --resume runs/c
@@ -62,6 +62,7 @@ class FineTuning(Training):
     ):
         world = World.join(self.command, device) if world is None else world
         self.task_data, self.shown = task_data, ("tokens_per_second", "loss", task_data.task.metric)
+        graph = graph and task_data.task.fixed_shapes
         examples, fixed = task_data.splits["train"].examples, graph and world.device.type == "cuda"
         batches = TaskBatches(examples, recipe.batch, recipe.seed, task_data.config.pad_id, fixed)
         recipe = recipe.for_model(task_data.config, batches.steps_per_epoch)
@@ -95,7 +96,7 @@ class FineTuning(Training):
 
     def evaluate(self) -> dict[str, float]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            dev = self.task_data.splits["dev"]
+            dev = self.task_data.evaluated(last=self.step == self.recipe.steps)
             return evaluate(self.task_data.task, self.model.head, *dev, world=self.world).metrics
 
     def summary(self, metrics: dict[str, float]) -> str:

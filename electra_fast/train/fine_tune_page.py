@@ -104,7 +104,7 @@ def _metrics(results: dict[str, Any]) -> tuple[list[str], list[list[Cell]]]:
         for name, function in (("median", statistics.median), ("lowest", min), ("highest", max)):
             rows.append(row(name, {metric: _of_finite(function, found) for metric, found in values.items()}))
     if results["majority"]:
-        rows.append(row("majority", results["majority"], "the best constant prediction"))
+        rows.append(row("majority", results["majority"], _baseline(results)))
     for role in results["items"]:
         if role not in ("train", "dev"):
             rows.append(row(role, results[role], f"seed {results['best']} on {role}"))
@@ -119,10 +119,14 @@ def _sentence(results: dict[str, Any]) -> str:
         low, high = text_of(results["lowest"]), text_of(results["highest"])
         text += f", the median of {ended} seeds, which range from {low} to {high}"
     if results["majority"]:
-        text += f"; the best constant prediction has {text_of(results['majority'][metric])}"
+        text += f"; {_baseline(results)} has {text_of(results['majority'][metric])}"
     if results.get("test"):  # not if its items have no labels
         text += f"; on --test, seed {results['best']} has {text_of(results['test'][metric])}"
     return f"{text}."
+
+
+def _baseline(results: dict[str, Any]) -> str:
+    return results.get("baseline", Task.baseline)  # the results of older runs do not have it
 
 
 def _sizes(results: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ GLUE_EPOCHS = {"RTE": 10.0, "STS-B": 10.0}  # the paper's, for small data; its o
 FROM_SCRATCH = {"lr": 3e-4, "layer_decay": 1.0, "epochs": 20.0}
 # The options of `evaluate` too.
 FILE_OPTIONS = ("glue", "text", "pair", "label", "columns", "separator", "repair", "max_len", "stride")
-FILE_OPTIONS += ("max_query", "max_answer", "precision")
+FILE_OPTIONS += ("max_query", "max_answer", "source", "target", "max_target", "beams", "precision")
 # The options that a resumed run may change.
 CHANGEABLE = frozenset({"save_every", "eval_every", "log_every", "keep", "seeds"})
 
@@ -67,12 +67,20 @@ class FineTuneRecipe(Options):
     )
     columns: tuple[str, ...] = option((), "names of the columns of tables without a header")
     separator: str | None = option(None, "several labels per text, separated by this in the column: ','")
+    source: str | None = option(
+        None, "write: column of the text to read; default: source, document, article, text"
+    )
+    target: str | None = option(
+        None, "write: column of the text to write; default: target, summary, title, headline"
+    )
     repair: bool = option(False, "tag, intent: read IOB1 too, whose entities may begin with I-")
 
     max_len: int | None = option(None, "longest sequence in tokens; default: 128, answer: 512")
     stride: int = option(128, "answer: tokens between the starts of two windows of a long context")
     max_query: int = option(64, "answer: tokens of a question")
     max_answer: int = option(30, "answer: tokens of an answer")
+    max_target: int | None = option(None, "write: longest target in tokens; default: 64")
+    beams: int = option(1, "write: hypotheses of the beam search that evaluates; 1: greedy")
 
     epochs: float | None = option(None, "passes over --train; default: by task, as in the paper")
     steps: int | None = option(None, "total number of updates; default: given by --epochs")
@@ -124,7 +132,7 @@ class FineTuneRecipe(Options):
         require = recipe.require
         if recipe.task not in TASKS:
             raise ValueError(must("finetune: the task", f"be one of {', '.join(TASKS)}", repr(recipe.task)))
-        for name in ("text", "pair", "label", "separator", "vocab"):
+        for name in ("text", "pair", "label", "separator", "source", "target", "vocab"):
             require(name, getattr(recipe, name) != "", "not be empty")
         require("columns", len(set(recipe.columns)) == len(recipe.columns), "name each column once")
         if recipe.model is None:
@@ -147,11 +155,14 @@ class FineTuneRecipe(Options):
             recipe = dataclasses.replace(recipe, dev=recipe.dev or recipe.train)
         require("dev", bool(recipe.dev), "name files")
         positive = ("batch", "accumulate", "seeds", "save_every", "log_every", "keep", "stride", "max_query")
-        for name in (*positive, "max_answer", "steps", "eval_every"):
+        for name in (*positive, "max_answer", "beams", "steps", "eval_every"):
             value = getattr(recipe, name)
             recipe.require(name, value is None or value >= 1, "be 1 or more")
         require("log_every", recipe.log_every <= MOST_LOGGED, f"be {MOST_LOGGED} or less")
         require("max_len", recipe.max_len is None or recipe.max_len >= 8, "be 8 or more")
+        require("max_target", recipe.max_target is None or recipe.max_target >= 3, "be 3 or more")
+        if recipe.task == "write":
+            require("init_head", recipe.init_head is None, "be left out for write")
         for name in ("lr", "clip", "epochs", "layer_decay"):
             value = getattr(recipe, name)
             recipe.require(name, value is None or 0 < value < float("inf"), "be positive and finite")
@@ -181,8 +192,10 @@ class FineTuneRecipe(Options):
             ValueError: an option does not fit the model.
         """
         width = min((w for w in BY_WIDTH if w >= config.hidden), default=1024)
-        epochs = GLUE_EPOCHS.get(self.glue, float(TASKS[self.task].epochs))
-        defaults = {"epochs": epochs} | BY_WIDTH[width]
+        task = TASKS[self.task]
+        defaults = {"epochs": GLUE_EPOCHS.get(self.glue, float(task.epochs))} | BY_WIDTH[width]
+        if task.layer_decay is not None:
+            defaults["layer_decay"] = task.layer_decay
         if self.model is None:
             defaults |= FROM_SCRATCH
         recipe = dataclasses.replace(self, **(defaults | self.given()))

@@ -8,8 +8,7 @@ import torch
 
 from electra_fast import data, local
 from electra_fast.errors import must
-from electra_fast.heads import TaskHead
-from electra_fast.pretrained import read_folder
+from electra_fast.pretrained import PretrainedHalf, read_folder
 from electra_fast.tasks import TASKS
 from electra_fast.tasks.task import Task
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
@@ -19,7 +18,7 @@ from electra_fast.train.task_data import set_max_len
 
 class FineTuned(NamedTuple):
     task: Task  # with the labels of the model
-    head: TaskHead  # on its device, in eval mode
+    head: PretrainedHalf  # on its device, in eval mode
     tokenizer: Any
     recipe: FineTuneRecipe  # that of the run, with the given changes
 
@@ -48,7 +47,7 @@ def open_fine_tuned(call: str, task: str, folder: Path, device: torch.device, **
         rule = f"have the head of {task} ({of_task.head_class.hugging_face_class})"
         remedy = f"finetune {task} makes one of a pre-trained model"
         raise ValueError(must(f"{call}: {folder}", rule, ", ".join(map(str, found)), remedy))
-    config = read_folder(folder).config
+    config = read_folder(folder, of_task.head_class.model_type).config
     of_task.use(described)
     set_max_len(of_task, recipe, config)
     tokenizer = data.load_tokenizer(folder, special_ids=None)
@@ -56,7 +55,7 @@ def open_fine_tuned(call: str, task: str, folder: Path, device: torch.device, **
     return FineTuned(of_task, load_head(of_task, folder, device), tokenizer, recipe)
 
 
-def load_head(task: Task, folder: Path, device: torch.device) -> TaskHead:
+def load_head(task: Task, folder: Path, device: torch.device) -> PretrainedHalf:
     """Return the model of a folder; raise ValueError if it has the head of another task."""
     try:
         return task.head_class.from_pretrained(folder).to(device)

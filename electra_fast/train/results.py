@@ -12,7 +12,7 @@ import torch
 
 from electra_fast import local
 from electra_fast.errors import must
-from electra_fast.heads import TaskHead
+from electra_fast.pretrained import PretrainedHalf
 from electra_fast.tasks.task import Evaluation, Task, evaluate
 from electra_fast.train.divergence import NotFinite
 from electra_fast.train.fine_tune_page import page
@@ -35,7 +35,7 @@ def of_run(recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch
 
     Returns:
         the content of metrics.json: ``task``, ``metric`` (the one that is compared), ``items`` and
-        ``truncated`` per split, ``majority`` (the metrics of the best constant prediction on --dev),
+        ``truncated`` per split, ``baseline`` and ``majority`` (its name and its metrics on --dev),
         ``seeds`` (each with ``seed``, ``failed`` and ``dev``), ``median``, ``lowest`` and ``highest`` over
         the seeds, ``best`` (the seed), and the metrics of that seed on each split other than ``train``.
 
@@ -49,7 +49,7 @@ def of_run(recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch
     if not ended:
         raise NotFinite(must("finetune: --seeds", "have a run with finite weights", "none", "lower --lr"))
     for result in ended:
-        result["failed"] = _failure(result["dev"][metric], metric, majority)
+        result["failed"] = _failure(result["dev"][metric], task, majority)
     values = [value for result in ended if (value := result["dev"][metric]) is not None]
     best = max(ended, key=lambda result: _comparable(result["dev"][metric]))
     shutil.copytree(out / f"seed-{best['seed']}" / "model", out, dirs_exist_ok=True)
@@ -67,6 +67,7 @@ def of_run(recipe: FineTuneRecipe, out: Path, task_data: TaskData, device: torch
         "metric": metric,
         "items": {role: len(split.items) for role, split in task_data.splits.items()},
         "truncated": {role: split.examples.truncated for role, split in task_data.splits.items()},
+        "baseline": task.baseline,
         "majority": with_null(majority) if majority else None,
         "seeds": seeds,
         "median": statistics.median(values) if values else None,
@@ -100,12 +101,13 @@ def _result(folder: Path, seed: int, metric: str) -> dict[str, Any]:
     return found
 
 
-def _failure(value: float | None, metric: str, majority: dict[str, float] | None) -> str | None:
+def _failure(value: float | None, task: Task, majority: dict[str, float] | None) -> str | None:
     """Return why a seed has failed although its weights are finite, None if it has not."""
+    metric = task.metric
     if value is None:
         return f"{metric} is not defined, because the predictions or the scores are constant"
     if majority and not value > majority[metric]:
-        return f"not better than the best constant prediction, {metric} {majority[metric]:.4f}"
+        return f"not better than {task.baseline}, {metric} {majority[metric]:.4f}"
     return None
 
 
@@ -118,7 +120,7 @@ def with_null(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
-def _evaluate(task: Task, head: TaskHead, split: Split, precision: str) -> Evaluation:
+def _evaluate(task: Task, head: PretrainedHalf, split: Split, precision: str) -> Evaluation:
     device = next(head.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         return evaluate(task, head, *split, progress=True)

@@ -11,8 +11,7 @@ import torch
 from electra_fast import data, local
 from electra_fast.config import ElectraConfig
 from electra_fast.errors import must
-from electra_fast.heads import TaskHead, on_encoder
-from electra_fast.pretrained import read_folder
+from electra_fast.pretrained import PretrainedHalf, read_folder
 from electra_fast.tasks import TASKS
 from electra_fast.tasks.examples import Examples
 from electra_fast.tasks.glue import GLUE
@@ -44,14 +43,16 @@ class Split(NamedTuple):
 
 
 def set_max_len(task: Task, recipe: FineTuneRecipe, config: ElectraConfig) -> None:
-    """Set the length at which a task cuts off sequences.
+    """Set the lengths at which a task cuts off sequences.
 
     Raises:
-        ValueError: --max-len is longer than the model.
+        ValueError: --max-len or --max-target is longer than the model.
     """
-    longest, given = config.max_positions, recipe.max_len
-    recipe.require("max_len", given is None or given <= longest, f"be at most {longest}, for this model")
-    task.max_len = given or min(task.max_len, longest)
+    longest = config.max_positions
+    for name in ("max_len", "max_target"):
+        given = getattr(recipe, name)
+        recipe.require(name, given is None or given <= longest, f"be at most {longest}, for this model")
+        setattr(task, name, given or min(getattr(task, name), longest))
 
 
 class TaskData:
@@ -85,17 +86,24 @@ class TaskData:
         self.splits = {role: Split(i, self.task.examples(i, self.tokenizer)) for role, i in items.items()}
         self.hashes = {role: self._hash(self.splits[role].examples) for role in ("train", "dev")}
 
-    def head(self, seed: int) -> TaskHead:
+    def head(self, seed: int) -> PretrainedHalf:
         """Return the model with which the run of a seed begins."""
         torch.manual_seed(seed)
         if self.recipe.model is None:
             head = self.task.head(self.config)
         else:
-            head = on_encoder(self.recipe.model, self.task.head, **self._changes(FIXED_BY_MODEL))
+            head = self.task.started(self.recipe.model, **self._changes(FIXED_BY_MODEL))
         if self.recipe.init_head is not None:
             copied = head.copy_head(local.existing("finetune: --init-head", self.recipe.init_head))
             print(f"--init-head: copied, with the rows of {copied} of {len(head.labels)} labels", flush=True)
         return head
+
+    def evaluated(self, last: bool) -> Split:
+        """Return what is evaluated of --dev: all at the end, and `Task.dev_items` of it during training."""
+        dev, some = self.splits["dev"], self.task.dev_items
+        if last or some is None or len(dev.items) <= some:
+            return dev
+        return Split(dev.items[:some], self.task.examples(dev.items[:some], self.tokenizer))
 
     def require_same(self, file: Path) -> None:
         """Check that the data is that of the first call, which writes its hashes into `file`.
@@ -117,7 +125,7 @@ class TaskData:
             sequences = f" in {len(examples):,} sequences" * (len(examples) != len(items))
             mean = f"{examples.lengths.mean():.1f} tokens on average"
             text = f"--{role}: {len(items):,} items{sequences}, {mean}"
-            cut = [f"{examples.truncated:,} cut off at {self.task.max_len} tokens"] * (examples.truncated > 0)
+            cut = [f"{examples.truncated:,} cut off at {self.task.longest}"] * (examples.truncated > 0)
             print(text, *cut, sep="; ", flush=True)
 
     def _read(self, role: str) -> list[Any]:
@@ -156,7 +164,6 @@ class TaskData:
 
     def _hash(self, examples: Examples) -> str:
         digest = hashlib.sha256(json.dumps(self.task.outputs()).encode())
-        targets = examples.item_targets | examples.token_targets
-        for array in (examples.ids, examples.offsets, examples.first, *targets.values()):
+        for array in examples.arrays():
             digest.update(array.tobytes())
         return digest.hexdigest()

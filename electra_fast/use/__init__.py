@@ -7,7 +7,7 @@
     choose("The food was cold.", ["terrible", "great"], model)  # an answer without training
     pairs("crows_pairs_anonymized.csv", model)  # how often it prefers the sentence with the stereotype
 
-    Classifier("runs/c")(texts)  # also Tagger, Answerer, Ranker, IntentReader
+    Classifier("runs/c")(texts)  # also Tagger, Answerer, Ranker, IntentReader, Writer
     rank(query, documents, "runs/r")  # reply(context, candidates, "runs/r"), intent(text, "runs/i")
 
 One text gives one result, a list of texts a list in the same order. The texts are computed in packed batches,
@@ -22,6 +22,7 @@ from electra_fast.use.pretrained import Pretrained, load
 from electra_fast.use.score import score
 from electra_fast.use.suggest import suggest
 from electra_fast.use.understand import intent, rank, reply
+from electra_fast.use.write import Writer
 
 __all__ = [
     "Answerer",
@@ -30,6 +31,7 @@ __all__ = [
     "Pretrained",
     "Ranker",
     "Tagger",
+    "Writer",
     "choose",
     "detect",
     "intent",

@@ -23,6 +23,7 @@ USES = {
     "rank": ("the texts that answer a query, by a model of finetune rank", True),
     "reply": ("the best of the texts as a reply, by a model of finetune rank", True),
     "intent": ("intents and slots of texts, by a model of finetune intent", True),
+    "write": ("a text for each text, by a model of finetune write", True),
 }
 PAIR_COLUMNS = {"text": "first sentence", "pair": "second sentence", "category": "category"}
 MOST_WORDS = 25  # words of a text in a table; of a longer text, those that belong least
@@ -56,8 +57,10 @@ def _add_use(parser: argparse.ArgumentParser, name: str, fine_tuned: bool) -> No
         parser.add_argument("--span", type=_span, action="append", dest="spans", metavar="A:B", help=spans)
         parser.add_argument("--top", type=int, default=5, help="candidates per word (default: 5)")
     if name == "score":
-        by = "generator or discriminator; default: those that the model has"
-        parser.add_argument("--by", help=by)
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--by", help="generator, discriminator or electric; default: what the model has")
+        electric = "by energies, the default for a model of objective=electric"
+        which.add_argument("--electric", dest="by", action="store_const", const="electric", help=electric)
     if name == "pairs":
         _add_pairs(parser)
     if name == "choose":
@@ -71,6 +74,12 @@ def _add_use(parser: argparse.ArgumentParser, name: str, fine_tuned: bool) -> No
         for option in ("stride", "max-query", "max-answer"):
             help_ = "as in finetune answer; default: that of the run"
             parser.add_argument(f"--{option}", type=int, default=argparse.SUPPRESS, metavar="N", help=help_)
+    if name == "write":
+        beams = "hypotheses of the beam search; default: as the run evaluated"
+        parser.add_argument("--beams", type=int, metavar="N", help=beams)
+        longest = "the longest result in tokens; default: the longest target of the run"
+        parser.add_argument("--max-new-tokens", type=int, metavar="N", help=longest)
+        parser.add_argument("--sample", action="store_true", help="draw each token at random")
     if name in ("answer", "rank"):
         option = {"answer": "--question", "rank": "--query"}[name]
         parser.add_argument(option, required=True, help="a text")
@@ -84,7 +93,7 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help=files)
     for name in ("text", "pair", "category"):
         parser.add_argument(f"--{name}", help=f"the column with the {PAIR_COLUMNS[name]} of your own pairs")
-    by = "generator (default), discriminator, or the folder of a classifier, with --label"
+    by = "generator (default), discriminator, electric, or the folder of a classifier, with --label"
     parser.add_argument("--by", help=by)
     parser.add_argument("--label", help="of the classifier; its probability is the score")
     tokens = "which tokens are scored: shared or differing; default: shared, for GAP differing"
@@ -113,7 +122,7 @@ def run(use: str, data: Sequence[str] = (), text: str | None = None, **options: 
         raise ValueError(must(f"{use}: TEXT", "be given", "none", remedy))
     commands = {"detect": _detect, "suggest": _suggest, "score": _score, "choose": _choose}
     commands |= {"rank": _rank, "reply": _reply, "answer": _answer}
-    commands |= {"classify": _classify, "tag": _tag, "intent": _intent}
+    commands |= {"classify": _classify, "tag": _tag, "intent": _intent, "write": _write}
     commands[use](**options)
 
 
@@ -142,7 +151,7 @@ def _detect(texts: list[str], threshold: float, html: str | None, json: bool, **
     model = _load("detect", **of_model)
     found = detect(texts, model)
     if html is not None:
-        _write("detect: --html", html, page(found, str(model.folder)))
+        _save("detect: --html", html, page(found, str(model.folder)))
 
     def shown(each: Any) -> str:
         words = sorted(each.words, key=lambda word: -word.probability)
@@ -158,7 +167,7 @@ def _detect(texts: list[str], threshold: float, html: str | None, json: bool, **
     _print(found, json, shown)
 
 
-def _write(argument: str, path: str, text: str) -> None:
+def _save(argument: str, path: str, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -186,13 +195,14 @@ def _suggest(
 
 
 def _score(texts: list[str], by: str | None, json: bool, **of_model: Any) -> None:
-    from electra_fast.use.score import HALVES, score
+    from electra_fast.use.likelihood import LOG_PROBS
+    from electra_fast.use.score import score
 
     found = score(texts, _load("score", **of_model), by)
     if json:
         _print(found, True, str)
         return
-    halves = [half for half in HALVES if getattr(found[0], half) is not None]
+    halves = [half for half in LOG_PROBS if getattr(found[0], half) is not None]
     rows = [["tokens", *(title for half in halves for title in (half, "per token")), "text"]]
     for each in found:
         sums = [getattr(each, half) for half in halves]
@@ -229,12 +239,12 @@ def _pairs(
 ) -> None:
     from electra_fast.use import pairs_page
     from electra_fast.use.fine_tuned import Classifier
+    from electra_fast.use.likelihood import LOG_PROBS
     from electra_fast.use.pairs import pairs
     from electra_fast.use.pairs_files import read_pairs
-    from electra_fast.use.score import HALVES
 
     found = read_pairs(data, text, pair, category)
-    if by is None or by in HALVES:
+    if by is None or by in LOG_PROBS:
         if model is None:
             raise ValueError(must("pairs: --model", "be given", "none"))
         bias = pairs(found, _load("pairs", model, **of_model), by, tokens=tokens, label=label, seed=seed)
@@ -242,7 +252,7 @@ def _pairs(
         classifier = Classifier(local.existing("pairs: --by", by, hub=False), **of_model)
         bias = pairs(found, None, classifier, tokens=tokens, label=label, seed=seed)
     if html is not None:
-        _write("pairs: --html", html, pairs_page.page(bias, model or by))
+        _save("pairs: --html", html, pairs_page.page(bias, model or by))
     _print([bias], json, pairs_page.text)
 
 
@@ -294,3 +304,19 @@ def _intent(texts: list[str], json: bool, model: str, **of_model: Any) -> None:
         return f"{each.score:.4f}  {each.intent}  {_entities(each.slots)}"
 
     _print(IntentReader(model, **of_model)(texts), json, shown)
+
+
+def _write(
+    texts: list[str],
+    beams: int | None,
+    max_new_tokens: int | None,
+    sample: bool,
+    json: bool,
+    model: str,
+    **of_model: Any,
+) -> None:
+    from electra_fast.use.write import Writer
+
+    options = {"beams": beams, "max_new_tokens": max_new_tokens, "sample": sample}
+    found = Writer(model, **of_model)(texts, **options)
+    _print(found, json, lambda each: f"{each.log_prob:.3f}  {each.text}")

@@ -91,15 +91,19 @@ class FineTuned:
 
     def _predict(self, items: Sequence[Any]) -> tuple[Any, Examples, list[Any]]:
         """Return the logits, the sequences and the predictions of items."""
+        examples, device = self._examples(items), next(self.model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = predict(self.model, examples, EVALUATION_TOKENS[device], progress=True, desc=self.name)
+        return logits, examples, self._task.predictions(logits, examples, items)
+
+    def _examples(self, items: Sequence[Any]) -> Examples:
+        """Return the sequences of items; warn of unknown words and of texts that were cut off."""
         examples = self._task.examples(items, self.tokenizer)
         warn_unknown(self.name, [examples.ids], self.tokenizer)
         if examples.truncated:
             text = f"{self.name}: {examples.truncated} of {len(items)} texts were cut off"
-            warnings.warn(f"{text} at {self.max_len} tokens", stacklevel=4)
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = predict(self.model, examples, EVALUATION_TOKENS[device], progress=True, desc=self.name)
-        return logits, examples, self._task.predictions(logits, examples, items)
+            warnings.warn(f"{text} at {self.max_len} tokens", stacklevel=5)
+        return examples
 
     def check(self, name: str, texts: Sequence[Any], optional: bool = False) -> None:
         """Raise an error if something is not a string with a token; `name` is that of one of them."""

@@ -23,6 +23,7 @@ from benchmarks.harness.inputs import CUDA, REHEARSAL, STEPS, Make, batches
 from benchmarks.harness.machine import bound
 from benchmarks.harness.providers import COMPILED, OURS
 from electra_fast.capture import cuda_graph
+from electra_fast.config import ElectraConfig
 from electra_fast.model import Electra
 from electra_fast.ops import FUSED, REFERENCE, TORCH
 from electra_fast.train import optimizer
@@ -51,8 +52,12 @@ class StepCase(Case):
         self.batch = self.make.batch()
         self.errors: dict[str, Errors] = {}  # errors of the logits, by provider
 
+    @property
+    def config(self) -> ElectraConfig:
+        return self.size.config
+
     def model(self, provider: str) -> nn.Module:
-        config = self.size.config
+        config = self.config
         if provider.startswith("huggingface"):
             model = HuggingFace(config)
         else:
@@ -164,7 +169,7 @@ class StepCase(Case):
         return errors
 
     def info(self, provider):
-        config, B, L = self.size.config, self.make.B, self.make.L
+        config, B, L = self.config, self.make.B, self.make.L
         tokens = self.accumulate * int(self.batch.key_mask.sum())
         paper = PAPER[self.size.preset.__name__]
         return {
@@ -205,7 +210,7 @@ class StepCase(Case):
         own = "self_device_time_total" if CUDA else "self_cpu_time_total"
         events = profile.key_averages()
         seconds = collections.Counter(
-            {name: 0.0 for name in roofline.step(self.size.config, self.make.B, self.make.L, 0)}
+            {name: 0.0 for name in roofline.step(self.config, self.make.B, self.make.L, 0)}
         )
         for event in events:
             name = event.key.removeprefix("electra_fast::").removesuffix("_fwd").removesuffix("_bwd")
@@ -214,7 +219,7 @@ class StepCase(Case):
                 seconds[name] += getattr(event, total) * 1e-6
         seconds["other"] = sum(getattr(event, own) for event in events) * 1e-6 - seconds.total()
         numbers = sum(p.numel() for p in self.model("fused").parameters())
-        work = roofline.step(self.size.config, self.make.B, self.make.L, numbers)
+        work = roofline.step(self.config, self.make.B, self.make.L, numbers)
         times = {name: 1 if name == "optimizer" else self.accumulate for name in work}
         bounds = {name: bound(*w) for name, w in work.items()}
         return {
@@ -225,7 +230,7 @@ class StepCase(Case):
 
 # The component of `roofline` that an operator belongs to, if the names differ.
 PARTS = {"attention_qkv": "attention", "rtd_loss": "masking, loss"}
-PARTS |= {name: "masking, loss" for name in ("mask_tokens", "replace_tokens")}
+PARTS |= {name: "masking, loss" for name in ("mask_tokens", "replace_tokens", "nce_loss")}
 PARTS |= {f"aten::{name}": "optimizer" for name in ("_fused_adamw_", "_foreach_norm", "_foreach_copy_")}
 
 

@@ -34,7 +34,7 @@ FREE = {"samples", "correct"}
 LACKING = {"correct", "lse"}  # not returned by other libraries' losses over the vocabulary
 SLOTS = 1024  # masked slots per piece of `mlm_head`'s reference
 SCORES = 2**26  # scores per piece of attention's reference, which holds 5.5 tensors of them: 3 GB in float64
-ROWS = ("q", "k", "v", "qkv", "key_mask")  # arguments of attention with one row per sequence or per token
+QUERIES, KEYS = ("q", "qkv"), ("k", "v", "key_mask")  # with one row per sequence, or per token of one
 Results = tuple[dict[str, Any], dict[str, Tensor]]  # results, gradients
 
 
@@ -139,14 +139,19 @@ def sequences(example: Example) -> Results:
 
     def by_sequence(**args):
         cu, x = args.get("cu_seqlens"), args.get("qkv", args.get("q"))  # [B, L, ..., H, D] or [T, ..., H, D]
+        cu_k = args.get("cu_seqlens_k")
         B, L = x.shape[:2] if cu is None else (len(cu) - 1, args["max_seqlen"])
-        count = max(1, SCORES // (x.shape[-2] * L * L))
+        K = args["k"].shape[1] if cu is None and "k" in args else args.get("max_seqlen_k", L)
+        count = max(1, SCORES // (x.shape[-2] * L * max(K, 1)))
         o = []
         for b in range(0, B, count):
             end = min(b + count, B)
-            bounds = {} if cu is None else {"cu_seqlens": cu[b : end + 1] - cu[b]}
-            rows = slice(b, end) if cu is None else slice(*cu[[b, end]].tolist())
-            piece = {name: args[name][rows] for name in ROWS if args.get(name) is not None}
+            given = {"cu_seqlens": cu, "cu_seqlens_k": cu_k}
+            bounds = {name: x[b : end + 1] - x[b] for name, x in given.items() if x is not None}
+            queries = slice(b, end) if cu is None else slice(*cu[[b, end]].tolist())
+            keys = queries if cu_k is None else slice(*cu_k[[b, end]].tolist())
+            rows = dict.fromkeys(QUERIES, queries) | dict.fromkeys(KEYS, keys)
+            piece = {name: args[name][i] for name, i in rows.items() if args.get(name) is not None}
             settings = {"use_reentrant": False, "preserve_rng_state": False}
             o.append(checkpoint(define, **args | piece | bounds, **settings))
         return torch.cat(o)

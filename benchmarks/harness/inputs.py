@@ -26,6 +26,8 @@ class Size(NamedTuple):
     uniform: bool = False  # uniformly distributed ids instead of those of a real text
     dropout: float = 0.1 if CUDA else 0.0  # on the CPU most of the time would be dropout's
     packed: bool = False  # sequences of a real text's lengths, without padding
+    queries: int | None = None  # of attention, per sequence; None: those of the L keys
+    causal: bool = False
 
     @property
     def config(self) -> ElectraConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 OURS = ("fused", "eager", "packed", "fused_int8", "fused_graph", "packed_graph", "pipeline_patched")
-OURS += ("trainer_packed", "trainer_patched", "candidate")
+OURS += ("trainer_packed", "trainer_patched", "electra", "candidate")
 LABELS = {
     "compile": "torch.compile",
     "compile_max": "torch.compile, max-autotune",
@@ -19,6 +19,7 @@ LABELS = {
     "trainer_patched": "Trainer, patched",
     "trainer_packed": "Trainer, patched, packed",
     "eager": "fused, no graph",
+    "electra": "ELECTRA, fused",
     "fused_int8": "fused, int8",
     "fused_graph": "fused, graph",
     "packed_graph": "packed, graph",

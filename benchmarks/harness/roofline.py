@@ -57,14 +57,16 @@ def tower(config: ElectraConfig, T: int, L: int) -> dict[str, Work]:
 def step(config: ElectraConfig, B: int, L: int, parameters: int) -> dict[str, Work]:
     """Return the work of a micro-batch by component, and that of the optimizer."""
     T, E, V = B * L, config.embedding, config.vocab_size
-    M = B * max(1, round(L * config.mask_prob))
+    two_tower = config.generator_kind == "two_tower"
+    M = T if two_tower else B * max(1, round(L * config.mask_prob))
     found: dict[str, Work] = {}
-    for size in (config.for_generator(), config):
+    for size in (*[config.for_generator()] * (2 if two_tower else 1), config):
         for name, work in tower(size, T, L).items():
             found[name] = found.get(name, Work()) + work
         if size.hidden != E:
             found["linear"] += product(T, E, size.hidden)
-    heads = product(M, config.generator_hidden, E) + product(T, config.hidden, config.hidden)
+    width = config.generator_hidden * (2 if two_tower else 1)
+    heads = product(M, width, E) + product(T, config.hidden, config.hidden)
     found["linear"] += heads + product(T, config.hidden, 1)
     found["mlm_head"] = Work(6 * M * E * V, 3 * (A + MASTER) * V * E)
     found["embed"] = Work(0, 2 * (A * T * E * 4 + 2 * MASTER * V * E))

@@ -44,18 +44,24 @@ class Entry(NamedTuple):
 def of_attention(
     table: str, key: int, dtype: torch.dtype, D: int, L: int, B: int | None = None, H: int = 12
 ) -> Entry:
-    """Return an entry of attention; a tile spans all keys, and in the backward pass all queries too."""
-    blocks = [b for b in BLOCKS if b[1] == L] if table.startswith("TILE") else BLOCKS
+    """Return an entry of attention; a tile spans all keys, and in the backward pass all queries too.
+
+    The tables of few queries have one.
+    """
+    few = table.startswith("FEW")
+    blocks = [b for b in BLOCKS if b[1] == L] if "TILE" in table else BLOCKS
     blocks = [b for b in blocks if b[0] == L] if table == "TILE_BWD" else blocks
+    blocks = [b for b in blocks if b[0] == 16] if few else blocks
     shapes = [(*block, *rest) for block, *rest in product(blocks, WARPS, STAGES)]
 
     def calls() -> list[Callable]:
         """Return the calls with dropout and without."""
         shape = (TOKENS // L if B is None else B, L, H, D)
         q, k, v, do = (torch.randn(shape, dtype=dtype, device=device()) for _ in range(4))
+        q = q[:, :1] if few else q
         rng = torch.tensor([1, 2], device=q.device)
-        rest = [(None, None, L, False, D**-0.5, dropout, rng, 2) for dropout in (0.1, 0.0)]
-        if table.endswith("FWD"):
+        rest = [(None, None, q.shape[1], False, D**-0.5, p, rng, 2, None, L) for p in (0.1, 0.0)]
+        if few or table.endswith("FWD"):
             return [lambda args=args: attention.attention_fwd(q, k, v, *args) for args in rest]
         kept = [attention.attention_fwd(q, k, v, *args) for args in rest]
         return [
@@ -68,9 +74,11 @@ def of_attention(
 
 def attention_entries() -> list[Entry]:
     bf16, fp32 = torch.bfloat16, torch.float32
-    found = [of_attention(t, L, bf16, 64, L) for t, L in product(("TILE_FWD", "TILE_BWD"), (64, 128))]
+    tiles = ("TILE_FWD", "FEW_TILE", "TILE_BWD")
+    found = [of_attention(t, L, bf16, 64, L) for t, L in product(tiles, (64, 128))]
     columns = enumerate([(bf16, 64), (bf16, 128), (fp32, 64), (fp32, 128)])
-    found += [of_attention(t, c, *column, 512) for t, (c, column) in product(("FWD", "DQ", "DKDV"), columns)]
+    loops = ("FWD", "FEW", "DQ", "DKDV")
+    found += [of_attention(t, c, *column, 512) for t, (c, column) in product(loops, columns)]
     small = attention.architecture() not in (90, 100)
     return found + ([of_attention("SMALL_DKDV", 0, bf16, 64, 512)] if small else [])
 

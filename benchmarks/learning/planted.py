@@ -3,7 +3,7 @@
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,11 +30,16 @@ class Planted(NamedTuple):
     replaced: np.ndarray  # bool, whether a token differs from the original
 
 
-def passages(model: Pretrained, file: Path) -> np.ndarray:
-    """Return the first tokens of long paragraphs of a text, int ``[PASSAGES, TOKENS]``."""
+def text_lines(file: Path) -> list[str]:
+    """Return the lines of a text, which may be packed by xz."""
     opened = lzma.open if file.suffix == ".xz" else open
     with opened(file, "rt", encoding="utf-8") as stream:
-        lines = [line for line in stream.read().splitlines() if len(line) > 4 * TOKENS]
+        return stream.read().splitlines()
+
+
+def passages(model: Pretrained, file: Path) -> np.ndarray:
+    """Return the first tokens of long paragraphs of a text, int ``[PASSAGES, TOKENS]``."""
+    lines = [line for line in text_lines(file) if len(line) > 4 * TOKENS]
     encoded = model.tokenizer.encode_batch(lines, add_special_tokens=False)
     found = np.array([e.ids[:TOKENS] for e in encoded if len(e.ids) >= TOKENS])
     return found[:: max(1, len(found) // PASSAGES)][:PASSAGES]
@@ -82,13 +87,19 @@ def checkpoints(run: Path) -> Iterator[tuple[int, Pretrained]]:
     """Yield the step and the model of the initial weights and of each checkpoint that a run has kept."""
     tokenizer = load(run, device="cpu").tokenizer
     yield 0, Pretrained(run, tokenizer, initial_weights(run, Electra).eval(), None)
+    for step, model in models(run, tokenizer):
+        if step:
+            yield step, Pretrained(run, tokenizer, model.discriminator, None)
+
+
+def models(run: Path, tokenizer: Any) -> Iterator[tuple[int, Electra]]:
+    """Yield the step and both halves of each checkpoint that a run has kept, the last one at the end."""
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     for folder in sorted((run / "checkpoints").glob("step-*")):
         found = read(folder)
         model = Electra(Recipe.load(find_recipe(run)).model(vocab_size, data.special_ids(tokenizer)))
         restore("model", dict(model.named_parameters()), found.tensors["model"])
-        if found.step:
-            yield found.step, Pretrained(run, tokenizer, model.eval().discriminator, None)
+        yield found.step, model.eval()
 
 
 def detected(model: Pretrained, ids: np.ndarray, models: dict[str, Pretrained]) -> list[dict]:

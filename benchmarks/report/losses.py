@@ -19,6 +19,7 @@ OF_OURS = {
     "pipeline_patched": "one of ours: patched",
     "trainer_packed": "one of ours: patched, without padding",
     "trainer_patched": "one of ours: patched",
+    "electra": "one of ours: another objective",
 }
 
 

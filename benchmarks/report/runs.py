@@ -70,7 +70,7 @@ def groups(result: dict) -> dict[str, dict[str, dict | str]]:
     return {g: {p: of[p] for p in in_order(of)} for g, of in found.items()}
 
 
-MODELS = ("patch", "infer", "infer_texts", "fine_tune", "host")  # cases of models of transformers
+MODELS = ("patch", "infer", "infer_texts", "fine_tune", "write", "host")  # cases of models of transformers
 
 
 class Case(NamedTuple):

@@ -36,6 +36,7 @@ STYLES = {
     "pipeline_patched": ("blue", "cross"),
     "trainer_packed": ("sky", "bar"),
     "trainer_patched": ("blue", "bar"),
+    "electra": ("blue", "plus"),
     "candidate": ("blue", "up"),
     "torch": ("vermilion", "square"),
     "compile": ("green", "diamond"),

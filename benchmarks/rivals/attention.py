@@ -6,6 +6,7 @@ and FlashAttention-2 have dropout.
 
 import functools
 import importlib
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +16,42 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.rivals import gpu, needs, package, torch_has
 
 
-def sdpa(backend, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
-    """torch's attention, forced to use one of its kernels."""
-    if cu_seqlens is not None:
+class Options(NamedTuple):
+    """The arguments of `attention` after q, k and v, as far as the benchmarks use them."""
+
+    dropout: float = 0.0
+    rng: Tensor | None = None
+    stream: int = 0
+    causal: bool = False
+    cu_seqlens: Tensor | None = None
+    max_seqlen: int | None = None
+    cu_seqlens_k: Tensor | None = None
+    max_seqlen_k: int | None = None
+
+    def bounds(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        """Return the bounds of queries and of keys, and their longest lengths, for a padded batch too."""
+        if self.cu_seqlens is None:
+            (cu, L), (cu_k, K) = (_bounds(x) for x in (q, k))
+            return cu, cu_k, L, K
+        own = self.cu_seqlens_k is not None
+        cu_k, K = (self.cu_seqlens_k, self.max_seqlen_k) if own else (self.cu_seqlens, self.max_seqlen)
+        return self.cu_seqlens.int(), cu_k.int(), self.max_seqlen, K
+
+
+def _bounds(x: Tensor) -> tuple[Tensor, int]:
+    B, L = x.shape[:2]
+    return torch.arange(0, (B + 1) * L, L, dtype=torch.int32, device=x.device), L
+
+
+def sdpa(backend, q, k, v, **options):
+    """torch's attention, forced to use one of its kernels. A causal case has as many keys as queries."""
+    options = Options(**options)
+    if options.cu_seqlens is not None:
         raise ImportError("has no packed batches, which `torch` pads")
     with sdpa_kernel(backend):
         heads = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*heads, dropout_p=dropout).transpose(1, 2)
-
-
-def bounds(q: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> tuple[Tensor, int]:
-    """Return the bounds of packed sequences and the longest length, also for a batch without padding."""
-    if cu_seqlens is not None:
-        return cu_seqlens.int(), max_seqlen
-    B, L = q.shape[:2]
-    return torch.arange(0, (B + 1) * L, L, dtype=torch.int32, device=q.device), L
+        settings = {"dropout_p": options.dropout, "is_causal": options.causal}
+        return F.scaled_dot_product_attention(*heads, **settings).transpose(1, 2)
 
 
 def refuse_dropout(dropout: float) -> None:
@@ -37,15 +59,17 @@ def refuse_dropout(dropout: float) -> None:
         raise ImportError("has no dropout, so it runs only at sizes without dropout")
 
 
-def varlen(backend, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
+def varlen(backend, q, k, v, **options):
     """torch's attention for packed sequences, forced to use one of its kernels."""
     from torch.nn.attention.varlen import varlen_attn
 
-    refuse_dropout(dropout)
-    shape, (cu, longest) = q.shape, bounds(q, cu_seqlens, max_seqlen)
+    options = Options(**options)
+    refuse_dropout(options.dropout)
+    shape, bounds = q.shape, options.bounds(q, k)
+    settings = {"window_size": (-1, 0)} if options.causal else {}
     q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     with sdpa_kernel(backend):
-        return varlen_attn(q, k, v, cu, cu, longest, longest).view(shape)
+        return varlen_attn(q, k, v, *bounds, **settings).view(shape)
 
 
 def varlen_selects_a_kernel() -> None:
@@ -61,27 +85,39 @@ def compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
-def flex(backend, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
+@functools.cache
+def causal_blocks(L: int, K: int, device: torch.device):
+    """Return FlexAttention's mask of the keys that are not later than the query."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda b, h, query, key: key <= query + K - L, None, None, L, K, device=device)
+
+
+def flex(backend, q, k, v, **options):
     """Compiled FlexAttention on one of its back ends."""
-    refuse_dropout(dropout)
-    if cu_seqlens is not None:
+    options = Options(**options)
+    refuse_dropout(options.dropout)
+    if options.cu_seqlens is not None:
         raise ImportError("needs a block mask for each packed batch")
+    mask = causal_blocks(q.shape[1], k.shape[1], q.device) if options.causal else None
     heads = (x.transpose(1, 2) for x in (q, k, v))
-    return compiled_flex()(*heads, kernel_options={"BACKEND": backend}).transpose(1, 2)
+    return compiled_flex()(*heads, block_mask=mask, kernel_options={"BACKEND": backend}).transpose(1, 2)
 
 
-def flash(module, q, k, v, *, dropout=0.0, rng=None, stream=0, cu_seqlens=None, max_seqlen=None):
+def flash(module, q, k, v, **options):
     """One of the versions of FlashAttention, all of which have the same two functions."""
-    library, options = importlib.import_module(module), {"dropout_p": dropout}
-    if module != "flash_attn":
-        refuse_dropout(dropout)
-        options = {}
-    if cu_seqlens is None:
-        o = library.flash_attn_func(q, k, v, **options)
+    library, options = importlib.import_module(module), Options(**options)
+    settings = {"causal": True} if options.causal else {}
+    if module == "flash_attn":
+        settings["dropout_p"] = options.dropout
     else:
-        cu, longest = bounds(q, cu_seqlens, max_seqlen)
-        options |= {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
-        o = library.flash_attn_varlen_func(q, k, v, **options)
+        refuse_dropout(options.dropout)
+    if options.cu_seqlens is None:
+        o = library.flash_attn_func(q, k, v, **settings)
+    else:
+        names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+        settings |= dict(zip(names, options.bounds(q, k), strict=True))
+        o = library.flash_attn_varlen_func(q, k, v, **settings)
     return o[0] if isinstance(o, tuple) else o  # some versions also return the log-sum-exp
 
 

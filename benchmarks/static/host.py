@@ -2,6 +2,7 @@
 
     TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host        calls of every op
     TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_step   a step of transformers' models
+    TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_layer  our encoder and decoder layers
 
 Each row has counts, which `tests/test_launches.py` compares with committed ones, and CPU time. The binder is
 Triton's own way to launch; after the first call of a specialisation it must not be entered.
@@ -63,6 +64,16 @@ def host_step(launches: Callable[[], int]) -> Iterator[dict]:
     with steps() as both:
         for name, row in measured(launches, both, 1).items():
             yield {"step": name, **row}
+
+
+def host_layer(launches: Callable[[], int]) -> Iterator[dict]:
+    """Yield a row for forward and backward of an encoder's and of a decoder's layer."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    library = serve_cpu()
+    for name, row in measured(launches, layers(), 1).items():
+        yield {"layer": name, **row}
+    del library
 
 
 def host_serve(launches: Callable[[], int]) -> Iterator[dict]:
@@ -170,10 +181,24 @@ def step(patched: bool) -> Callable[[], None]:
     return take
 
 
+def layers() -> dict[str, Callable[[], None]]:
+    """Return forward and backward of both layers; a decoder's has as many sources' tokens as targets'."""
+    from electra_fast.config import ElectraConfig
+    from electra_fast.decoder import DecoderLayer
+    from electra_fast.modules import EncoderLayer, Layout
+
+    config = ElectraConfig(hidden=32, heads=2, ffn=64, dropout=0.0)
+    encoder, decoder = EncoderLayer(config), DecoderLayer(config)
+    x, states = (torch.randn(B, L, 32, requires_grad=True) for _ in range(2))
+    layout = Layout(torch.ones(B, L, dtype=torch.bool))
+    calls = {"encoder": lambda: encoder(x, layout), "decoder": lambda: decoder(x, states, layout, layout)}
+    return {name: lambda call=call: call().sum().backward() for name, call in calls.items()}
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks host", description=__doc__.splitlines()[0])
     parser.parse_args(arguments)
-    for part in ("host", "host_step"):
+    for part in ("host", "host_layer", "host_step"):
         rows = on_stub.lines(part)
         print(text_table([list(rows[0]), *([str(value) for value in row.values()] for row in rows)]))
         print()

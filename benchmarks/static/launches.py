@@ -62,7 +62,10 @@ def launch_linear_gelu(T, K, N, dtype) -> torch.Tensor:
 
 
 def launch_attentions() -> None:
-    """Call attention at each of its launch shapes with dropout, and at ELECTRA's shapes also without."""
+    """Call attention at each of its launch shapes with dropout, and at ELECTRA's shapes also without.
+
+    Then as decoders do: to other tokens with dropout, causal with earlier keys, and with one query.
+    """
     attention = testing.implementations("attention", device="cuda")["triton"]
     for dtype, D, L in (
         (torch.bfloat16, 64, 64),
@@ -79,15 +82,30 @@ def launch_attentions() -> None:
         launch_attention(attention, torch.bfloat16, 64, L, packed=False, mask=False)
     launch_attention(attention, torch.float16, 36, 512, packed=True, causal=True)
 
+    for packed in (False, True):
+        for L, K in ((32, 128), (128, 512)):
+            launch_attention(attention, torch.bfloat16, 64, L, packed, K=K, dropout=0.1)
+        launch_attention(attention, torch.bfloat16, 64, 128, packed, K=512, causal=True)
+    for dtype, D in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 64), (torch.float32, 128)):
+        for K in (64, 128, 512) if (dtype, D) == (torch.bfloat16, 64) else (512,):
+            with torch.no_grad():
+                launch_attention(attention, dtype, D, 1, packed=False, K=K)
 
-def launch_attention(attention, dtype, D, L, packed, mask=True, **options) -> None:
-    shape = (2 * L, 2, D) if packed else (2, L, 2, D)
-    q, k, v = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+
+def launch_attention(attention, dtype, D, L, packed, mask=True, K=None, **options) -> None:
+    """Call attention, with its backward unless gradients are off; K is the number of keys, None: L."""
+    lengths = (L, L if K is None else K)
+    shapes = [(2 * n, 2, D) if packed else (2, n, 2, D) for n in lengths]
+    q, k, v = (torch.zeros(shapes[i], dtype=dtype, requires_grad=True) for i in (0, 1, 1))
     if packed:
-        options |= {"cu_seqlens": torch.tensor([0, L, 2 * L], dtype=torch.int32), "max_seqlen": L}
+        bounds = [torch.tensor([0, n, 2 * n], dtype=torch.int32) for n in lengths]
+        options |= {"cu_seqlens": bounds[0], "max_seqlen": L}
+        options |= {"cu_seqlens_k": bounds[1], "max_seqlen_k": K} if K is not None else {}
     elif mask:
-        options["key_mask"] = torch.ones(2, L, dtype=torch.bool)
-    attention(q, k, v, rng=torch.tensor([1, 2]), **options).sum().backward()
+        options["key_mask"] = torch.ones(2, lengths[1], dtype=torch.bool)
+    o = attention(q, k, v, rng=torch.tensor([1, 2]), **options)
+    if o.requires_grad:
+        o.sum().backward()
 
 
 def launch_embed(embed, ids, E, dtype, types=None, positions=None, **options) -> None:
@@ -125,6 +143,7 @@ def launch_packed() -> None:
         ops["replace_tokens"](ids, masked.positions, masked.targets, masked.weights)
         logits = torch.zeros(T, requires_grad=True)
         ops["rtd_loss"](logits, ids == 0).loss.backward()
+        ops["nce_loss"](logits, torch.zeros(T), ids == 0).loss.backward()
         launch_mlm_head(ops["mlm_head"], len(masked.targets), 128, torch.bfloat16)
         launch_embed(ops["embed"], ids, 128, torch.bfloat16, cu_seqlens=cu_seqlens)
         launch_add_norm(ops["add_norm"], T, 256, torch.bfloat16, dropout=0.1)

@@ -4,6 +4,7 @@ TRITON_INTERPRET=0 python -m benchmarks.static.on_stub examples add_norm   every
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub steps small         a training step, padded and packed
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host                host work per call of every op
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_step           the same for a step of transformers
+TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_layer          the same for layers of this package
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub host_serve          such a step for each line of stdin
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub same add_norm       examples of ops, launched twice
 TRITON_INTERPRET=0 python -m benchmarks.static.on_stub arguments 7         a kernel of all types of arguments
@@ -112,6 +113,7 @@ if __name__ == "__main__":
     elif sys.argv[1] not in parts:
         from benchmarks.static import host
 
-        parts |= {"host": host.host, "host_step": host.host_step, "host_serve": host.host_serve}
+        parts |= {"host": host.host, "host_layer": host.host_layer}
+        parts |= {"host_step": host.host_step, "host_serve": host.host_serve}
     for line in parts[sys.argv[1]](launches, *sys.argv[2:]):
         print(json.dumps(line), flush=True)

@@ -19,6 +19,17 @@ def build(name="ElectraForPreTraining", dropout=0.0, **change):
     return getattr(transformers, name)(getattr(transformers, f"{family}Config")(**sizes)).train()
 
 
+def encoder_decoder(family="Electra", dropout=0.0, **change):
+    """An encoder and a decoder with weights so large that a generated text is not one token repeated."""
+    sizes = SIZES | {"initializer_range": 0.3} | ({"embedding_size": 32} if family == "Electra" else {})
+    sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout) | change
+    config = getattr(transformers, f"{family}Config")
+    decoder = config(**sizes, is_decoder=True, add_cross_attention=True)
+    configs = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(config(**sizes), decoder)
+    configs.decoder_start_token_id, configs.pad_token_id, configs.eos_token_id = 101, 0, 102
+    return transformers.EncoderDecoderModel(config=configs).eval()
+
+
 def batch(name="ElectraForPreTraining"):
     """Ids with padding, types, and the labels of the model."""
     real = torch.arange(L) < torch.tensor([L, 7, 1])[:, None]

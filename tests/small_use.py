@@ -1,5 +1,7 @@
 """A small pre-trained model with random weights, and what transformers says about one text at a time."""
 
+import dataclasses
+
 import torch
 
 from electra_fast import data
@@ -15,10 +17,10 @@ TEXTS = ["the cat sat.", "who ran in the rain?", "a", "green, blue and red birds
 LONG = "the red cat sat in the rain. the green dog ran. the blue bird flew in the rain, what is red? " * 2
 
 
-def saved(folder, tokenizer):
+def saved(folder, tokenizer, **change):
     """Write the folder of a run; its weights are so large that all results differ."""
     torch.manual_seed(0)
-    model = Electra(CONFIG)
+    model = Electra(dataclasses.replace(CONFIG, **change))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -29,7 +29,7 @@ def test_the_operator_returns_the_log_sum_exp_of_the_scores(name, device):
     if not (forward := getattr(OPERATORS["attention_fwd"], name)):
         pytest.skip(f"{name} is not available here")
     q, k, v = (x.detach() for x in heads(2, 19, 3, 32, device=device))
-    _, lse = forward(q, k, v, None, None, 19, False, 0.3, 0.0, None, 0)
+    _, lse = forward(q, k, v, None, None, 19, False, 0.3, 0.0, None, 0, None, 19)
     wanted = 0.3 * torch.einsum("blhd,bmhd->blhm", q, k)
     assert torch.allclose(lse, wanted.logsumexp(-1), atol=1e-5)
 
@@ -239,7 +239,7 @@ Q = torch.zeros(2, 3, 4, 8)
     ("change", "error", "message"),
     [
         ({"q": Q.int()}, TypeError, "attention: q must be float32, float16, bfloat16 or float64, got int32"),
-        ({"k": Q[:1]}, ValueError, "attention: k must have shape [2, 3, 4, 8], got [1, 3, 4, 8]"),
+        ({"k": Q[:1]}, ValueError, "attention: k must have shape [2, *, 4, 8], got [1, 3, 4, 8]"),
         ({"v": Q.half()}, TypeError, "attention: v must be float32, got float16"),
         ({"key_mask": torch.ones(2, 3)}, TypeError, "attention: key_mask must be bool, got float32"),
         (

@@ -104,8 +104,9 @@ def test_the_kernels_of_torch_are_attention(name):
 
 
 def test_a_batch_without_padding_has_bounds():
-    cu, longest = attention.bounds(torch.empty(3, 5, 2, 8), None, None)
-    assert cu.tolist() == [0, 5, 10, 15] and longest == 5
+    q, k = torch.empty(3, 5, 2, 8), torch.empty(3, 7, 2, 8)
+    cu, cu_k, L, K = attention.Options().bounds(q, k)
+    assert cu.tolist() == [0, 5, 10, 15] and cu_k.tolist() == [0, 7, 14, 21] and (L, K) == (5, 7)
 
 
 def test_absent_providers_are_one_line_of_the_console_and_of_the_tables():
@@ -128,12 +129,13 @@ def layernorm_bwd(x, weight, dout, rstd, mean):
     return torch.ops.aten.native_layer_norm_backward(dout, x, weight.shape, *rows, weight, weight, needed)
 
 
-def flash_attn_func(q, k, v):
-    return ops.REFERENCE.attention(q, k, v), None  # with the log-sum-exp's place
+def flash_attn_func(q, k, v, causal=False):
+    return ops.REFERENCE.attention(q, k, v, causal=causal), None  # with the log-sum-exp's place
 
 
 def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
-    return ops.REFERENCE.attention(q, k, v, cu_seqlens=cu_seqlens_q, max_seqlen=max_seqlen_q)
+    keys = {"cu_seqlens_k": cu_seqlens_k, "max_seqlen_k": max_seqlen_k}
+    return ops.REFERENCE.attention(q, k, v, cu_seqlens=cu_seqlens_q, max_seqlen=max_seqlen_q, **keys)
 
 
 def linear_cross_entropy(x, weight, bias, target, ignore_index, inplace_backward):
@@ -168,6 +170,7 @@ def test_the_gate_lets_a_rival_pass_whose_library_is_right(name, provider, monke
         vars(sys.modules[file]).update(parts)
     inputs = getattr(import_module(f"benchmarks.bench_{name}"), f"bench_{name}").inputs
     tiny = Size("tiny", 2, 16, ElectraConfig.tiny)
-    for size in [tiny, tiny._replace(packed=True)] if name == "attention" else [tiny]:
+    changes = [{}, {"packed": True}, {"queries": 5}, {"queries": 5, "packed": True}, {"causal": True}]
+    for size in [tiny._replace(**change) for change in (changes if name == "attention" else [{}])]:
         call = inputs(Make(size))
         assert gate.Gate(name, call.args, call.gradients).check(ALL[name, provider])

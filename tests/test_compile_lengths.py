@@ -79,6 +79,10 @@ CALLS = {
     ),
     "replace_tokens": lambda L: ((_ids(B, L), torch.randperm(3 * L), _ids(3 * L), torch.ones(3 * L)), {}),
     "rtd_loss": lambda L: ((_floats(B, L), torch.rand(B, L) < 0.5, torch.ones(B, L)), {}),
+    "nce_loss": lambda L: (
+        (_floats(B, L), torch.zeros(B, L), torch.rand(B, L) < 0.5, torch.ones(B, L)),
+        {"log_odds": -1.7},
+    ),
 }
 
 

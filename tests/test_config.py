@@ -36,6 +36,12 @@ def test_defaults_are_those_of_bert_and_of_the_published_code():
     assert (config.mlm_weight, config.rtd_weight, config.sharing) == (1.0, 50.0, "embeddings")
 
 
+def test_each_objective_has_the_generator_of_its_paper():
+    assert ElectraConfig().generator_kind == "masked"
+    assert ElectraConfig(objective="electric").generator_kind == "two_tower"
+    assert ElectraConfig(objective="electric", generator="masked", mask_prob=1.0).generator_kind == "masked"
+
+
 def test_a_config_is_an_immutable_value():
     assert ElectraConfig() == ElectraConfig() and hash(ElectraConfig()) == hash(ElectraConfig())
     assert dataclasses.replace(ElectraConfig(), dropout=0.0).dropout == 0.0
@@ -64,6 +70,26 @@ def test_a_config_is_an_immutable_value():
         ({"eps": math.inf}, "eps must be positive and finite"),
         ({"rtd_weight": -1.0}, "rtd_weight must be finite, not negative"),
         ({"sharing": "some"}, "sharing must be one of none, embeddings, gdes, all, got 'some'"),
+        ({"objective": "bert"}, "objective must be one of electra, electric, got 'bert'"),
+        ({"objective": None}, "objective must be one of electra, electric, got None"),
+        ({"generator": "large"}, "generator must be None or one of masked, two_tower, uniform, got 'large'"),
+        (
+            {"generator": "two_tower", "sharing": "all"},
+            "sharing must be none, embeddings or gdes with the generator two_tower, got 'all'",
+        ),
+        (
+            {"generator": "uniform", "sharing": "gdes"},
+            "sharing must be none or embeddings with the generator uniform, got 'gdes'",
+        ),
+        (
+            {"objective": "electric", "temperature": 0.5},
+            "temperature must be 1 with the objective electric, which needs the probabilities of",
+        ),
+        ({"objective": "electric", "disallow_correct": True}, "disallow_correct must be False with the obj"),
+        (
+            {"objective": "electric", "mask_prob": 1.0},
+            "mask_prob must be less than 1 with the objective elec",
+        ),
         ({"sharing": "all"}, r"generator_hidden must equal hidden \(256\) when sharing is 'all'"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_structured_mask_is_refused():
     ours, _ = pair()
     ids = batch(20, 7)["input_ids"]
     with pytest.raises(
-        NotImplementedError, match=r"electra_fast.hf: attention_mask must be \[B, L\] or bool \[B"
+        NotImplementedError, match=r"electra_fast.hf: attention_mask must be \[B, 20\] or bool \[B"
     ):
         ours(ids, attention_mask=torch.ones(2, 1, 20, 20, dtype=torch.bool))
     with pytest.raises(NotImplementedError, match="mask_function must be bidirectional or causal"):
@@ -131,10 +131,21 @@ def test_attention_weights_are_refused():
         ours(**batch(20, 7), output_attentions=True)
 
 
-def test_cross_attention_is_refused():
-    ours, _ = pair("bert", is_decoder=True, add_cross_attention=True)
-    with pytest.raises(NotImplementedError, match=r"key must have the query's shape \[2, 2, 20, 32\]"):
-        ours(**batch(20, 7), encoder_hidden_states=torch.randn(2, 9, 64))
+def test_a_decoder_with_cross_attention():
+    ours, theirs = pair("bert", is_decoder=True, add_cross_attention=True)
+    states = {"encoder_hidden_states": torch.randn(2, 9, 64)}
+    states["encoder_attention_mask"] = torch.arange(9) < torch.tensor([9, 4])[:, None]
+    inputs = batch(20, 7)
+    a, b = (model(**inputs, **states).last_hidden_state for model in (ours, theirs))
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(a[real], b[real], atol=2e-5, rtol=2e-5)
+
+
+def test_fewer_heads_of_keys_are_refused():
+    module = torch.nn.Module()
+    q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+    with pytest.raises(NotImplementedError, match="key must have the sequences and heads of the query"):
+        electra_fast.hf.attention(module, q, k, k, None)
 
 
 def test_only_the_registry_changes():

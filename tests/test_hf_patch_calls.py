@@ -69,10 +69,6 @@ def test_a_cache(family, masked):
     ours, theirs = WithCache(ours), WithCache(theirs)
     assert_same(ours, theirs, inputs)
     assert (theirs.prefix.grad.abs() > 0).any()
-    why = reasons(patched)
-    assert why["SelfAttention"] == why["Model"] == f"the last call ran unfused: {ours.name} is given"
-    assert why["Embeddings"] == "the last call ran unfused: positions begin after a cache"
-    ours.model(**batch(name))  # The next call runs fused.
     assert not any(reasons(patched)[block] for block in ("SelfAttention", "Model", "Embeddings"))
 
 

@@ -38,12 +38,6 @@ def patched_otherwise():
             "model must have ELECTRA's or BERT's encoder of transformers, got RobertaModel",
         ),
         (
-            lambda: build("BertModel", is_decoder=True),
-            {},
-            ValueError,
-            "BertModel must be an encoder, got is_decoder=True",
-        ),
-        (
             lambda: torch.compile(build(), backend="eager"),
             {},
             ValueError,

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
-from small_patched import batch, build, outcome
+from small_patched import batch, build, encoder_decoder, outcome
 from transformers.models.electra import modeling_electra as electra
 
 from electra_fast import hf
@@ -85,8 +85,9 @@ def test_a_changed_forward_pass_is_kept_and_named(name, monkeypatch):
 
 def test_every_class_of_the_installed_transformers_is_known():
     names = ("ElectraForPreTraining", "ElectraForMaskedLM", "BertForMaskedLM")
-    modules = [module for name in names for module in build(name).modules() if type(module) in BLOCKS]
-    assert {type(module) for module in modules} == set(BLOCKS) and len(BLOCKS) == 22
+    models = [*map(build, names), encoder_decoder("Electra"), encoder_decoder("Bert")]
+    modules = [module for model in models for module in model.modules() if type(module) in BLOCKS]
+    assert {type(module) for module in modules} == set(BLOCKS) and len(BLOCKS) == 27
     assert all(BLOCKS[type(module)].mismatch(module) is None for module in modules)
 
 

@@ -18,7 +18,15 @@ from electra_fast import versions
 ROOT = Path(__file__).parents[1]
 VERSIONS = versions.TESTED["transformers"]
 TESTED = "5.23.0"  # the version whose own tests run
-SUITE = ("hf", "hf_export", "hf_patch", "hf_patch_calls", "hf_patch_refusals", "hf_patch_with_others")
+SUITE = (
+    "hf",
+    "hf_export",
+    "hf_patch",
+    "hf_decoders",
+    "hf_patch_calls",
+    "hf_patch_refusals",
+    "hf_patch_with_others",
+)
 SUITE += ("hf_patch_unknown", "hf_pretrainer", "hf_trainer", "accuracy", "heads", "heads_of_folders")
 SUITE = [f"tests/test_{name}.py" for name in SUITE]
 # Modules that the common tests import, but that are not in the source distribution.

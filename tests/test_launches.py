@@ -40,9 +40,13 @@ HOST = {
     ("replace_tokens", "forward"): (4, 2),
     ("rtd_loss", "forward"): (5, 2),
     ("rtd_loss", "forward+backward"): (10, 3),
+    ("nce_loss", "forward"): (5, 2),
+    ("nce_loss", "forward+backward"): (10, 3),
 }
 # The same for forward and backward of transformers' two models, and for the unpatched ones.
 HOST_STEP = {"patched": (1474, 313), "unpatched": (3393, 0)}
+# The same for forward and backward of a layer of an encoder and of a decoder.
+HOST_LAYER = {"encoder": (41, 12), "decoder": (71, 18)}
 
 
 @pytest.mark.skipif(bool(COMPILED), reason="test_launch.py compares these launches with the extension's")
@@ -80,6 +84,14 @@ def test_the_host_work_of_a_patched_step():
     rows = {row["step"]: row for row in on_stub.lines("host_step")}
     compare_host_work(rows, HOST_STEP)
     assert rows["patched"]["binder"] == 0
+
+
+@pytest.mark.skipif(not COMPILED, reason="the extension launches")
+def test_a_decoder_layer_launches_no_more_than_two_encoder_layers():
+    rows = {row["layer"]: row for row in on_stub.lines("host_layer")}
+    compare_host_work(rows, HOST_LAYER)
+    assert rows["decoder"]["launches"] <= 2 * rows["encoder"]["launches"]
+    assert rows["decoder"]["operators"] <= 2 * rows["encoder"]["operators"]
 
 
 def compare_host_work(rows: dict, committed: dict) -> None:

@@ -6,22 +6,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Each layer imports only those before it. The package itself imports a module when a name is first used.
-ORDER = ["__init__", "_C", "errors", "tables", "pages", "dtypes", "ids", "packing", "philox", "reference"]
-ORDER += ["baseline", "ops", "local", "capture", "versions", "distributed", "config", "linear", "resize"]
-ORDER += ["inference", "modules", "pretrained", "model", "heads", "data", "tasks", "train", "use", "export"]
-ORDER += ["hf", "accuracy", "testing", "doctor", "pytest_plugin", "__main__"]
+ORDER = ["__init__", "_C", "errors", "tables", "pages", "dtypes", "ids", "packing", "philox", "results"]
+ORDER += ["reference", "baseline", "ops", "local", "capture", "versions", "distributed", "config", "linear"]
+ORDER += ["resize", "inference", "modules", "pretrained", "generators", "decoder", "two_tower", "electric"]
+ORDER += ["model", "heads", "data", "hf", "tasks", "train", "use"]
+ORDER += ["export", "accuracy", "testing", "doctor", "pytest_plugin", "__main__"]
 # The same within train/.
 TRAIN = ["__init__", "checkpoint", "options", "recipe", "run_folder", "warm_start", "loader", "corpus"]
 TRAIN += ["interruption", "metrics", "logger", "divergence", "optimizer", "log_window", "evaluation"]
 TRAIN += ["gradients", "step", "saver"]
 TRAIN += ["training", "pretrain", "fine_tune_recipe", "task_data", "fine_tuned", "line_chart"]
 TRAIN += ["fine_tune_page", "results", "fine_tune", "tokens"]
-USE = (
-    "texts pretrained likelihood detect score choose suggest fine_tuned understand pairs_files pairs".split()
-)
-USE += ["pairs_page", "__init__", "files", "command"]
+USE = "texts pretrained likelihood detect score choose suggest fine_tuned write understand".split()
+USE += ["pairs_files", "pairs", "pairs_page", "__init__", "files", "command"]
 OPTIONAL = {"transformers", "tokenizers", "safetensors", "tqdm", "pyarrow", "sklearn", "scipy"}
-OPTIONAL |= {"onnx", "onnxruntime", "openvino"}
+OPTIONAL |= {"onnx", "onnxruntime", "openvino", "rouge_score", "sacrebleu"}
 ADAPTERS = "electra_fast/hf/"  # useful only with the optional package
 
 
@@ -55,7 +54,7 @@ def test_kernels_import_only_torch_and_triton():
 
 
 def test_the_reference_imports_only_torch():
-    for name in ("dtypes", "ids", "packing", "philox", "reference"):
+    for name in ("dtypes", "ids", "packing", "philox", "results", "reference"):
         for file, tree in parse(f"electra_fast/{name}.py").items():
             assert third_party(tree) <= {"torch", "electra_fast"}, file
 

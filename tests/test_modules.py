@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from electra_fast.config import ElectraConfig
+from electra_fast.generators import GeneratorHead
 from electra_fast.modules import (
     DiscriminatorHead,
     Encoder,
     EncoderLayer,
     FeedForward,
-    GeneratorHead,
     Layout,
     SelfAttention,
     SharedEmbedding,

@@ -73,12 +73,12 @@ def test_counts_are_exact_over_many_blocks(implementation, device):
 
 @pytest.mark.skipif("triton" not in testing.implementations(OP), reason="Triton is not installed")
 def test_more_blocks_than_the_second_launch_adds_at_a_time(device):
-    from electra_fast.kernels.rtd_loss import BLOCK_P, _rtd_loss_total
+    from electra_fast.kernels._binary_cross_entropy import BLOCK_P, _binary_cross_entropy_total
 
     blocks = 2 * BLOCK_P + 1  # a million tokens, which the interpreter needs 20 seconds for
     partial = torch.ones(5, blocks, dtype=torch.float64, device=device)
     loss, counts = torch.empty((), device=device), torch.empty(4, device=device)
-    _rtd_loss_total[(1,)](partial, loss, counts, blocks, BLOCK_P=BLOCK_P)
+    _binary_cross_entropy_total[(1,)](partial, loss, counts, blocks, BLOCK_P=BLOCK_P)
     assert loss == 0.25 and counts.tolist() == [blocks] * 4
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from electra_fast import testing
 
-RISING = ("cu_seqlens", "positions")  # their values rise, so they cannot be expanded
+RISING = ("cu_seqlens", "cu_seqlens_k", "positions")  # their values rise, so they cannot be expanded
 
 
 def interleaved(x):

@@ -131,8 +131,10 @@ def test_an_op_has_the_flops_of_its_definition(product):
 
         ours, definition = (count(lambda f=f, step=step: step(f)) for f in (ops, reference))
         if "cu_seqlens" in args:
-            longest, n = args["max_seqlen"], args["cu_seqlens"].diff()
-            definition = definition // (len(n) * longest**2) * int(n.square().sum())
+            n, longest = args["cu_seqlens"].diff(), args["max_seqlen"]
+            m = args.get("cu_seqlens_k", args["cu_seqlens"]).diff()
+            pairs = longest * args.get("max_seqlen_k", longest)
+            definition = definition // (len(n) * pairs) * int((n * m).sum())
         assert ours == definition
         counts.append(ours)
     assert any(counts)

@@ -44,7 +44,7 @@ def test_a_text_gives_the_same_alone_as_among_others(model):
         assert alone.text == found.text
         np.testing.assert_allclose(alone.words[0][1:], found.words[0][1:], **SAME)
     for text, found in zip(TEXTS, score(TEXTS, model), strict=True):
-        np.testing.assert_allclose(score(text, model)[1:], found[1:], **SAME)
+        np.testing.assert_allclose(score(text, model)[1:4], found[1:4], **SAME)
 
 
 def test_the_order_is_that_of_the_texts(model):
@@ -62,6 +62,7 @@ def test_scores_are_those_of_a_plain_loop(model, their_halves, tokenizer):
         assert found.tokens == len(ids)
         np.testing.assert_allclose(found.generator, likelihood, rtol=1e-5)
         np.testing.assert_allclose(found.discriminator, original, rtol=1e-5)
+        assert found.electric is None
 
 
 def test_only_the_given_positions_are_scored(model, their_halves, tokenizer):
@@ -117,7 +118,7 @@ def test_ids_are_texts_too(model, tokenizer):
     for a, b in zip(by_ids, by_text, strict=True):
         np.testing.assert_allclose([w.probability for w in a.words], [w.probability for w in b.words], **SAME)
     assert by_ids[0].text == detect(ids[0], model).text == "the cat sat ."
-    np.testing.assert_allclose(score(ids, model)[0][1:], score(TEXTS[0], model)[1:], **SAME)
+    np.testing.assert_allclose(score(ids, model)[0][1:4], score(TEXTS[0], model)[1:4], **SAME)
 
 
 def test_choose_compares_the_tokens_of_the_options(model, their_halves, tokenizer):
@@ -206,7 +207,7 @@ def test_bad_input_is_refused(model, small_run, tmp_path):
         detect([[5, 5000]], model)
     with pytest.raises(ValueError, match=r"ids must be in the vocabulary, got 'a'"):
         detect([5, "a"], model)
-    with pytest.raises(ValueError, match=r"score: by must be one of generator, discriminator, got 'both'"):
+    with pytest.raises(ValueError, match=r"by must be one of generator, discriminator, electric, got 'both'"):
         score("the", model, "both")
     with pytest.raises(ValueError, match=r"top must be 1 or more, got 0"):
         suggest("the", model, top=0)

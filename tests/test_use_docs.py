@@ -1,4 +1,4 @@
-"""The Python blocks of docs/use.md run, and the server of README.md answers."""
+"""The Python blocks of docs/use.md and docs/writing.md run, and the server of README.md answers."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from small_tasks import CONFIG
 from test_readme import blocks
 
 from electra_fast import data
+from electra_fast.decoder import EncoderDecoder
 from electra_fast.heads import IntentClassifier, SequenceClassifier
 from electra_fast.use import Classifier
 
@@ -33,6 +34,15 @@ def test_the_blocks_of_the_page_run(runs, capsys):
         exec(compile(block, "docs/use.md", "exec"), {})
     said = capsys.readouterr().out
     assert "Candidate(text=" in said and "Understood(intent=" in said and "[(" in said
+
+
+def test_the_blocks_of_the_page_about_writing_run(tokenizer, tmp_path, monkeypatch, capsys):
+    EncoderDecoder(CONFIG).save_pretrained(tmp_path / "runs/w")
+    data.save_tokenizer(tokenizer, tmp_path / "runs/w")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("docs/writing.md"):
+        exec(compile(block, "docs/writing.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_the_server_answers(runs):

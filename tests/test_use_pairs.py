@@ -267,7 +267,7 @@ def test_errors_of_winobias(tmp_path, second, message):
         ({"tokens": "all"}, "pairs: tokens must be one of shared, differing"),
         ({"label": "x"}, "pairs: label must be left out without a classifier"),
         ({"model": None}, "pairs: model must be named"),
-        ({"by": "generators"}, "pairs: by must be generator, discriminator, or the folder"),
+        ({"by": "generators"}, "pairs: by must be generator, discriminator, electric, or the folder"),
         ({"data": [("a cat",)]}, "pairs: pair 1 must have two sentences and possibly a category"),
         ({"data": [("a cat", "a dog"), ("a cat", 3)]}, "pairs: pair 2: second must be a string, got 3"),
         ({"data": [("a cat", "\u200b")]}, "pairs: pair 1 must have words"),

@@ -54,7 +54,8 @@ HEADS += ("ForSequenceClassification", "ForTokenClassification")
 
 
 def _classes(family: str) -> tuple[type, ...]:
-    classes = tuple(getattr(transformers, family + head) for head in HEADS)
+    causal = "ForCausalLM" if family == "Electra" else "LMHeadModel"
+    classes = tuple(getattr(transformers, family + head) for head in (*HEADS, causal))
     for cls in classes if os.environ.get("ELECTRA_FAST_PATCH") else ():
         _patch_after_init(cls)
     return classes
@@ -67,8 +68,7 @@ def _patch_after_init(cls: type) -> None:
 
     def patched_init(self, config, *args, **kwargs):
         init(self, config, *args, **kwargs)
-        if not config.is_decoder:
-            electra_fast.hf.patch(self)
+        electra_fast.hf.patch(self)
 
     cls.__init__ = patched_init
 

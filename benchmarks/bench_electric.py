@@ -1,4 +1,4 @@
-"""A training step of Electric, with its two-tower generator, compared with a step of ELECTRA with equal sizes.
+"""A training step of Electric, with its two-tower generator, and one of ELECTRA with equal sizes.
 
 Electric predicts all tokens and not only the masked ones: its generator has twice the layers, and the product
 with the word table has a row per token.

@@ -31,24 +31,25 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """Return softmax(scale * q k^T) v of ``[B, L, H, D]``; 0 for a query without a visible key.
+    """Return softmax(scale * q k^T) v, ``[B, L, H, D]``; 0 for a query without a visible key.
 
     Args:
-        q, k, v: ``[B, L, H, D]``, any float dtype; the sums are float32.
-        key_mask: bool ``[B, L]``, True where a key is visible.
-        causal: a query sees no later key.
+        q: ``[B, L, H, D]``, any float dtype; the sums are float32.
+        k, v: ``[B, K, H, D]``.
+        key_mask: bool ``[B, K]``, True where a key is visible.
+        causal: a query sees no later key; the last query is aligned with the last key.
         scale: defaults to 1 / sqrt(D).
     """
-    B, L, H, D = q.shape
-    if L == 0:
-        return q + k + v  # empty, with a gradient for each
+    (B, L, H, D), K = q.shape, k.shape[1]
+    if L == 0 or K == 0:
+        return q * 0 + (k.sum() + v.sum()) * 0  # a gradient for each
     queries = q.float().transpose(1, 2) * (D**-0.5 if scale is None else scale)
-    keys, values = (x.float().transpose(1, 2) for x in (k, v))  # [B, H, L, D]
-    position = torch.arange(L, device=q.device)
-    last = position[:, None] if causal else L  # the last key that a query sees
+    keys, values = (x.float().transpose(1, 2) for x in (k, v))  # [B, H, K, D]
+    position = torch.arange(K, device=q.device)
+    last = position[K - L :, None] if causal else K  # the last key that a query sees
     largest = queries.new_full((B, H, L, 1), LOWEST)
     total, o = torch.zeros_like(largest), torch.zeros_like(queries)
-    for start in range(0, L, BLOCK):
+    for start in range(0, K, BLOCK):
         block = slice(start, start + BLOCK)
         visible = position[block] <= last
         visible = visible if key_mask is None else visible & key_mask[:, None, None, block]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import both_paths
 
-from electra_fast import ops, testing
+from electra_fast import ops, reference, testing
 from electra_fast.philox import keep_mask
 
 OP = "attention"
@@ -354,3 +354,17 @@ def test_the_flops_are_those_of_the_pairs():
         ops.attention(Q, K, K)
     pairs = [2 * 7 * math.prod(args["q"].shape[-2:]), 2 * 3 * 5 * 4 * 8]
     assert counter.get_total_flops() == sum(2 * 2 * n for n in pairs)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+@pytest.mark.parametrize("L", [1, 9])
+@pytest.mark.parametrize("name", testing.implementations("attention"))
+def test_a_hidden_key_stays_hidden_with_any_scale(name, L, scale):
+    """-inf times a scale of 0 or below is not -inf."""
+    q, k, v = (torch.randn(2, n, 2, 16, requires_grad=True) for n in (L, 21, 21))
+    results = []
+    for f in (testing.implementations("attention")[name], reference.attention):
+        o = f(q, k, v, causal=True, scale=scale)
+        results.append((o.detach(), *torch.autograd.grad(o.square().sum(), (q, k, v))))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -59,6 +59,9 @@ class AttentionHead {
       : D(D),
         width(round_up(D, Vec::size())),
         scale(scale),
+        factor(scale == 0 ? std::numeric_limits<W>::min() : W(scale)),
+        hidden(scale < 0 ? std::numeric_limits<W>::infinity()
+                         : -std::numeric_limits<W>::infinity()),
         causal(causal),
         most_columns(round_up(longest, Vec::size())),
         memory(most_columns * (1 + 6 * width + 2 * kQueries) + 3 * kQueries * width +
@@ -238,11 +241,10 @@ class AttentionHead {
   // A row of products becomes scores by these two: -inf for keys that the query must not see.
   void mask_future(int64_t query, W* s) const {
     const int64_t visible = query + 1 + key_tokens.length - query_tokens.length;
-    if (causal && visible < columns)
-      std::fill(s + visible, s + columns, -std::numeric_limits<W>::infinity());
+    if (causal && visible < columns) std::fill(s + visible, s + columns, hidden);
   }
   Vec score(const W* s, int64_t c) const {
-    return at::vec::fmadd(Vec::loadu(s + c), Vec(scale), Vec::loadu(mask + c));
+    return at::vec::fmadd(Vec::loadu(s + c), Vec(factor), Vec::loadu(mask + c));
   }
 
   void draw_dropout(int64_t query) {
@@ -298,6 +300,8 @@ class AttentionHead {
 
   const int64_t D, width;  // width: D padded to whole vectors
   const W scale;
+  const W factor;  // of products in scores: scale, but not 0, because 0 * inf is NaN
+  const W hidden;  // the product of a key that a query must not see: factor makes it -inf
   const bool causal;
   const int64_t most_columns;
   Sequence query_tokens{}, key_tokens{};

@@ -137,7 +137,7 @@ def _queries(d):
     shape, layout = d.tokens(300, 70)
     heads = (d.size(4, 2, 1), d.one_of(64, d.size(256, 128, 1)))
     args = {"q": d.floats(*shape, *heads)}
-    args |= {"causal": d.one_of(False, True), "scale": d.one_of(None, 0.05, 1.0)}
+    args |= {"causal": d.one_of(False, True), "scale": d.one_of(None, 0.05, 1.0, -0.5, 0.0)}
     return args | layout | d.dropout()
 
 

@@ -26,7 +26,7 @@ from electra_fast.modules import (
     FeedForward,
     Layout,
     SelfAttention,
-    SharedEmbedding,
+    Tower,
     check_layout,
     dropout_now,
     make_linear,
@@ -123,19 +123,14 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x, rng, stream + 4)
 
 
-class Decoder(nn.Module):
-    """The embedding, a projection to the width if that differs, the layers, and the head of a language model.
+class Decoder(Tower):
+    """A tower whose layers read a source too, with the head of a language model.
 
     A token sees the tokens before it and the whole source. The softmax has the word table of the embedding.
     """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
-        super().__init__()
-        self.dropout = config.dropout
-        self.embedding = SharedEmbedding(config, ops)
-        self.project = None
-        if config.embedding != config.hidden:
-            self.project = make_linear(ops, config.embedding, config.hidden)
+        super().__init__(config, ops)
         self.layers = nn.ModuleList(DecoderLayer(config, ops) for _ in range(config.layers))
         self.head = GeneratorHead(config, ops)
 
@@ -152,11 +147,7 @@ class Decoder(nn.Module):
         """Return what the head reads at every token, ``[.., E]``, and the word table for the softmax."""
         check_layout(self, layout)
         _, rng = dropout_now(self, ids, rng)
-        x, words = self.embedding(
-            ids, cu_seqlens=layout.cu_seqlens, rng=rng, stream=stream, return_words=True
-        )
-        if self.project is not None:
-            x = self.project(x)
+        x, words = self.embed(ids, layout, rng=rng, stream=stream)
         for i, layer in enumerate(self.layers):
             x = layer(x, states, layout, source, rng=rng, stream=stream + 1 + DecoderLayer.STREAMS * i)
         return Embedded(self.head.transform(x), words)

@@ -9,7 +9,7 @@ dropout. A module passes consecutive numbers, from its argument ``stream`` on, t
 contains. In training without ``rng`` the outermost module draws one from PyTorch's default generator.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -282,14 +282,8 @@ class EncoderLayer(nn.Module):
         return inference.run(self, self._parts(), x, key_mask, cu_seqlens, max_seqlen, heads, scale, int8)
 
 
-class Encoder(nn.Module):
-    """The embedding, a projection to the tower's width if that differs, and the layers.
-
-    With ``encoder.int8 = True`` its layers multiply in int8 in inference on a CPU (eval mode, no gradients).
-    The parameters stay in float and are used in all other calls.
-    """
-
-    int8 = False
+class Tower(nn.Module):
+    """What each tower begins with: the embedding, and a projection to its width if that differs."""
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()
@@ -298,6 +292,26 @@ class Encoder(nn.Module):
         self.project = None
         if config.embedding != config.hidden:
             self.project = make_linear(ops, config.embedding, config.hidden)
+
+    def embed(
+        self, ids: Tensor, layout: Layout, type_ids: Tensor | None = None, **options: Any
+    ) -> Embedded:  # [.., W] and the word table
+        """Return what the first layer reads; `options` are those of `SharedEmbedding`."""
+        x, words = self.embedding(ids, type_ids, cu_seqlens=layout.cu_seqlens, return_words=True, **options)
+        return Embedded(x if self.project is None else self.project(x), words)
+
+
+class Encoder(Tower):
+    """A tower whose layers read all tokens of a sequence.
+
+    With ``encoder.int8 = True`` its layers multiply in int8 in inference on a CPU (eval mode, no gradients).
+    The parameters stay in float and are used in all other calls.
+    """
+
+    int8 = False
+
+    def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
+        super().__init__(config, ops)
         self.layers = nn.ModuleList(EncoderLayer(config, ops) for _ in range(config.layers))
 
     def forward(
@@ -318,17 +332,7 @@ class Encoder(nn.Module):
         """
         check_layout(self, layout)
         _, rng = dropout_now(self, ids, rng)
-        x, words = self.embedding(  # [.., E]
-            ids,
-            type_ids,
-            cu_seqlens=layout.cu_seqlens,
-            rng=rng,
-            stream=stream,
-            words=words,
-            return_words=True,
-        )
-        if self.project is not None:
-            x = self.project(x)
+        x, words = self.embed(ids, layout, type_ids, rng=rng, stream=stream, words=words)
         for i, layer in enumerate(self.layers):
             only = rows if layer is self.layers[-1] else None
             x = layer(x, layout, rng=rng, stream=stream + 1 + 3 * i, int8=self.int8, rows=only)

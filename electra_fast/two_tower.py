@@ -22,10 +22,9 @@ from electra_fast.modules import (
     Encoder,
     EncoderLayer,
     Layout,
-    SharedEmbedding,
+    Tower,
     check_layout,
     dropout_now,
-    make_linear,
 )
 from electra_fast.ops import FUSED, Ops
 from electra_fast.packing import sequence_of
@@ -33,21 +32,16 @@ from electra_fast.pretrained import TWO_TOWER, PretrainedHalf
 from electra_fast.results import Embedded, MaskedTokens
 
 
-class TwoTowerEncoder(nn.Module):
-    """The embedding, a projection if its width differs, and causal layers in both directions.
+class TwoTowerEncoder(Tower):
+    """A tower with causal layers in both directions.
 
     `layers` read from left to right, `reversed_layers` from right to left; `reversed_stream` is the first
     stream of the latter.
     """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED, reversed_stream: int = FIRST_STREAM):
-        super().__init__()
-        self.dropout = config.dropout
+        super().__init__(config, ops)
         self.reversed_stream = reversed_stream
-        self.embedding = SharedEmbedding(config, ops)
-        self.project = None
-        if config.embedding != config.hidden:
-            self.project = make_linear(ops, config.embedding, config.hidden)
         self.layers, self.reversed_layers = (
             nn.ModuleList(EncoderLayer(config, ops, causal=True) for _ in range(config.layers))
             for _ in ("left to right", "right to left")
@@ -67,11 +61,7 @@ class TwoTowerEncoder(nn.Module):
         """
         check_layout(self, layout)
         _, rng = dropout_now(self, ids, rng)
-        x, words = self.embedding(
-            ids, type_ids, cu_seqlens=layout.cu_seqlens, rng=rng, stream=FIRST_STREAM, return_words=True
-        )
-        if self.project is not None:
-            x = self.project(x)
+        x, words = self.embed(ids, layout, type_ids, rng=rng, stream=FIRST_STREAM)
         before = _run(self.layers, x, layout, rng, FIRST_STREAM + 1)
         after = _run(self.reversed_layers, x.flip(-2), _flipped(layout), rng, self.reversed_stream).flip(-2)
         has_before, has_after = neighbours(ids, layout)

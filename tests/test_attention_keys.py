@@ -281,6 +281,11 @@ PACKED = {"q": Q[0], "k": K[0], "v": K[0], "cu_seqlens": CU, "max_seqlen": 3}
     [
         ({"k": K[:, :, :3]}, ValueError, "attention: k must have shape [2, *, 4, 8], got [2, 5, 3, 8]"),
         ({"k": K[0]}, ValueError, "attention: k must have shape [2, *, 4, 8], got [5, 4, 8]"),
+        (
+            {"q": K[0, 0]},
+            ValueError,
+            "attention: q must have axes [B, L, H, D] or [T, H, D], got shape [4, 8]",
+        ),
         ({"v": Q}, ValueError, "attention: v must have shape [2, 5, 4, 8], got [2, 3, 4, 8]"),
         (
             {"key_mask": torch.ones(2, 3, dtype=torch.bool)},

@@ -311,10 +311,10 @@ def test_an_evaluation_is_about_noise_and_energies():
     (judged,) = seen
     real = judged.weights > 0
     assert real.sum() == (ids >= 104).sum()
-    loss = F.binary_cross_entropy_with_logits(judged.logits[real], judged.replaced[real].float())
+    loss = F.binary_cross_entropy_with_logits(judged.logits()[real], judged.replaced[real].float())
     torch.testing.assert_close(out.rtd_loss, loss)
     second = evaluate(model, [{"ids": ids, "key_mask": key_mask}])
     assert second["replaced"] == pytest.approx(judged.replaced[real].double().mean().item())
     energies = judged.output[real].double()
     assert second["logit_std"] == pytest.approx(energies.std(correction=0).item(), rel=1e-6)
-    assert second["auc"] == area_under_curve(judged.logits, judged.replaced, judged.weights)
+    assert second["auc"] == area_under_curve(judged.logits(), judged.replaced, judged.weights)

@@ -175,6 +175,12 @@ def test_the_loss_of_a_causal_model(family):
             # transformers computes this loss in float32.
             torch.testing.assert_close(da[name], db[name], rtol=1e-4, atol=1e-6, msg=name)
     assert reasons(patched) == []
+    targets = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    inputs.pop("labels")
+    for mode in (True, False):
+        loss = ours.train(mode)(**inputs, targets=targets).loss
+        wanted = theirs(**inputs, labels=ids.masked_fill(~REAL, -100)).loss
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0, check_dtype=False)
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -194,6 +200,20 @@ def test_a_prompt_in_two_parts(family, static):
         results.append(out.logits)
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
     assert reasons(patched) == []
+
+
+@pytest.mark.parametrize("registry", [False, True])
+def test_a_given_mask_with_four_axes_is_used_as_it_is(registry):
+    """A token then sees later ones too, as in transformers."""
+    theirs = causal()
+    ours, patched, _ = pair(theirs)
+    if registry:
+        ours = copy.deepcopy(theirs)
+        ours.set_attn_implementation("electra_fast")
+    ids = torch.randint(104, 300, (B, L))
+    found, wanted = (model(ids, attention_mask=REAL[:, None, None]).logits for model in (ours, theirs))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert registry or any("attention_mask is bool" in why for why in reasons(patched))
 
 
 def test_later_tokens_have_no_influence():

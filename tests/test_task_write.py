@@ -179,9 +179,11 @@ def test_columns_and_errors_of_files(tmp_path, monkeypatch):
             read(text, **options)
 
 
-def test_a_target_without_a_token_is_refused(task, tokenizer):
+def test_a_source_or_target_without_a_token_is_refused(task, tokenizer):
     with pytest.raises(ValueError, match="line 1: the target must have a token"):
         task.examples([ITEMS[0]._replace(target="\u200b")], tokenizer)
+    with pytest.raises(ValueError, match="line 1: the source must have a token"):
+        task.examples([ITEMS[0]._replace(source="\u200b")], tokenizer)
 
 
 def test_items_without_targets(task, tokenizer):

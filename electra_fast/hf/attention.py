@@ -114,6 +114,8 @@ def attention(
     if attention_mask is not None and attention_mask.dim() == 2:
         k, v = (x[:, : attention_mask.shape[1]] for x in (k, v))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # Our mask of keys has two axes. transformers uses a given one with four as it is.
+    causal = causal and (attention_mask is None or attention_mask.dim() == 2)
     return attend(module, q, k, v, attention_mask, scaling, dropout, causal, **options), None
 
 

@@ -224,6 +224,11 @@ class Model(Attention):
             # transformers would make a mask [B, 1, L, L] if an exporter cannot see that no token is hidden.
             if torch.compiler.is_exporting() and options.get("cu_seq_lens_q") is None:
                 attention_mask = ids.new_ones((ids.shape[0], 1, 1, ids.shape[1]), dtype=torch.bool)
+        if self.config.is_decoder and isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
+            if attention_mask.shape[2] == 1:
+                # transformers uses a given mask as it is: each token sees later ones. For several tokens this
+                # is no mask of keys with four axes, so the layers run unfused.
+                attention_mask = attention_mask.expand(-1, -1, ids.shape[1], -1)
         attention_mask, encoder_attention_mask = map(four_axes, (attention_mask, encoder_attention_mask))
         tokens = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         states = (encoder_hidden_states, encoder_attention_mask)

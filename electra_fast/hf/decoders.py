@@ -36,8 +36,9 @@ class CausalLM(LanguageModel):
     """A decoder whose training computes only logits that predict labels, and stores none.
 
     Logits are None in training unless `output_logits` is true. With it, and in evaluation, the forward pass
-    of transformers runs. Each token is trained with the label of the next token or, with `targets` in place
-    of `labels`, with its own. If no token has a label, the loss is 0, and NaN in transformers.
+    of transformers runs. Each token is trained with the label of the next token. `targets` in place of
+    `labels` are those of the same token, and give a loss without logits in evaluation too. If no token has a
+    label, the loss is 0, and NaN in transformers.
     """
 
     forwards = tuple(
@@ -55,7 +56,7 @@ class CausalLM(LanguageModel):
     ) -> CausalLMOutputWithCrossAttentions:
         call = arguments(self, args, kwargs)
         labels = call.get("labels")
-        if (labels is None and targets is None) or output_logits or not self.training:
+        if targets is None and (labels is None or output_logits or not self.training):
             return self.unfused.forward(self, **call)
         for name in ("labels", "logits_to_keep", *CACHES):
             call.pop(name, None)

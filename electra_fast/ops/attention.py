@@ -237,6 +237,10 @@ def attention(
         TypeError, ValueError: an argument breaks these rules; the message names it.
     """
     check.tensor("attention", "q", q, check.FLOATS)
+    if q.dim() < 3:
+        raise ValueError(
+            must("attention: q", "have axes [B, L, H, D] or [T, H, D]", f"shape {list(q.shape)}")
+        )
     max_seqlen_k = _check_keys(q, k, cu_seqlens, max_seqlen, causal, cu_seqlens_k, max_seqlen_k)
     check.tensor("attention", "v", v, (q.dtype,), k.shape, q)
     options = (key_mask, cu_seqlens, max_seqlen, scale, dropout, rng, stream)

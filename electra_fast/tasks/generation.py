@@ -37,7 +37,7 @@ def generator(model: EncoderDecoder) -> Any:
 
 
 def require_new_tokens(subject: str, model: EncoderDecoder, tokens: int) -> None:
-    """Raise a ValueError if the model cannot write so many tokens."""
+    """Raise a ValueError if the decoder does not have a position for each of `tokens` new tokens."""
     longest = model.config.max_positions
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= longest:
         raise ValueError(must(subject, f"be from 1 to {longest}, the positions of the decoder", tokens))

@@ -72,8 +72,10 @@ class Write(Task):
     def examples(self, items: Sequence[Writing], tokenizer: Any) -> WriteExamples:
         sources = token_ids([item.source for item in items], tokenizer)
         targets = token_ids([item.target or "" for item in items], tokenizer)
-        for item, ids in zip(items, targets, strict=True):
-            if item.target is not None and not ids:
+        for item, source, target in zip(items, sources, targets, strict=True):
+            if not source:
+                raise ValueError(must(f"{item.where}: the source", "have a token", repr(item.source)))
+            if item.target is not None and not target:
                 raise ValueError(must(f"{item.where}: the target", "have a token", repr(item.target)))
         return write_examples(sources, targets, tokenizer, self.max_len, self.max_target)
 

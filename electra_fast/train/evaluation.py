@@ -24,9 +24,14 @@ class Judged(NamedTuple):
     """What the discriminator says about the tokens of a micro-batch."""
 
     output: Tensor  # its output: a logit, of Electric the energy
-    logits: Tensor  # positive: the token was replaced, of Electric: it is noise
-    replaced: Tensor  # bool, whether it was
+    replaced: Tensor  # bool: the token was replaced, of Electric: it is noise
     weights: Tensor | None  # 0 for a token that does not count
+    log_q: Tensor | None = None  # of Electric
+    log_odds: float = 0.0  # of Electric
+
+    def logits(self) -> Tensor:
+        """Return logits of `replaced`; they are computed in evaluation only, not in each step."""
+        return self.output if self.log_q is None else self.output + self.log_q + self.log_odds
 
 
 def evaluate(
@@ -80,8 +85,9 @@ def _row(out: ElectraOutput, seen: list[Judged]) -> Tensor:
     counts = out.rtd_counts.double()
     sums = [out.mlm_loss * out.masked, out.mlm_correct, out.masked, out.rtd_loss * counts.sum()]
     logits = [counts.new_full((4,), torch.nan)]  # of a model without a discriminator
-    for output, x, replaced, weights in seen:
-        logits = [area_under_curve(x, replaced, weights).reshape(1), moments(output, weights)]
+    for each in seen:
+        area = area_under_curve(each.logits(), each.replaced, each.weights)
+        logits = [area.reshape(1), moments(each.output, each.weights)]
     return torch.cat([torch.stack(sums).double(), counts, *logits])
 
 
@@ -163,11 +169,11 @@ def recorded(model: Electra) -> Iterator[list[Judged]]:
         return
 
     def rtd_loss(logits, replaced, weights=None):
-        seen.append(Judged(logits, logits, replaced, weights))
+        seen.append(Judged(logits, replaced, weights))
         return ops.rtd_loss(logits, replaced, weights)
 
     def nce_loss(energies, log_q, noise, weights=None, *, log_odds=0.0):
-        seen.append(Judged(energies, energies.detach() + log_q + log_odds, noise, weights))
+        seen.append(Judged(energies, noise, weights, log_q, log_odds))
         return ops.nce_loss(energies, log_q, noise, weights, log_odds=log_odds)
 
     model.ops = ops._replace(rtd_loss=rtd_loss, nce_loss=nce_loss)

@@ -1,11 +1,15 @@
 """The measurement of what a small discriminator is good for: what it plants, and what the page says."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
 from small_use import CONFIG
 
-from benchmarks.learning import planted, uses, uses_report
+from benchmarks.learning import electric, planted, uses, uses_report
+from electra_fast.model import Electra
 from electra_fast.tasks.items import Utterance
 from electra_fast.use import load
 
@@ -72,3 +76,23 @@ def test_the_page_says_what_was_found():
         in page
     )
     assert "first in 10.0%, among five in 25.0%" in page and "50.0 % [47.0, 53.0] by the generator |" in page
+
+
+def test_electrics_loss_is_compared_with_constant_answers(small_run, monkeypatch):
+    model = load(small_run, device="cpu")
+    electra = Electra(dataclasses.replace(CONFIG, objective="electric", generator="uniform"))
+    electra.discriminator.load_state_dict(model.discriminator.state_dict())
+    monkeypatch.setattr(electric, "passages", lambda *_: IDS)
+    monkeypatch.setattr(electric, "PASSAGES_PER_BATCH", 2)
+    found = electric.judged(electra.eval(), model, None)
+    assert len(found.output) == IDS.size and found.log_q.unique().item() == pytest.approx(-math.log(128))
+    noise, share = found.replaced.double(), CONFIG.mask_prob
+    losses = electric.losses(found)
+    p = torch.sigmoid(found.output - math.log(128) + math.log(share / (1 - share))).double()
+    wanted = -(noise * p.log() + (1 - noise) * (1 - p).log()).mean()
+    assert losses["NCE loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    constant = -(noise * math.log(share) + (1 - noise) * math.log(1 - share)).mean()
+    assert losses["of a constant probability"] == pytest.approx(constant.item(), rel=1e-5)
+    rate = noise.mean()  # log q is the same for every token, so the best energy gives every token this rate
+    best = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
+    assert losses["of a constant energy"] == pytest.approx(best.item(), abs=1e-3)

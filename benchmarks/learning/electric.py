@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.learning.planted import models, passages, text_lines
-from electra_fast.electric import log_odds
 from electra_fast.model import Electra
 from electra_fast.tasks.examples import assemble
 from electra_fast.train.evaluation import SEED, Judged, area_under_curve, recorded
@@ -42,24 +41,25 @@ def judged(electra: Electra, model: Pretrained, text: Path) -> Judged:
     with torch.no_grad(), recorded(electra) as seen:
         for index, numbers in enumerate(np.split(np.arange(len(ids)), len(ids) // PASSAGES_PER_BATCH)):
             electra(**examples.batch(numbers), rng=torch.tensor([SEED, index]))
-    found = [[x[each.weights > 0] for x in each[:3]] for each in seen]
-    return Judged(*map(torch.cat, zip(*found, strict=True)), None)
+    chosen = ([x[each.weights > 0] for x in (each.output, each.replaced, each.log_q)] for each in seen)
+    output, replaced, log_q = map(torch.cat, zip(*chosen, strict=True))
+    return Judged(output, replaced, None, log_q, seen[0].log_odds)
 
 
-def losses(found: Judged, odds: float) -> dict[str, float]:
-    """Return the NCE loss, and those of constant answers; `odds` is the log odds of noise."""
-    noise = found.replaced.float()
+def losses(found: Judged) -> dict[str, float]:
+    """Return the NCE loss, and those of constant answers."""
+    noise, logits = found.replaced.float(), found.logits()
 
     def loss(logits: Tensor) -> float:
         return F.binary_cross_entropy_with_logits(logits, noise).item()
 
-    known = found.logits - found.output  # log q + log odds
+    known = logits - found.output  # log q + log odds
     return {
         "tokens": len(noise),
-        "NCE loss": loss(found.logits),
-        "of a constant probability": loss(torch.full_like(noise, odds)),
+        "NCE loss": loss(logits),
+        "of a constant probability": loss(torch.full_like(noise, found.log_odds)),
         "of a constant energy": min(loss(known + constant) for constant in CONSTANTS),
-        "AUC": area_under_curve(found.logits, found.replaced, None).item(),
+        "AUC": area_under_curve(logits, found.replaced, None).item(),
     }
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, texts = load(options.run, device="cpu"), sentences(options.text)
     *_, (_, electra) = models(options.run, model.tokenizer)
-    found = losses(judged(electra, model, options.text), log_odds(electra.config))
+    found = losses(judged(electra, model, options.text))
     found |= {"sentences": len(texts), "preferred to shuffled words": preferred(model, texts)}
     print(json.dumps(found, indent=1))
 

@@ -10,6 +10,7 @@ from electra_fast.errors import must
 SHARING = ("none", "embeddings", "gdes", "all")
 OBJECTIVES = {"electra": "masked", "electric": "two_tower"}  # each with its generator
 GENERATORS = ("masked", "two_tower", "uniform")
+INITIAL_ATTENTION = ("random", "local")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class ElectraConfig:
     energies of tokens by noise-contrastive estimation; Clark et al. 2020b). ``generator`` is ``masked`` (a
     masked language model), ``two_tower`` (a model in each direction, of `generator_layers` each, which
     predicts all tokens), ``uniform`` (no model), or None: that of the objective's paper.
+
+    ``initial_attention`` is ``random`` (all tables and weights are, as in the paper) or ``local`` (a token
+    first attends to its neighbours; see `modules.sinusoids` and `modules.SelfAttention`).
     """
 
     vocab_size: int = 30522
@@ -49,6 +53,7 @@ class ElectraConfig:
 
     eps: float = 1e-12  # of every LayerNorm
     initializer: float = 0.02  # standard deviation of a normal distribution, truncated at two of them
+    initial_attention: str = "random"
     dropout: float = 0.1  # of embeddings, attention probabilities and both outputs of a layer
 
     mask_prob: float = 0.15
@@ -151,6 +156,8 @@ class ElectraConfig:
             self._require(field, 0 <= getattr(self, field) < math.inf, "be finite, not negative")
 
         self._require("sharing", self.sharing in SHARING, f"be one of {', '.join(SHARING)}")
+        rule = f"be one of {', '.join(INITIAL_ATTENTION)}"
+        self._require("initial_attention", self.initial_attention in INITIAL_ATTENTION, rule)
         self._require_objective()
         if self.sharing == "all":
             for field in ("layers", "hidden", "heads", "ffn"):

@@ -25,6 +25,7 @@ from electra_fast.reference import Embedded
 from electra_fast.resize import TokenRows
 
 FIRST_STREAM = 2  # of dropout; streams 0 and 1 are those of masking and sampling
+AMPLITUDE = 0.125  # of `sinusoids`
 
 
 class Layout(NamedTuple):
@@ -64,6 +65,19 @@ def _table(rows: int, columns: int, std: float) -> nn.Parameter:
     return nn.Parameter(_truncated_normal(torch.empty(rows, columns), std))
 
 
+def sinusoids(rows: int, columns: int) -> Tensor:
+    """Return waves over the positions, float32 ``[rows, columns]``, for ``initial_attention="local"``.
+
+    As in Vaswani et al. 2017, section 3.5, a shift by one position is the same rotation everywhere, so what
+    attention learns about a neighbour at one position is true at all others. The wavelengths are between 2 pi
+    and 2 pi `rows`. The word vectors begin smaller than these waves and grow to about their size.
+    """
+    positions = torch.arange(rows, dtype=torch.float32)[:, None]
+    pairs = torch.arange(0, columns, 2, dtype=torch.float32)
+    angles = positions * rows ** (-pairs / columns)  # [rows, ceil(columns / 2)]
+    return AMPLITUDE * torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :columns].contiguous()
+
+
 def make_linear(ops: Ops, inputs: int, outputs: int, std: float | None = None) -> Linear:
     """Return a linear layer with bias 0 and truncated-normal weights, Glorot-uniform if `std` is None."""
     linear = Linear(inputs, outputs, ops)
@@ -91,6 +105,8 @@ class SharedEmbedding(nn.Module):
         E, std = config.embedding, config.initializer
         self.words = _table(config.vocab_size, E, std)
         self.positions = _table(config.max_positions, E, std)
+        if config.initial_attention == "local":
+            self.positions = nn.Parameter(sinusoids(config.max_positions, E))
         self.types = _table(config.type_vocab, E, std)
         self.norm = nn.LayerNorm(E, eps=config.eps)
 
@@ -186,7 +202,9 @@ class AddNorm(nn.LayerNorm):
 class SelfAttention(nn.Module):
     """``LayerNorm(x + dropout(attention(x) W + b))``; streams: attention probabilities, output.
 
-    With `causal`, a token sees no later token of its sequence.
+    With `causal`, a token sees no later token of its sequence. With ``initial_attention="local"`` the weights
+    of keys initially equal those of queries, so ``q_i . k_j`` is largest for similar tokens and positions.
+    The standard deviation is then 0.5 / sqrt(W), which is about the paper's 0.02 at the width of base.
     """
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED, causal: bool = False):
@@ -195,8 +213,12 @@ class SelfAttention(nn.Module):
         self.causal = causal
         self.heads = config.heads
         self.dropout = config.dropout
-        W, std = config.hidden, config.initializer
+        local = config.initial_attention == "local"
+        W = config.hidden
+        std = 0.5 * W**-0.5 if local else config.initializer
         self.qkv = make_linear(ops, W, 3 * W, std)  # rows: query, key, value
+        if local:
+            self.qkv.weight.data[W : 2 * W] = self.qkv.weight.data[:W]
         self.out = make_linear(ops, W, W, std)
         self.norm = AddNorm(config, ops)
 

@@ -70,6 +70,7 @@ def test_a_config_is_an_immutable_value():
         ({"eps": math.inf}, "eps must be positive and finite"),
         ({"rtd_weight": -1.0}, "rtd_weight must be finite, not negative"),
         ({"sharing": "some"}, "sharing must be one of none, embeddings, gdes, all, got 'some'"),
+        ({"initial_attention": "near"}, "initial_attention must be one of random, local, got 'near'"),
         ({"objective": "bert"}, "objective must be one of electra, electric, got 'bert'"),
         ({"objective": None}, "objective must be one of electra, electric, got None"),
         ({"generator": "large"}, "generator must be None or one of masked, two_tower, uniform, got 'large'"),

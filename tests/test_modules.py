@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from electra_fast.config import ElectraConfig
 from electra_fast.generators import GeneratorHead
 from electra_fast.modules import (
+    AMPLITUDE,
     DiscriminatorHead,
     Encoder,
     EncoderLayer,
@@ -18,6 +19,7 @@ from electra_fast.modules import (
     Layout,
     SelfAttention,
     SharedEmbedding,
+    sinusoids,
 )
 
 CONFIG = ElectraConfig(vocab_size=300, max_positions=40, embedding=16, layers=2, hidden=32, heads=2, ffn=64)
@@ -127,6 +129,44 @@ def modules_and_inputs():
         (EncoderLayer(CONFIG), x),
         (Encoder(CONFIG), ids),
     ]
+
+
+LOCAL = dataclasses.replace(CONFIG, initial_attention="local")
+
+
+def test_attention_that_is_initially_local_prefers_near_positions():
+    """Of one token that fills a sequence, each position attends most to itself, and more to nearer ones."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(LOCAL, embedding=64, hidden=64, heads=1)
+    encoder = Encoder(config).eval()
+    x = encoder.embedding(torch.full((1, 30), 150))[0]  # [30, 64]
+    query, key, _ = encoder.layers[0].attention.qkv(x).unflatten(-1, (3, 64)).unbind(1)
+    scores = query @ key.T
+    assert torch.equal(query, key)
+    near = [scores.diagonal(distance).mean() for distance in range(4)]
+    assert near == sorted(near, reverse=True) and near[3] > scores.mean()
+
+
+def test_a_shift_by_one_position_is_the_same_rotation_everywhere():
+    waves = sinusoids(40, 16).double()
+    pairs = torch.complex(waves[:, 1::2], waves[:, 0::2])  # [40, 8], (cosine, sine)
+    turned = pairs[1:] / pairs[:-1]
+    torch.testing.assert_close(turned, turned[:1].expand(39, 8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned[0].angle(), 40.0 ** -(torch.arange(8).double() / 8), atol=1e-5, rtol=0)
+    assert waves.abs().max() <= AMPLITUDE and sinusoids(5, 7).shape == (5, 7)
+
+
+def test_local_attention_changes_initial_values_only():
+    torch.manual_seed(0)
+    local, random = Encoder(LOCAL), Encoder(CONFIG)
+    assert {n: p.shape for n, p in local.named_parameters()} == {
+        n: p.shape for n, p in random.named_parameters()
+    }
+    assert torch.equal(local.embedding.positions, sinusoids(40, 16))
+    weight = local.layers[1].attention.qkv.weight
+    assert torch.equal(weight[:32], weight[32:64]) and not torch.equal(weight[:32], weight[64:])
+    assert weight.std().item() == pytest.approx(0.88 * 0.5 * 32**-0.5, rel=0.1)  # truncated
+    random.load_state_dict(local.state_dict())
 
 
 def test_dropout_is_a_function_of_seed_and_step():

@@ -384,7 +384,8 @@ def test_the_values_of_a_repeated_option_are_collected(new, corpus, tmp_path):
     more = ["--data", str(other), "--held-out", str(corpus), "--held-out", str(other)]
     main([*new, *more, "--set", "dropout=0", "--set", "rtd_weight=0", "--out", str(tmp_path / "run")])
     kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert kept["set"] == [*trainings.SIZES, "dropout=0", "rtd_weight=0"]
+    given = [*trainings.SIZES, "dropout=0", "rtd_weight=0"]
+    assert kept["set"] == sorted([*given, "initial_attention=local"])  # the last one is the preset's
     assert kept["data"] == kept["held_out"] == [str(corpus), str(other)]
 
 

@@ -75,10 +75,10 @@ def test_the_default_batch_is_divided(corpus, tmp_path):
     assert (found.batch_tokens, found.accumulate) == (1024 // 2, 2)
 
 
-@pytest.mark.parametrize(("packed", "numbers"), [(False, "1, 2, 4 or 8"), (True, "1, 2 or 4")])
+@pytest.mark.parametrize(("packed", "numbers"), [(False, "1, 2, 4, 8, 16 or 32"), (True, "1, 2, 4, 8 or 16")])
 def test_a_default_batch_that_cannot_be_divided_is_refused(packed, numbers):
-    with pytest.raises(ValueError, match=f"must divide the 8 sequences of a step, .*; start {numbers}, or"):
-        Recipe(preset="tiny", packed=packed).resolved(16)
+    with pytest.raises(ValueError, match=f"must divide the 32 sequences of a step, .*; start {numbers}, or"):
+        Recipe(preset="tiny", packed=packed).resolved(64)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

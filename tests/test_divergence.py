@@ -19,7 +19,7 @@ def test_a_discriminator_with_equal_logits_is_reported_once_with_a_remedy():
         assert collapse.discriminator(step, spread) is None
     said = collapse.discriminator(50, 0.00123)
     assert "discriminator collapsed? The standard deviation of its logits is 0.00123" in said
-    assert "lower --lr" in said and "--beta2 0.999" in said and "longer --warmup" in said
+    assert "lower --lr" in said and "longer --warmup" in said and "--set rtd_weight=1" in said
     assert collapse.discriminator(60, 0.0) is None
     assert collapse.discriminator(70, 1.0) is None
     assert collapse.discriminator(80, 0.0) is not None

@@ -6,6 +6,7 @@ import math
 import pytest
 import trainings
 
+from electra_fast.config import ElectraConfig
 from electra_fast.train.recipe import NORMALIZATION, PAPER, Recipe
 
 
@@ -53,3 +54,21 @@ def test_options_that_are_not_given_are_the_presets(preset):
     unset = {name for name, value in dataclasses.asdict(recipe).items() if value is None}
     assert unset == {"precision", "text_column", *NORMALIZATION}
     assert Recipe(preset=preset, lr=1e-3).given() == Recipe(preset=preset).given() | {"lr": 1e-3}
+
+
+def test_fields_of_a_preset_are_those_that_set_does_not_name(tmp_path):
+    recipe = Recipe(preset="tiny", set=("rtd_weight=3",)).resolved()
+    assert recipe.set == ("dropout=0.0", "initial_attention=local", "rtd_weight=3")
+    assert recipe.resolved() == recipe and Recipe(preset="small").resolved().set == ()
+    recipe.save(tmp_path / "recipe.json")
+    assert Recipe.load(tmp_path / "recipe.json").changed(set=("rtd_weight=3",), steps=5000).set == recipe.set
+    with pytest.raises(ValueError, match=r"--set must stay .*rtd_weight=3.* in a resumed run"):
+        recipe.changed(set=("rtd_weight=4",))
+
+
+def test_a_run_of_an_earlier_version_keeps_its_model(tmp_path):
+    """Such a run of tiny had the dropout, the weights and the initial values of the sizes."""
+    recipe = Recipe(preset="tiny", set=("generator_hidden=32",)).resolved()
+    dataclasses.replace(recipe, set=("generator_hidden=32",)).save(tmp_path / "recipe.json")
+    config = Recipe.load(tmp_path / "recipe.json").changed(steps=900).model(1000, {})
+    assert config == dataclasses.replace(ElectraConfig.tiny(), vocab_size=1000, generator_hidden=32)

@@ -49,7 +49,7 @@ class Collapse:
             step > self.warmup and logit_std < LEAST_STD,
             f"has the discriminator collapsed? The standard deviation of its logits is {logit_std:.5f}: it "
             "gives the same answer for every token, and will not recover. Start again with a lower --lr (a "
-            "quarter), or with --beta2 0.999, half of --lr and a longer --warmup",
+            "quarter), a longer --warmup, or a lower weight of its loss, --set rtd_weight=1",
         )
 
     def _once(self, tower: str, collapsed: bool, text: str) -> str | None:

@@ -1,6 +1,7 @@
 """The options of a pre-training run: on the command line, and in the file recipe.json of its folder."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,9 +14,19 @@ from electra_fast.train.options import Options, option
 
 # The values of the paper (Clark et al. 2020, appendix A). tiny is for minutes on a CPU. The norm of its
 # gradient falls from 40 to 1 in 200 steps; with beta2 = 0.999 Adam needs 1000 steps to forget the first,
-# clipped ones. At twice the rate the discriminator collapses within 1250 steps, in float32 and in bf16.
+# clipped ones. With the paper's initial attention, dropout, weight and sequences of 128 it would need many
+# times as many tokens to read its context (docs/pretraining.md).
+TINY = ("initial_attention=local", "dropout=0.0", "rtd_weight=10.0")
 PAPER = {
-    "tiny": {"seq": 128, "batch_tokens": 1024, "steps": 2000, "lr": 1e-3, "beta2": 0.98, "vocab": "4096"},
+    "tiny": {
+        "seq": 32,
+        "batch_tokens": 1024,
+        "steps": 4000,
+        "lr": 1e-3,
+        "beta2": 0.98,
+        "vocab": "4096",
+        "set": TINY,
+    },
     "small": {"seq": 128, "batch_tokens": 128 * 128, "steps": 1_000_000, "lr": 5e-4},
     "base": {"seq": 512, "batch_tokens": 256 * 512, "steps": 766_000, "lr": 2e-4},
     "large": {"seq": 512, "batch_tokens": 2048 * 512, "steps": 400_000, "lr": 2e-4},
@@ -124,6 +135,7 @@ class Recipe(Options):
         recipe = dataclasses.replace(self, **(defaults | self.given()))
         recipe.require("preset", recipe.preset in PAPER, f"be one of {', '.join(PAPER)}")
         values = defaults | COMMON | PAPER[recipe.preset] | self.given()
+        values["set"] = with_fields(values["set"], PAPER[recipe.preset].get("set", ()))
         recipe = dataclasses.replace(recipe, **values)
         if processes > 1 and self.batch_tokens is None and self.accumulate is None:
             recipe = recipe._divided(processes)
@@ -156,6 +168,24 @@ class Recipe(Options):
         recipe.require("steps", micro < 2**32, "give less than 2^32 micro-batches")
         recipe.model(recipe.seq + 1000, {})  # to find a wrong --set before the data is read
         return recipe
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Read a file that `save` wrote; errors as in `Options`.
+
+        A file of an earlier version does not have the fields of its preset: its model had those of the sizes.
+        """
+        recipe = super().load(file)
+        if recipe.preset not in PAPER:
+            return recipe  # `resolved` says so
+        config, names = getattr(ElectraConfig, recipe.preset)(), PAPER[recipe.preset].get("set", ())
+        before = (f"{name}={getattr(config, name)}" for name in map(field_of, names))
+        return dataclasses.replace(recipe, set=with_fields(recipe.set or (), before))
+
+    def changed(self, **given: Any) -> Self:
+        if "set" in given:
+            given["set"] = with_fields(given["set"], self.set)
+        return super().changed(**given)
 
     def _divided(self, processes: int) -> Self:
         """Return the recipe with a micro-batch per process, and the same number of sequences in a step.
@@ -205,6 +235,17 @@ class TokenizeRecipe(Recipe):
     """The options of `tokenize`, which are `TOKENIZE_OPTIONS`."""
 
     command: ClassVar[str] = "tokenize"
+
+
+def field_of(assignment: str) -> str:
+    return assignment.partition("=")[0]
+
+
+def with_fields(given: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Return the assignments FIELD=VALUE that are given, and of others those of other fields, sorted."""
+    given = tuple(given)
+    names = set(map(field_of, given))
+    return tuple(sorted((*given, *(other for other in others if field_of(other) not in names))))
 
 
 def require_vocab(recipe: Options) -> None:

@@ -7,7 +7,13 @@ import torch
 
 from electra_fast.config import ElectraConfig
 from electra_fast.model import Electra
-from electra_fast.train.evaluation import area_under_curve, evaluate, interval, unigram_loss
+from electra_fast.train.evaluation import (
+    area_under_curve,
+    evaluate,
+    interval,
+    loss_without_context,
+    unigram_loss,
+)
 
 
 def test_the_area_under_the_curve_is_the_share_of_ordered_pairs():
@@ -39,6 +45,20 @@ def test_the_unigram_loss_is_the_entropy_of_the_counted_text():
     text = torch.tensor([0] * 998 + [1] * 998)
     assert unigram_loss(text, text, 2) == pytest.approx(math.log(2))
     assert unigram_loss(text, torch.tensor([2]), 4) == pytest.approx(math.log(2000))
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, 0.85 * 2.0),
+        ({"keep_prob": 0.0}, 2.0),
+        ({"objective": "electric", "generator": "masked"}, 2.0),  # all masked positions get [MASK]
+        ({"generator": "two_tower"}, 2.0),
+        ({"generator": "uniform"}, math.log(1000)),
+    ],
+)
+def test_without_context_only_a_kept_token_is_known(change, wanted):
+    assert loss_without_context(2.0, ElectraConfig(vocab_size=1000, **change)) == pytest.approx(wanted)
 
 
 @pytest.fixture(scope="module")

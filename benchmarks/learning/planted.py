@@ -1,7 +1,7 @@
 """Passages with replaced tokens, and how well a discriminator finds them."""
 
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,14 +92,26 @@ def checkpoints(run: Path) -> Iterator[tuple[int, Pretrained]]:
             yield step, Pretrained(run, tokenizer, model.discriminator, None)
 
 
-def models(run: Path, tokenizer: Any) -> Iterator[tuple[int, Electra]]:
-    """Yield the step and both halves of each checkpoint that a run has kept, the last one at the end."""
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
-    for folder in sorted((run / "checkpoints").glob("step-*")):
-        found = read(folder)
-        model = Electra(Recipe.load(find_recipe(run)).model(vocab_size, data.special_ids(tokenizer)))
-        restore("model", dict(model.named_parameters()), found.tensors["model"])
-        yield found.step, model.eval()
+def models(run: Path, tokenizer: Any, make_model: Callable = Electra) -> Iterator[tuple[int, Any]]:
+    """Yield the step and the model of each checkpoint that a run has kept, the last one at the end."""
+    return (model_of(folder, tokenizer, make_model) for folder in kept(run))
+
+
+def kept(run: Path) -> list[Path]:
+    """Return the folders of the checkpoints that a run has kept, the last one at the end."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def model_of(checkpoint: Path, tokenizer: Any, make_model: Callable = Electra) -> tuple[int, Any]:
+    """Return the step and the model of a checkpoint."""
+    vocab_size, recipe = (
+        max(tokenizer.get_vocab().values()) + 1,
+        Recipe.load(find_recipe(checkpoint.parents[1])),
+    )
+    found = read(checkpoint)
+    model = make_model(recipe.model(vocab_size, data.special_ids(tokenizer)))
+    restore("model", dict(model.named_parameters()), found.tensors["model"])
+    return found.step, model.eval()
 
 
 def detected(model: Pretrained, ids: np.ndarray, models: dict[str, Pretrained]) -> list[dict]:

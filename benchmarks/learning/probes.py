@@ -15,7 +15,7 @@ import math
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,25 +37,46 @@ class Probed(NamedTuple):
     high: float
 
 
-def probe(run: Path, make_model: Callable, folder: Path) -> dict:
-    """Return all scores of a run's encoder, of its initial weights and of a bag of words."""
+class Probes:
+    """The texts of both probes as token ids; `folder` has goemotions/ and blimp/.
+
+    The classifiers are fitted on `device`, where the encoders must be.
+    """
+
+    def __init__(self, tokenizer: Any, folder: Path, device: str = "cpu"):
+        self.tokenizer, self.pairs = tokenizer, folder / "blimp" / "blimp_data.tar.xz"
+        self.device = device
+        files = {name: folder / "goemotions" / f"group_{name}.tsv.xz" for name in ("train", "dev", "test")}
+        texts = {split: sentiment(file) for split, file in files.items()}
+        self.ids = {split: [_encode(tokenizer, text) for text, _ in rows] for split, rows in texts.items()}
+        self.labels = {split: torch.tensor([label for _, label in rows]) for split, rows in texts.items()}
+
+    def of(self, half: Discriminator | Generator) -> dict[str, Probed]:
+        """Return the scores of an encoder."""
+        return {
+            "sentiment": self.classified(_of_encoder(half.encoder, self.ids)),
+            "pairs": minimal_pairs(half, self.tokenizer, self.pairs),
+        }
+
+    def words(self) -> dict[str, Any]:
+        """Return the scores of a bag of words and of the most frequent label."""
+        size = self.tokenizer.get_vocab_size()
+        words = {split: _bag(x, size) for split, x in self.ids.items()}
+        majority = self.labels["test"].float().mean().item()
+        return {"sentiment_words": self.classified(words), "sentiment_majority": majority}
+
+    def classified(self, x: dict[str, Tensor]) -> Probed:
+        """Return the score of a classifier of features."""
+        on_device = ({split: t.to(self.device) for split, t in each.items()} for each in (x, self.labels))
+        return linear_probe(*on_device)
+
+
+def probe(run: Path, make_model: Callable, folder: Path) -> dict[str, Any]:
+    """Return the scores of a run's encoder, of its initial weights and of a bag of words."""
     torch.set_num_threads(1)
-    tokenizer = data.load_tokenizer(run / "tokenizer")
-    half, untrained = _half(run), initial_weights(run, make_model).eval()
-    texts = {
-        split: sentiment(folder / "goemotions" / f"group_{split}.tsv.xz")
-        for split in ("train", "dev", "test")
-    }
-    ids = {split: [_encode(tokenizer, text) for text, _ in rows] for split, rows in texts.items()}
-    labels = {split: torch.tensor([label for _, label in rows]) for split, rows in texts.items()}
-    words = {split: _bag(x, tokenizer.get_vocab_size()) for split, x in ids.items()}
-    return {
-        "sentiment": linear_probe(_of_encoder(half.encoder, ids), labels),
-        "sentiment_untrained": linear_probe(_of_encoder(untrained.encoder, ids), labels),
-        "sentiment_words": linear_probe(words, labels),
-        "sentiment_majority": labels["test"].float().mean().item(),
-        "pairs": minimal_pairs(half, tokenizer, folder / "blimp" / "blimp_data.tar.xz"),
-    }
+    probes = Probes(data.load_tokenizer(run / "tokenizer"), folder)
+    untrained = probes.of(initial_weights(run, make_model).eval())
+    return probes.of(_half(run)) | {"sentiment_untrained": untrained["sentiment"]} | probes.words()
 
 
 def _half(run: Path) -> Discriminator | Generator:
@@ -90,14 +111,22 @@ def _padded(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def by_length(
-    sequences: list[list[int]], score: Callable[[Tensor, Tensor], Tensor], rows: int = 256
+    model: nn.Module,
+    sequences: list[list[int]],
+    score: Callable[[Tensor, Tensor], Tensor],
+    rows: int = 256,
 ) -> Tensor:
-    """Apply `score`, (ids, key_mask) -> [rows, ..], to batches of sequences of similar length."""
+    """Apply `score`, (ids, key_mask) -> [rows, ..], to batches of sequences of similar length.
+
+    The batches are on the device of `model`, the results on the CPU.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     found = []
     with torch.inference_mode():
         for first in range(0, len(order), rows):
-            found.append(score(*_padded([sequences[i] for i in order[first : first + rows]])))
+            ids, key_mask = _padded([sequences[i] for i in order[first : first + rows]])
+            found.append(score(ids.to(device), key_mask.to(device)).cpu())
     result = torch.cat(found)
     return torch.empty_like(result).index_copy_(0, torch.tensor(order), result)
 
@@ -109,7 +138,7 @@ def features(encoder: nn.Module, sequences: list[list[int]]) -> Tensor:
         x = encoder(ids, Layout(key_mask)).masked_fill(~key_mask[..., None], 0)
         return x.sum(1) / key_mask.sum(1, keepdim=True)
 
-    return by_length(sequences, mean)
+    return by_length(encoder, sequences, mean)
 
 
 def _of_encoder(encoder: nn.Module, ids: dict[str, list[list[int]]]) -> dict[str, Tensor]:
@@ -137,7 +166,7 @@ def linear_probe(x: dict[str, Tensor], y: dict[str, Tensor]) -> Probed:
 
 
 def _fit(x: Tensor, y: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    w, b = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
+    w, b = (torch.zeros(shape, device=x.device, requires_grad=True) for shape in (x.shape[1], ()))
     optimizer = torch.optim.LBFGS([w, b], max_iter=60, line_search_fn="strong_wolfe")
 
     def closure():
@@ -175,7 +204,7 @@ def discriminator_scores(half: nn.Module, sequences: list[list[int]]) -> Tensor:
     def score(ids: Tensor, key_mask: Tensor) -> Tensor:
         return -F.softplus(half(ids, key_mask=key_mask).float()).masked_fill(~key_mask, 0).sum(1)
 
-    return by_length(sequences, score)
+    return by_length(half, sequences, score)
 
 
 def masked_scores(half: nn.Module, sequences: list[list[int]], mask_id: int = 103) -> Tensor:
@@ -191,7 +220,7 @@ def masked_scores(half: nn.Module, sequences: list[list[int]], mask_id: int = 10
         return -F.cross_entropy(logits.float(), -ids[masked], reduction="none")
 
     owner = torch.tensor([i for i, _ in positions])
-    return torch.zeros(len(sequences)).index_add_(0, owner, by_length(marked, score))
+    return torch.zeros(len(sequences)).index_add_(0, owner, by_length(half, marked, score))
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float]:

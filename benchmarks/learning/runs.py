@@ -1,102 +1,89 @@
-"""The training runs of the learning experiments: the models, their FLOPs, training, and reading the logs."""
+"""The training runs of the learning experiments: their FLOPs, training, and reading the logs."""
 
-import dataclasses
 import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.learning.objectives import MODELS
 from electra_fast.config import ElectraConfig
 from electra_fast.errors import must
-from electra_fast.model import Electra, ElectraOutput, Generator
-from electra_fast.modules import Layout, draw_rng
-from electra_fast.ops import FUSED, REFERENCE, TORCH, Ops
+from electra_fast.ops import TORCH
 from electra_fast.train.pretrain import Pretraining
 from electra_fast.train.recipe import Recipe
 from electra_fast.train.run_folder import find_recipe
 
 ROOT = Path("runs/learning")
+WORKERS = max(2, min(12, (os.cpu_count() or 2) - 2))
 RESULTS = Path(__file__).parents[1] / "results" / "learning.json"
 
 
-class MaskedLM(nn.Module):
-    """A masked language model of the discriminator's size: `Electra` without the discriminator."""
-
-    def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
-        super().__init__()
-        sizes = {f"generator_{name}": getattr(config, name) for name in ("layers", "hidden", "heads", "ffn")}
-        self.config, self.ops = dataclasses.replace(config, **sizes), ops
-        self.generator = Generator(self.config, ops)
-
-    candidates, mask = Electra.candidates, Electra.mask
-
-    def forward(self, ids, *, type_ids=None, key_mask=None, rng=None) -> ElectraOutput:
-        rng = draw_rng(ids) if rng is None else rng
-        layout = Layout(key_mask)
-        masked = self.mask(ids, rng, layout)
-        x, words = self.generator.encoder(masked.ids, layout, type_ids=type_ids, rng=rng, return_words=True)
-        x = x.flatten(0, -2).index_select(0, masked.positions)
-        mlm = self.generator.head(x, words, masked.targets, masked.weights, rng)
-        nothing = torch.zeros((), device=ids.device)
-        masked = masked.weights.sum()
-        return ElectraOutput(mlm.loss, mlm.loss, nothing, mlm.correct, masked, nothing.expand(4))
-
-
-MODELS = {"fused": (Electra, FUSED), "reference": (Electra, REFERENCE), "masked": (MaskedLM, FUSED)}
-
-
 class Run(NamedTuple):
-    corpus: str
-    texts: tuple[str, ...]
-    model: str
-    seed: int
-    steps: int
-
-    @property
-    def folder(self) -> Path:
-        return ROOT / f"{self.corpus}-{self.model}-{self.seed}"
-
-    @property
-    def facts(self) -> dict:
-        return self._asdict() | {"texts": len(self.texts)}
+    folder: Path
+    model: str  # a name in `MODELS`
+    recipe: Recipe
 
 
-def flops(make_model) -> int:
-    """Return the FLOPs of the products of one training step, at the sizes of the runs, in plain PyTorch."""
-    config = dataclasses.replace(ElectraConfig.tiny(), vocab_size=4096, dropout=0.0)
-    ids = torch.randint(200, 4096, (8, 128))
+def flops(make_model: Callable, config: ElectraConfig, seq: int) -> int:
+    """Return the FLOPs of the products of a training step, per sequence, in plain PyTorch."""
+    ids = torch.randint(200, config.vocab_size, (8, seq))
     # The counter does not support the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         make_model(config, TORCH)(ids, key_mask=torch.ones_like(ids, dtype=torch.bool)).loss.backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops() // len(ids)
 
 
-def train(run: Run) -> None:
-    recipe = find_recipe(run.folder)
-    if recipe and (steps := Recipe.load(recipe).steps) != run.steps:
+def train(run: Run, device: str = "cpu") -> None:
+    """Train, or continue an interrupted run; a complete one is not trained again."""
+    file = find_recipe(run.folder)
+    if file and (steps := Recipe.load(file).steps) != run.recipe.steps:
         # The learning rate fell to 0 at that step, so resuming would be another experiment.
         rule, remedy = f"be {steps} in {run.folder}", "or remove that folder"
-        raise ValueError(must("learning: --steps", rule, run.steps, remedy))
-    torch.set_num_threads(1)
+        raise ValueError(must("learning: --steps", rule, run.recipe.steps, remedy))
+    if device == "cpu":
+        torch.set_num_threads(1)
     make_model, ops = MODELS[run.model]
-    recipe = Recipe(
-        preset="tiny",
-        set=("dropout=0",),  # in the reference, dropout's Philox would need half of a step
-        data=run.texts,
-        steps=run.steps,
-        seed=run.seed,
-        eval_every=max(1, run.steps // 12),
-    )
-    Pretraining(recipe, run.folder, ops=ops, make_model=make_model, device="cpu").run()
+    Pretraining(run.recipe, run.folder, ops=ops, make_model=make_model, device=device).run()
 
 
-def collect(run: Run) -> dict:
+def pooled(function: Callable, *arguments: Iterable) -> list[Any]:
+    """Return the results of `map`; each call has a process and a core for itself."""
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(function, *arguments))
+
+
+def pooled_until(end: float, function: Callable, items: Iterable) -> Iterator[Any]:
+    """Yield the results of the items in the order in which they arrive; stop at `end` of `time.monotonic`.
+
+    Calls that have not ended at `end` are killed, with all other child processes.
+    """
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        calls = [pool.submit(function, item) for item in items]
+        try:
+            for call in as_completed(calls, max(0.0, end - time.monotonic())):
+                yield call.result()
+        except TimeoutError:
+            print("the time is over", flush=True)
+        finally:
+            if not all(call.done() for call in calls):
+                for process in multiprocessing.active_children():  # without one, the pool ends all calls
+                    process.kill()
+
+
+KEPT = ("step", "mlm_loss", "mlm_accuracy", "rtd_loss", "replaced", "auc", "auc_low", "auc_high", "logit_std")
+
+
+def collect(folder: Path) -> dict[str, Any]:
     """Return the results of a run from its log; the last line counts if a step was taken twice."""
-    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     begin, train, held_out = (
         {line["step"]: line for line in lines if line["kind"] == kind}
         for kind in ("begin", "train", "held_out")
@@ -104,8 +91,7 @@ def collect(run: Run) -> dict:
     curve = []
     for step, line in held_out.items():
         tokens = sum(past["tokens"] for at, past in train.items() if at <= step)
-        keep = ("step", "mlm_loss", "mlm_accuracy", "rtd_loss", "replaced", "auc", "auc_low", "auc_high")
-        curve.append({"tokens": tokens} | {name: line[name] for name in keep})
-    facts = {name: begin[0][name] for name in ("parameters", "vocabulary", "train_tokens", "unigram_loss")}
+        curve.append({"tokens": tokens} | {name: line[name] for name in KEPT})
+    names = ("parameters", "vocabulary", "train_tokens", "loss_without_context")
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in train.values())
-    return run.facts | facts | {"seconds": seconds, "curve": curve}
+    return {name: begin[0][name] for name in names} | {"seconds": seconds, "curve": curve}

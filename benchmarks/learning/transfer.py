@@ -1,94 +1,146 @@
-"""Is a pre-trained discriminator a better start for fine-tuning than new weights? Than a bag of words?
+"""Fine-tuning from pre-trained encoders, from new weights, and what a bag of words does.
 
-    python -m benchmarks.learning.transfer runs/wiki DATA
-
-DATA has banking77/ and wnut17/. Each task is fine-tuned from the discriminator and from new weights of the
-same sizes, with the same vocabulary and recipe, with several seeds, on one thread each. The bag of words of
-Banking77 is a logistic regression on the counts of wordpieces; that of WNUT17 predicts the most frequent tag
-of each word. LEARNING.md has the result.
+`DATA` of `equal_compute.py` has a folder for each task. The bag of words of a classifier is a logistic
+regression on the counts of wordpieces; that of a tagger predicts the most frequent tag of each word; SNIPS
+needs both, as an utterance is right if its intent and all its slots are.
 """
 
-import argparse
 import itertools
 import json
-import multiprocessing
 import tempfile
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.harness import machine
-from benchmarks.learning import report
-from benchmarks.learning.runs import RESULTS
+from benchmarks.learning.probes import sentiment
 from electra_fast.tasks import entities
-from electra_fast.tasks.items import Tagged
 from electra_fast.train.fine_tune import fine_tune
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
 from electra_fast.train.recipe import Recipe
 from electra_fast.train.run_folder import find_recipe
 from electra_fast.train.task_data import Split, TaskData
 
-STARTS = ("pre-trained", "new weights")
-FILES = {
-    "classify": ("banking77/train.csv*", "banking77/test.csv*"),
-    "tag": ("wnut17/wnut17train.conll*", "wnut17/emerging.test*"),
+
+class Task(NamedTuple):
+    title: str
+    task: str  # of `finetune`
+    train: str  # a pattern of files in DATA
+    test: str
+    epochs: float
+
+
+TASKS = {
+    "banking77": Task("Banking77", "classify", "banking77/train.csv*", "banking77/test.csv*", 8.0),
+    "goemotions": Task(
+        "GoEmotions, positive or negative",
+        "classify",
+        "goemotions/group_train.tsv.xz",
+        "goemotions/group_test.tsv.xz",
+        3.0,
+    ),
+    "wnut17": Task("WNUT17", "tag", "wnut17/wnut17train.conll*", "wnut17/emerging.test*", 8.0),
+    "snips": Task("SNIPS", "intent", "snips/train_*.json*", "snips/validate_*.json*", 4.0),
 }
-OPTIONS = {"epochs": 8.0, "lr": 3e-4, "layer_decay": 1.0, "precision": "float32", "save_every": 10**6}
+OPTIONS = {"lr": 3e-4, "layer_decay": 1.0, "precision": "bf16", "save_every": 10**6}
+NEW_WEIGHTS = "new weights"
 
 
 class Run(NamedTuple):
-    task: str
-    start: str
+    task: str  # a name in TASKS
+    start: str  # the name of the encoder
     seed: int
-    discriminator: Path
+    model: Path  # the folder of the encoder; of new weights, one with the vocabulary
+    preset: str  # of new weights
     data: Path
-
-    def recipe(self) -> FineTuneRecipe:
-        train, dev = ((str(next(self.data.glob(name))),) for name in FILES[self.task])
-        model = {"model": str(self.discriminator)}
-        if self.start == "new weights":
-            model = {"preset": "tiny", "vocab": str(self.discriminator)}
-        return FineTuneRecipe(task=self.task, train=train, dev=dev, seed=self.seed, **model, **OPTIONS)
+    share: float = 1.0  # of the epochs
 
 
-def train(run: Run) -> dict:
-    """Fine-tune; return the metrics on the test file."""
+def recipe(run: Run, scratch: Path) -> FineTuneRecipe:
+    task = TASKS[run.task]
+    train, dev = (files(run.task, pattern, run.data, scratch) for pattern in (task.train, task.test))
+    model = {"model": str(run.model)}
+    if run.start == NEW_WEIGHTS:
+        model = {"preset": run.preset, "vocab": str(run.model)}
+    options = OPTIONS | model | {"epochs": task.epochs * run.share, "seed": run.seed}
+    return FineTuneRecipe(task=task.task, train=train, dev=dev, **options)
+
+
+def files(task: str, pattern: str, data: Path, scratch: Path) -> tuple[str, ...]:
+    """Return the files of a task; of GoEmotions, a copy of the comments that `sentiment` chooses."""
+    found = sorted(data.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"learning: {data / pattern} does not exist")
+    if task != "goemotions":
+        return tuple(map(str, found))
+    file = scratch / f"{found[0].name}.jsonl"
+    rows = [json.dumps({"text": text, "label": label}) for text, label in sentiment(found[0])]
+    file.write_text("\n".join(rows) + "\n")
+    return (str(file),)
+
+
+def train(run: Run, device: str = "cpu") -> dict[str, Any]:
+    """Fine-tune; return the metric on the test files."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        results = fine_tune(run.recipe(), Path(folder), device="cpu")
-    facts = {"task": run.task, "start": run.start, "seed": run.seed, "metric": results["metric"]}
-    return facts | {
-        "value": results["dev"][results["metric"]],
-        "majority": results["majority"][results["metric"]],
-    }
+        results = fine_tune(recipe(run, Path(folder)), Path(folder) / "run", device=device)
+    metric = results["metric"]
+    facts = {"task": run.task, "start": run.start, "seed": run.seed, "metric": metric}
+    return facts | {"value": results["dev"][metric], "majority": results["majority"][metric]}
 
 
-def bag_of_words(task: str, discriminator: Path, data: Path) -> float:
-    """Return the metric of a model that sees no order of words."""
-    found = TaskData(Run(task, "pre-trained", 0, discriminator, data).recipe().resolved())
+def runs(starts: dict[str, Path], preset: str, data: Path, seeds: int, share: float = 1.0) -> list[Run]:
+    """Return all runs of fine-tuning, seed by seed.
+
+    `starts` are the folders of the encoders, which have one vocabulary.
+    """
+    folders = starts | {NEW_WEIGHTS: next(iter(starts.values()))}
+    return [
+        Run(task, start, seed, folders[start], preset, data, share)
+        for seed, task, start in itertools.product(range(seeds), TASKS, folders)
+    ]
+
+
+def bag_of_words(name: str, vocabulary: Path, data: Path) -> float:
+    """Return the metric of a model that sees no order of words; `vocabulary` is a folder with one."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(name, NEW_WEIGHTS, 0, vocabulary, "tiny", data)  # of the preset only the length is used
+        found = TaskData(recipe(run, Path(folder)).resolved())
     train, test = found.splits["train"], found.splits["dev"]
-    if task == "tag":
-        tags = most_frequent_tags(train.items)
-        predictions = [[tags.get(word.lower(), "O") for word in item.words] for item in test.items]
+    if TASKS[name].task == "tag":
+        predictions = most_frequent_tags(
+            ((i.words, i.tags) for i in train.items), (i.words for i in test.items)
+        )
         return entities.entity_scores([item.tags for item in test.items], predictions)["f1"]
+    intents = classified(train, test, max(found.tokenizer.get_vocab().values()) + 1)
+    if TASKS[name].task == "classify":
+        return float(np.mean(intents))
+    slots = most_frequent_tags(((i.words, i.slots) for i in train.items), (i.words for i in test.items))
+    right = [list(item.slots) == found for item, found in zip(test.items, slots, strict=True)]
+    return float(np.mean(np.logical_and(intents, right)))
+
+
+def classified(train: Split, test: Split, size: int) -> np.ndarray:
+    """Return which texts a logistic regression on the counts of wordpieces classifies correctly."""
     from sklearn.linear_model import LogisticRegression
 
-    size = max(found.tokenizer.get_vocab().values()) + 1
     model = LogisticRegression(C=10.0, max_iter=300).fit(counts(train, size), labels(train))
-    return float(model.score(counts(test, size), labels(test)))
+    return model.predict(counts(test, size)) == labels(test)
 
 
-def most_frequent_tags(items: list[Tagged]) -> dict[str, str]:
-    """Return the most frequent tag of each word in lower case."""
+def most_frequent_tags(
+    tagged: Iterable[tuple[list[str], list[str]]], texts: Iterable[list[str]]
+) -> list[list[str]]:
+    """Return for each word of `texts` its most frequent tag in `tagged`, in lower case."""
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for item in items:
-        for word, tag in zip(item.words, item.tags, strict=True):
+    for words, tags in tagged:
+        for word, tag in zip(words, tags, strict=True):
             seen[word.lower()][tag] += 1
-    return {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
+    best = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
+    return [[best.get(word.lower(), "O") for word in words] for words in texts]
 
 
 def counts(split: Split, size: int) -> np.ndarray:
@@ -100,7 +152,8 @@ def counts(split: Split, size: int) -> np.ndarray:
 
 
 def labels(split: Split) -> np.ndarray:
-    return split.examples.item_targets["labels"]
+    targets = split.examples.item_targets
+    return targets["labels"] if "labels" in targets else targets["intents"]
 
 
 def pretraining(run: Path) -> dict[str, int]:
@@ -110,34 +163,3 @@ def pretraining(run: Path) -> dict[str, int]:
     recipe = Recipe.load(find_recipe(run))
     facts = {"steps": recipe.steps, "batch_tokens": recipe.batch_tokens * recipe.accumulate}
     return facts | {name: begin[name] for name in ("train_tokens", "vocabulary")}
-
-
-def main() -> None:
-    p = argparse.ArgumentParser(
-        prog="python -m benchmarks.learning.transfer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("run", type=Path, help="a run of pre-training with preset tiny")
-    p.add_argument("data", type=Path, help="the folder with banking77/ and wnut17/")
-    p.add_argument("--seeds", type=int, default=3)
-    options = p.parse_args()
-    where = (options.run / "discriminator", options.data)
-    runs = [Run(t, s, i, *where) for i, t, s in itertools.product(range(options.seeds), FILES, STARTS)]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(train, runs))
-    results = json.loads(RESULTS.read_text())
-    results["transfer"] = {
-        "machine": machine.cpu_model(),
-        "torch": torch.__version__,
-        "runs": found,
-        "words": {task: bag_of_words(task, *where) for task in FILES},
-        "epochs": OPTIONS["epochs"],
-        "pretraining": pretraining(options.run),
-    }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    report.write(results)
-
-
-if __name__ == "__main__":
-    main()

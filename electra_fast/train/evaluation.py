@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from electra_fast.config import ElectraConfig
 from electra_fast.distributed import ALONE, World
 from electra_fast.model import Electra, ElectraOutput
 
@@ -151,10 +152,21 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 def unigram_loss(train: Tensor, held_out: Tensor, vocab_size: int) -> float:
     """Return the nats per token of `held_out` under the frequencies of `train`, with 1 added to each count.
 
-    It is the loss of a generator that uses no context, and so a baseline for the generator's loss.
+    It is the entropy of a generator that uses no context; see `loss_without_context`.
     """
     counts = torch.bincount(train.long(), minlength=vocab_size).double() + 1
     return -(counts / counts.sum()).log()[held_out.long()].mean().item()
+
+
+def loss_without_context(unigram: float, config: ElectraConfig) -> float:
+    """Return the loss of a generator that knows the frequencies of the tokens, and no context.
+
+    A masked position keeps its token with probability `keep_prob`; there it can be copied.
+    """
+    if config.generator_kind == "uniform":
+        return math.log(config.vocab_size)
+    copied = config.generator_kind == "masked" and config.objective == "electra"
+    return unigram * (1 - config.keep_prob * copied)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from electra_fast.model import Electra
 from electra_fast.ops import FUSED, Ops
 from electra_fast.train import corpus, optimizer, warm_start
 from electra_fast.train.divergence import Collapse, NotFinite, not_finite
-from electra_fast.train.evaluation import evaluate, summary, unigram_loss
+from electra_fast.train.evaluation import evaluate, loss_without_context, summary, unigram_loss
 from electra_fast.train.logger import Logger
 from electra_fast.train.metrics import StepMetrics
 from electra_fast.train.recipe import Recipe
@@ -146,6 +146,7 @@ class Pretraining(Training):
 
     def introduce(self, logger: Logger) -> None:
         texts = (self.train_text, self.held_out_text)
+        unigram = unigram_loss(*(t.first_tokens() for t in texts), self.config.vocab_size)
         facts = {
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "vocabulary": self.config.vocab_size,
@@ -153,7 +154,7 @@ class Pretraining(Training):
             "held_out_tokens": self.held_out_text.num_tokens,
             "unknown": self.train_text.unknown.share,
             "sequences": self.loader.batches.num_sequences,
-            "unigram_loss": unigram_loss(*(t.first_tokens() for t in texts), self.config.vocab_size),
+            "loss_without_context": loss_without_context(unigram, self.config),
         }
         if self.step == 0:
             logger.write("begin", 0, facts)
@@ -163,9 +164,8 @@ class Pretraining(Training):
                 logger.say(f"{self.world.size} processes; with {options}, {others}")
         logger.say(
             "{parameters:,} parameters, {vocabulary:,} pieces; {train_tokens:,} tokens to train on in "
-            "{sequences:,} sequences, {held_out_tokens:,} held out: unigram loss {unigram_loss:.3f}".format(
-                **facts
-            )
+            "{sequences:,} sequences, {held_out_tokens:,} held out: MLM loss without context "
+            "{loss_without_context:.3f}".format(**facts)
         )
         if self.step > 0 and self.recipe.precision != self.default_precision:
             default = f"the default for a new run on {self.device} is {self.default_precision}"

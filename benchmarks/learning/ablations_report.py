@@ -1,0 +1,36 @@
+"""The section of LEARNING.md about `benchmarks/learning/ablations.py`."""
+
+from statistics import mean
+from typing import Any
+
+from benchmarks.learning.transfer import TASKS
+
+
+def section(found: dict[str, Any]) -> list[str]:
+    runs = found["runs"]
+    seeds = len({run["seed"] for run in found["tasks"]})
+    tokens = runs[0]["curve"][-1]["tokens"]
+    lines = [
+        "## ELECTRA and the ablations of its paper",
+        "",
+        f"Preset tiny, {tokens / 1e6:.1f} million tokens each of a text of {runs[0]['train_tokens']:,}, "
+        f"{runs[0]['vocabulary']:,} pieces, one seed; fine-tuned with {seeds} seeds. Each used one thread of "
+        f"{found['machine']} with torch {found['torch']} (`python -m benchmarks.learning.ablations`). The "
+        "MLM loss and the AUC are those of each run's own generator.",
+        "",
+        f"| trained | MLM loss | AUC | CPU seconds | GoEmotions, frozen | BLiMP | "
+        f"{' | '.join(task.title for task in TASKS.values())} |",
+        "| --- |" + " ---: |" * (5 + len(TASKS)),
+    ]
+    return lines + [_row(run, found["tasks"]) for run in runs]
+
+
+def _row(run: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+    end, probes = run["curve"][-1], run["probes"]
+    auc = "" if end["auc"] is None else f"{end['auc']:.3f}"
+    cells = [f"{end['mlm_loss']:.3f}", auc, f"{run['seconds']:.0f}", f"{probes['sentiment'][0]:.3f}"]
+    cells.append(f"{probes['pairs'][0]:.3f}" if "pairs" in probes else "")
+    for task in TASKS:
+        values = [t["value"] for t in tasks if (t["task"], t["start"]) == (task, run["name"])]
+        cells.append(f"{mean(values):.3f}")
+    return f"| {run['name']} | {' | '.join(cells)} |"

@@ -1,0 +1,174 @@
+"""ELECTRA compared with a masked language model that is trained with the same number of FLOPs.
+
+    python -m benchmarks.learning.equal_compute TEXT --data DATA --out runs/learning/tiny --tokens 40e6
+    python -m benchmarks.learning report
+
+TEXT is a folder of `tokenize`. DATA has goemotions/ and blimp/ for `probes.py`, and the tasks of
+`transfer.py`. The masked model has the size of the discriminator, and the same text, batches and rate. On a
+CPU both are trained at the same time, on one thread each. After an interruption the same command continues.
+
+1. Training. Every tenth of it is kept.
+2. Probes of the frozen encoder at every tenth.
+3. Fine-tuning at the end, next to new weights and a bag of words.
+
+The result is OUT/equal_compute.json, which `report` adds to LEARNING.md.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.harness import machine
+from benchmarks.learning import transfer
+from benchmarks.learning.objectives import MODELS
+from benchmarks.learning.planted import kept, model_of
+from benchmarks.learning.probes import Probes
+from benchmarks.learning.runs import Run, collect, flops, pooled, train
+from electra_fast import data
+from electra_fast.train.recipe import Recipe
+
+RESULT, PROBES = "equal_compute.json", "probes.json"
+HALVES = {"fused": "discriminator", "masked": "generator"}  # by model, the half that is compared
+PARTS = 10
+EVALUATED = 100  # batches of held-out text
+
+
+class Comparison(NamedTuple):
+    out: Path
+    recipe: Recipe  # of ELECTRA
+    data: Path
+    device: str = "cpu"
+    seeds: int = 3  # of fine-tuning
+    share: float = 1.0  # of the epochs of fine-tuning
+
+    def flops(self, model: str) -> int:
+        """Return the FLOPs of a sequence in a step of training."""
+        recipe, tokenizer = self.recipe.resolved(), data.tokenizer_of(Path(self.recipe.data[0]))
+        vocab_size = max(tokenizer.get_vocab().values()) + 1
+        config = recipe.model(vocab_size, data.special_ids(tokenizer))
+        return flops(MODELS[model][0], config, recipe.seq)
+
+    def run(self, model: str) -> Run:
+        steps = self.recipe.steps
+        if model == "masked":
+            steps = round(steps * self.flops("fused") / self.flops("masked"))
+        every = max(1, steps // PARTS)
+        kept = {"save_every": every, "eval_every": every, "eval_batches": EVALUATED, "keep": PARTS + 2}
+        return Run(self.out / model, model, dataclasses.replace(self.recipe, steps=steps, **kept))
+
+
+def pretrain(comparison: Comparison, model: str) -> None:
+    """Train one model; a complete one is not trained again."""
+    run = comparison.run(model)
+    if not (run.folder / "checkpoints" / f"step-{run.recipe.steps:09d}").exists():
+        train(run, comparison.device)
+
+
+def probe(comparison: Comparison, model: str) -> dict[str, Any]:
+    """Write the probes of every checkpoint of a model to probes.json in its folder; return them."""
+    folder = comparison.out / model
+    found = {"curve": pooled(functools.partial(probed, comparison, model), kept(folder))}
+    tokenizer = data.load_tokenizer(folder / "tokenizer")
+    found |= Probes(tokenizer, comparison.data, comparison.device).words()
+    (folder / PROBES).write_text(json.dumps(found))
+    return found
+
+
+def probed(comparison: Comparison, model: str, checkpoint: Path) -> dict[str, Any]:
+    """Return the probes of a checkpoint."""
+    torch.set_num_threads(1)
+    tokenizer = data.load_tokenizer(comparison.out / model / "tokenizer")
+    step, found = model_of(checkpoint, tokenizer, MODELS[model][0])
+    half = getattr(found, HALVES[model]).float().to(comparison.device)
+    return {"step": step} | Probes(tokenizer, comparison.data, comparison.device).of(half)
+
+
+def facts(comparison: Comparison) -> dict[str, Any]:
+    """Return the machine and the options of both models."""
+    recipe = comparison.recipe.resolved()
+    on_cpu = comparison.device == "cpu"
+    found = {"machine": machine.cpu_model() if on_cpu else torch.cuda.get_device_name()}
+    found |= {"device": machine.device_slug(), "torch": torch.__version__}
+    options = ("preset", "set", "seq", "lr", "batch_tokens", "precision")
+    return found | {name: getattr(recipe, name) for name in options}
+
+
+def trained(comparison: Comparison, model: str) -> dict[str, Any]:
+    """Return the numbers of a model that is trained, with its probes if it has them."""
+    run = comparison.run(model)
+    found = {"steps": run.recipe.steps, "flops": comparison.flops(model)} | collect(run.folder)
+    file = run.folder / PROBES
+    return found | ({"probes": json.loads(file.read_text())} if file.exists() else {})
+
+
+def words(vocabulary: Path, tasks: Path) -> dict[str, float]:
+    """Return what a bag of words does, by task; arguments as in `transfer.bag_of_words`."""
+    of = functools.partial(transfer.bag_of_words, vocabulary=vocabulary, data=tasks)
+    return dict(zip(transfer.TASKS, pooled(of, transfer.TASKS), strict=True))
+
+
+def tuning(comparison: Comparison) -> list[transfer.Run]:
+    """Return the runs of fine-tuning of the models that are trained, and of new weights."""
+    folders = {model: comparison.out / model / half for model, half in HALVES.items()}
+    starts = {model: folder for model, folder in folders.items() if folder.exists()}
+    preset = comparison.recipe.preset
+    return transfer.runs(starts, preset, comparison.data, comparison.seeds, comparison.share)
+
+
+def steps_in(comparison: Comparison, seconds: float, tried: int) -> int:
+    """Return for how many steps of ELECTRA no model needs more than these seconds; `tried` steps show it."""
+    rates = (rate(comparison, model, tried // 2) * comparison.flops(model) for model in HALVES)
+    return round(seconds * min(rates) / comparison.flops("fused"))
+
+
+def rate(comparison: Comparison, model: str, timed: int) -> float:
+    """Return the steps per second of a model, by the second half of a short run."""
+    recipe = dataclasses.replace(comparison.recipe, steps=2 * timed, log_every=timed, save_every=10**6)
+    with tempfile.TemporaryDirectory() as folder:
+        train(Run(Path(folder), model, recipe), comparison.device)
+        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    first, last = (line["seconds"] for line in lines if line["kind"] == "train")
+    return timed / (last - first)
+
+
+def compare(comparison: Comparison) -> Path:
+    """Train, probe and fine-tune what is not yet done; return the file of the result."""
+    pooled(functools.partial(pretrain, comparison), HALVES)
+    for model in HALVES:
+        if not (comparison.out / model / PROBES).exists():
+            probe(comparison, model)
+    found = facts(comparison) | {"models": {model: trained(comparison, model) for model in HALVES}}
+    vocabulary = comparison.out / "fused" / "tokenizer"
+    found |= {"words": words(vocabulary, comparison.data)}
+    found |= {"tasks": pooled(transfer.train, tuning(comparison))}
+    file = comparison.out / RESULT
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    return file
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning.equal_compute",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("text", type=Path, help="a folder that `tokenize` made")
+    p.add_argument("--data", type=Path, required=True, help="the folder with the tasks")
+    p.add_argument("--out", type=Path, required=True, help="the folder of the runs")
+    p.add_argument("--tokens", type=float, required=True, help="number of tokens, with padding, for ELECTRA")
+    p.add_argument("--preset", default="tiny")
+    options = p.parse_args()
+    options_of_runs = {"set": ("dropout=0",), "precision": "bf16", "pairs": False}
+    recipe = Recipe(preset=options.preset, data=(str(options.text),), **options_of_runs)
+    recipe = dataclasses.replace(recipe, steps=round(options.tokens / recipe.resolved().batch_tokens))
+    print(compare(Comparison(options.out, recipe, options.data)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The sections of LEARNING.md about `benchmarks/learning/variants.py`."""
+
+from typing import Any
+
+from electra_fast.train.divergence import LEAST_STD
+
+TITLES = {
+    "plateau": "When the generator begins to read its context",
+    "collapse": "When the discriminator collapses",
+    "sizes": "Sizes and rates of a small ELECTRA",
+}
+INTRODUCTIONS = {
+    "plateau": "A masked language model of the size of tiny's generator, alone. Without context it knows the "
+    "frequencies of the tokens, and copies those that a masked position has kept: this is the loss without "
+    "context. Each run differs in one thing from the first one.",
+    "collapse": "Both halves, at the sizes of tiny. The first run has a rate of 2e-3, sequences of 128, "
+    "dropout 0.1, a weight of RTD of 50 and initial weights as in the paper. Each other run differs from it "
+    "in what is named. A run reports a collapse if the standard deviation of the logits is below "
+    f"{LEAST_STD}.",
+    "sizes": "Both halves, at the sizes of tiny. Each run differs in one thing from the first one. The AUC "
+    "of a run is measured against its own generator, which is harder to detect if it is better. In the last "
+    "column all discriminators read the tokens that the generator of the first run has replaced.",
+}
+
+
+def section(name: str, found: dict[str, Any]) -> list[str]:
+    runs = found["runs"]
+    tokens = runs[0]["curve"][-1]["tokens"]
+    lines = [
+        f"## {TITLES[name]}",
+        "",
+        f"{INTRODUCTIONS[name]} {tokens / 1e6:.1f} million tokens of a text of {runs[0]['train_tokens']:,}, "
+        f"{runs[0]['vocabulary']:,} pieces, one seed, one thread of {found['machine']} in bfloat16 with "
+        f"torch {found['torch']} (`python -m benchmarks.learning.variants {name}`).",
+        "",
+    ]
+    return [*lines, *{"plateau": _plateau, "collapse": _collapse, "sizes": _sizes}[name](runs)]
+
+
+def _plateau(runs: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| run | loss without context | MLM loss at half | at the end | below the loss without context | "
+        "accuracy | CPU seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in runs:
+        curve, level = run["curve"], run["loss_without_context"]
+        half, end = curve[(len(curve) - 1) // 2], curve[-1]
+        lines.append(
+            f"| {run['name']} | {level:.3f} | {half['mlm_loss']:.3f} | {end['mlm_loss']:.3f} | "
+            f"{level - end['mlm_loss']:+.3f} | {end['mlm_accuracy']:.3f} | {run['seconds']:.0f} |"
+        )
+    return lines
+
+
+def _collapse(runs: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| run | standard deviation of the logits: lowest | at step | at the end | AUC | MLM loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in runs:
+        end, low = run["curve"][-1], lowest(run["curve"])
+        lines.append(
+            f"| {run['name']} | {low['logit_std']:.3f} | {low['step']:,} | {end['logit_std']:.3f} | "
+            f"{_auc(end)} | {end['mlm_loss']:.3f} |"
+        )
+    return lines
+
+
+def lowest(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the point where the discriminator's answers differ least."""
+    return min(curve, key=lambda point: point["logit_std"])
+
+
+def _sizes(runs: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| run | MLM loss | accuracy | AUC, own generator | AUC, generator of the first run | CPU seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in runs:
+        end = run["curve"][-1]
+        lines.append(
+            f"| {run['name']} | {end['mlm_loss']:.3f} | {end['mlm_accuracy']:.3f} | {_auc(end)} | "
+            f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*run['common_auc'])} | {run['seconds']:.0f} |"
+        )
+    return lines
+
+
+def _auc(point: dict[str, Any]) -> str:
+    return "{auc:.3f} [{auc_low:.3f}, {auc_high:.3f}]".format(**point)

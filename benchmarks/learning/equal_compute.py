@@ -163,9 +163,10 @@ def main() -> None:
     p.add_argument("--out", type=Path, required=True, help="the folder of the runs")
     p.add_argument("--tokens", type=float, required=True, help="number of tokens, with padding, for ELECTRA")
     p.add_argument("--preset", default="tiny")
+    p.add_argument("--set", nargs="*", default=[], help="fields of both models: mask_prob=0.25")
     options = p.parse_args()
-    options_of_runs = {"set": ("dropout=0",), "precision": "bf16", "pairs": False}
-    recipe = Recipe(preset=options.preset, data=(str(options.text),), **options_of_runs)
+    common = {"preset": options.preset, "set": tuple(options.set), "precision": "bf16", "pairs": False}
+    recipe = Recipe(data=(str(options.text),), **common)
     recipe = dataclasses.replace(recipe, steps=round(options.tokens / recipe.resolved().batch_tokens))
     print(compare(Comparison(options.out, recipe, options.data)))
 

@@ -228,7 +228,7 @@ def test_from_text_to_page(tmp_path, monkeypatch):
             # A checkpoint stores shared weights under the generator's name only.
             names = (f"{half}.{name}", f"generator.{name}")
             assert torch.equal(weight, next(first[n] for n in names if n in first)), name
-    with pytest.raises(ValueError, match=r"--steps must be 3 in .*, got 4"):
+    with pytest.raises(ValueError, match=r"the number of steps must be 3 in .*, got 4"):
         learning.train(command.run(facts[0] | {"steps": 4}, (str(text),)))
     assert all(set(range(2)) & {p["pairs"].accuracy} for p in found)  # equal pairs: all or none
     assert all(p["sentiment"].accuracy == p["sentiment_words"].accuracy == 1 for p in found)

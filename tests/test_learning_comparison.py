@@ -49,13 +49,13 @@ def comparison(aucs=(0.5, 0.6, 0.6, 0.7), values=(0.9, 0.8, 0.89)):
     [
         ((0.5, 0.6, 0.6, 0.7), "the AUC rises: +0.100"),
         ((0.5, 0.6, 0.6, 0.605), "the AUC does not change significantly: +0.005"),
-        ((0.5, 0.7, 0.6, 0.6), "the AUC falls: -0.100"),
+        ((0.5, 0.6, 0.7, 0.6), "the AUC falls: -0.100"),
     ],
 )
 def test_the_second_half_is_compared_with_its_own_beginning(aucs, said):
     page = "\n".join(equal_compute_report.section(comparison(aucs), "picture.svg"))
     assert said in page and "![curves](picture.svg)" in page
-    assert "the generator is +0.500 nats better" in page
+    assert "The MLM loss of the generator is 0.500 nats below the loss without context, 5.500" in page
 
 
 def test_a_difference_is_bold_only_if_it_is_more_than_two_standard_errors():

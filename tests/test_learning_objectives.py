@@ -78,12 +78,12 @@ def test_masked_only_asks_the_discriminator_about_masked_tokens():
 def test_a_unigram_generator_samples_by_its_biases():
     model = model_of(objectives.unigram)
     with torch.no_grad():
-        model.generator.bias[150] = 20.0
+        model.generator.bias[150] = 1.0
     masked = model.mask(IDS, RNG, Layout(KEY_MASK))
     proposal = model.generator.propose(IDS, masked, Layout(KEY_MASK), type_ids=None, rng=RNG)
     assert (proposal.samples[masked.weights > 0] == 150).all()
     targets = IDS.flatten()[masked.positions][masked.weights > 0]
-    wanted = F.cross_entropy(model.generator.bias.expand(len(targets), -1), targets)
+    wanted = F.cross_entropy(30 * model.generator.bias.expand(len(targets), -1), targets)
     torch.testing.assert_close(proposal.loss, wanted)
 
 

@@ -58,7 +58,7 @@ def test_options_that_are_not_given_are_the_presets(preset):
 
 def test_fields_of_a_preset_are_those_that_set_does_not_name(tmp_path):
     recipe = Recipe(preset="tiny", set=("rtd_weight=3",)).resolved()
-    assert recipe.set == ("dropout=0.0", "initial_attention=local", "rtd_weight=3")
+    assert recipe.set == ("dropout=0", "initial_attention=local", "rtd_weight=3")
     assert recipe.resolved() == recipe and Recipe(preset="small").resolved().set == ()
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json").changed(set=("rtd_weight=3",), steps=5000).set == recipe.set

@@ -16,7 +16,7 @@ def section(found: dict[str, Any]) -> list[str]:
         f"Preset tiny, {tokens / 1e6:.1f} million tokens each of a text of {runs[0]['train_tokens']:,}, "
         f"{runs[0]['vocabulary']:,} pieces, one seed; fine-tuned with {seeds} seeds. Each used one thread of "
         f"{found['machine']} with torch {found['torch']} (`python -m benchmarks.learning.ablations`). The "
-        "MLM loss and the AUC are those of each run's own generator.",
+        "MLM loss and the AUC are those of each run's own generator. All have the same steps, not FLOPs.",
         "",
         f"| trained | MLM loss | AUC | CPU seconds | GoEmotions, frozen | BLiMP | "
         f"{' | '.join(task.title for task in TASKS.values())} |",

@@ -1,7 +1,7 @@
 """ELECTRA compared with a masked language model that is trained with the same number of FLOPs.
 
     python -m benchmarks.learning.equal_compute TEXT --data DATA --out runs/learning/tiny --tokens 40e6
-    python -m benchmarks.learning report
+    python -m benchmarks.learning report runs/learning/tiny/equal_compute.json
 
 TEXT is a folder of `tokenize`. DATA has goemotions/ and blimp/ for `probes.py`, and the tasks of
 `transfer.py`. The masked model has the size of the discriminator, and the same text, batches and rate. On a
@@ -32,6 +32,7 @@ from benchmarks.learning.probes import Probes
 from benchmarks.learning.runs import Run, collect, flops, pooled, train
 from electra_fast import data
 from electra_fast.train.recipe import Recipe
+from electra_fast.train.run_folder import find_recipe
 
 RESULT, PROBES = "equal_compute.json", "probes.json"
 HALVES = {"fused": "discriminator", "masked": "generator"}  # by model, the half that is compared
@@ -58,15 +59,22 @@ class Comparison(NamedTuple):
         steps = self.recipe.steps
         if model == "masked":
             steps = round(steps * self.flops("fused") / self.flops("masked"))
-        every = max(1, steps // PARTS)
+        every = max(1, round(steps / PARTS))
+        steps = every * PARTS
         kept = {"save_every": every, "eval_every": every, "eval_batches": EVALUATED, "keep": PARTS + 2}
         return Run(self.out / model, model, dataclasses.replace(self.recipe, steps=steps, **kept))
 
 
 def pretrain(comparison: Comparison, model: str) -> None:
-    """Train one model; a complete one is not trained again."""
+    """Train one model; a complete one is not trained again.
+
+    Raises:
+        ValueError: the run in the folder has other options.
+    """
     run = comparison.run(model)
-    if not (run.folder / "checkpoints" / f"step-{run.recipe.steps:09d}").exists():
+    if (run.folder / "checkpoints" / f"step-{run.recipe.steps:09d}").exists():
+        Recipe.load(find_recipe(run.folder)).changed(**run.recipe.given())
+    else:
         train(run, comparison.device)
 
 

@@ -46,24 +46,29 @@ def _training(run: dict[str, Any]) -> list[str]:
         auc = _interval([p["auc"], p["auc_low"], p["auc_high"]])
         losses = f"{p['mlm_loss']:.3f} | {p['mlm_accuracy']:.3f} | {p['rtd_loss']:.4f}"
         lines.append(f"| {p['tokens'] / 1e6:.1f} | {losses} | {auc} |")
-    half, end = run["curve"][(len(run["curve"]) - 1) // 2], run["curve"][-1]
+    half, end = next(p for p in run["curve"] if p["step"] >= run["steps"] / 2), run["curve"][-1]
     change = end["auc"] - half["auc"]
     error = math.hypot(*((p["auc_high"] - p["auc_low"]) / 2 for p in (half, end)))
     word = "rises" if change > error else "falls" if change < -error else "does not change significantly"
     return [
         *lines,
         "",
-        f"- The MLM loss without context is {run['loss_without_context']:.3f} nats, so the generator is "
-        f"{run['loss_without_context'] - end['mlm_loss']:+.3f} nats better than that.",
+        f"- The MLM loss of the generator is {below(run['loss_without_context'], end['mlm_loss'])} the loss "
+        f"without context, {run['loss_without_context']:.3f} nats.",
         f"- In the second half the AUC {word}: {change:+.3f} (95 % interval ± {error:.3f}).",
     ]
+
+
+def below(level: float, loss: float) -> str:
+    """Return how far a loss is from a level, with the word for the direction."""
+    return f"{abs(level - loss):.3f} nats {'below' if loss < level else 'above'}"
 
 
 def _probes(models: dict[str, dict[str, Any]]) -> list[str]:
     curves = {name: models[name]["probes"]["curve"] for name in TITLES}
     titles = [f"{PROBES[probe]}: {TITLES[name]}" for probe in PROBES for name in TITLES]
     lines = [f"| share of the run | {' | '.join(titles)} |", f"| ---: |{' ---: |' * len(titles)}"]
-    for points in zip(*curves.values(), strict=False):
+    for points in zip(*curves.values(), strict=True):
         share = points[0]["step"] / curves["fused"][-1]["step"]
         cells = [_interval(point[probe]) for probe in PROBES for point in points]
         lines.append(f"| {share:.0%} | {' | '.join(cells)} |")

@@ -1,19 +1,17 @@
 """`make gpu-learn` on a CPU: both commands at about a hundredth, the second one as on another machine."""
 
-import importlib.util
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import gpu_stages, pretend_data
+from benchmarks.learning import equal_compute_report, gpu_stages, pretend_data
 from benchmarks.learning.on_gpu import RESULT, Place, Size, first_result, pack
 
 SIZE = Size("tiny", 400, seconds=2.0, tried=20, seeds=1, share=0.01)
 BUDGET = 600.0  # seconds of a command, so that nothing is left out on a busy machine
 FILES, BYTES, TOGETHER = 8, 16 << 20, 64 << 20  # the most that comes back from a GPU machine
-REPORT = "benchmarks.learning.equal_compute_report"
 
 
 def rehearse(folder: Path, size: Size = SIZE) -> int:
@@ -54,10 +52,8 @@ def wrong_files(out: Path, names: set[str]) -> list[str]:
 
 def wrong_section(found: dict[str, Any]) -> list[str]:
     """Return why LEARNING.md could not have a section about a result."""
-    if importlib.util.find_spec(REPORT) is None:
-        return []
     try:
-        importlib.import_module(REPORT).section(found, "picture.svg")
+        equal_compute_report.section(found, "picture.svg")
     except Exception as error:
         return [f"the section of LEARNING.md: {error!r}"]
     return []

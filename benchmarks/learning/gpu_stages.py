@@ -66,6 +66,7 @@ class Session:
                 raise TimeoutError(f"it needs {needs:.0f} s, and {left:.0f} s were left")
             with self.timed(name):
                 stage()
+                self.found["left_out"].pop(name, None)
         except Exception as error:
             traceback.print_exc()
             self.found["left_out"][name] = str(error) or repr(error)

@@ -47,7 +47,12 @@ class GeneratorOnly(MaskedLM):
 
 
 class UnigramGenerator(nn.Module):
-    """Proposes tokens by their frequency, which it learns: its logits are one bias per piece."""
+    """Proposes tokens by their frequency, which it learns: its logits are `SCALE` times one bias per piece.
+
+    Adam moves a parameter by at most its rate per step, and the logits of pieces differ by 7 and more.
+    """
+
+    SCALE = 30.0
 
     everywhere = False
 
@@ -60,7 +65,7 @@ class UnigramGenerator(nn.Module):
         width = self.config.embedding
         states = self.bias.new_zeros(len(masked.positions), width)
         table = self.bias.new_zeros(len(self.bias), width)
-        mlm = self.ops.mlm_head(states, table, self.bias, masked.targets, masked.weights, rng)
+        mlm = self.ops.mlm_head(states, table, self.SCALE * self.bias, masked.targets, masked.weights, rng)
         return Proposal(mlm.samples, mlm.loss, mlm.correct, masked.weights)
 
 

@@ -19,7 +19,7 @@ from electra_fast.train.run_folder import find_recipe
 from electra_fast.use import Pretrained, load
 from electra_fast.use.likelihood import replaced_logits
 
-PASSAGES, TOKENS = 200, 126  # passages of TEXT, and tokens of each, which fit into a sequence of pre-training
+PASSAGES, TOKENS = 200, 126  # passages of TEXT, and tokens of each: a sequence of 128 in pre-training
 SHARE = 0.15  # of the tokens that are masked
 
 

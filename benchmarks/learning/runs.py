@@ -47,7 +47,7 @@ def train(run: Run, device: str = "cpu") -> None:
     if file and (steps := Recipe.load(file).steps) != run.recipe.steps:
         # The learning rate fell to 0 at that step, so resuming would be another experiment.
         rule, remedy = f"be {steps} in {run.folder}", "or remove that folder"
-        raise ValueError(must("learning: --steps", rule, run.recipe.steps, remedy))
+        raise ValueError(must("learning: the number of steps", rule, run.recipe.steps, remedy))
     if device == "cpu":
         torch.set_num_threads(1)
     make_model, ops = MODELS[run.model]

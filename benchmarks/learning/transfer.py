@@ -20,7 +20,7 @@ from benchmarks.learning.probes import sentiment
 from electra_fast.tasks import entities
 from electra_fast.train.fine_tune import fine_tune
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
-from electra_fast.train.recipe import Recipe
+from electra_fast.train.recipe import PAPER, Recipe, field_of
 from electra_fast.train.run_folder import find_recipe
 from electra_fast.train.task_data import Split, TaskData
 
@@ -46,6 +46,7 @@ TASKS = {
     "snips": Task("SNIPS", "intent", "snips/train_*.json*", "snips/validate_*.json*", 4.0),
 }
 OPTIONS = {"lr": 3e-4, "layer_decay": 1.0, "precision": "bf16", "save_every": 10**6}
+DROPOUT = ("dropout=0.1",)  # of all: a pre-trained model may have none
 NEW_WEIGHTS = "new weights"
 
 
@@ -62,9 +63,11 @@ class Run(NamedTuple):
 def recipe(run: Run, scratch: Path) -> FineTuneRecipe:
     task = TASKS[run.task]
     train, dev = (files(run.task, pattern, run.data, scratch) for pattern in (task.train, task.test))
-    model = {"model": str(run.model)}
-    if run.start == NEW_WEIGHTS:
-        model = {"preset": run.preset, "vocab": str(run.model)}
+    model = {"model": str(run.model), "set": DROPOUT}
+    if run.start == NEW_WEIGHTS:  # the initial values of pre-training
+        of_preset = PAPER[run.preset].get("set", ())
+        initial = (field for field in of_preset if field_of(field) == "initial_attention")
+        model = {"preset": run.preset, "vocab": str(run.model), "set": (*DROPOUT, *initial)}
     options = OPTIONS | model | {"epochs": task.epochs * run.share, "seed": run.seed}
     return FineTuneRecipe(task=task.task, train=train, dev=dev, **options)
 

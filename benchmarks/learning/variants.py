@@ -1,4 +1,4 @@
-"""What decides whether a small ELECTRA learns: short runs that differ in one thing.
+"""What decides whether a small ELECTRA learns: short runs that differ in what their names say.
 
     python -m benchmarks.learning.variants plateau TEXT   # when does the generator read its context?
     python -m benchmarks.learning.variants collapse       # when does the discriminator collapse?
@@ -33,7 +33,7 @@ JUDGED = 100  # batches for `common_auc`
 
 
 class Experiment(NamedTuple):
-    """Runs that differ in one thing from the first one."""
+    """Runs that differ from the first one, the base, in what their names say."""
 
     model: str  # a name in `objectives.MODELS`
     steps: int  # of 1,024 tokens
@@ -49,7 +49,7 @@ EXPERIMENTS = {
         2000,
         COMMON | {"seq": 32, "lr": 2e-3, "initial_attention": "local"},
         {
-            "as it is": {},
+            "base": {},
             "attention initially random": {"initial_attention": "random"},
             "attention initially random, initializer 0.06": {
                 "initial_attention": "random",
@@ -76,7 +76,7 @@ EXPERIMENTS = {
         | {"seq": 128, "lr": 2e-3, "initial_attention": "random"}
         | {"rtd_weight": 50.0, "dropout": 0.1, "pairs": True},
         {
-            "as it is": {},
+            "base": {},
             "rate 1e-3": {"lr": 1e-3},
             "rate 5e-4": {"lr": 5e-4},
             "warm-up of 1,000 steps": {"warmup": 1000},
@@ -105,7 +105,7 @@ EXPERIMENTS = {
         3000,
         COMMON | {"seq": 32, "lr": 1e-3, "initial_attention": "local", "rtd_weight": 10.0},
         {
-            "as it is": {},
+            "base": {},
             "generator of a quarter": {"generator_hidden": 32, "generator_ffn": 128},
             "generator of the full width": WIDE,
             "weight of RTD 3": {"rtd_weight": 3.0},

@@ -12,14 +12,14 @@ TITLES = {
 INTRODUCTIONS = {
     "plateau": "A masked language model of the size of tiny's generator, alone. Without context it knows the "
     "frequencies of the tokens, and copies those that a masked position has kept: this is the loss without "
-    "context. Each run differs in one thing from the first one.",
-    "collapse": "Both halves, at the sizes of tiny. The first run has a rate of 2e-3, sequences of 128, "
+    "context. Each run differs from the base in what its name says.",
+    "collapse": "Both halves, at the sizes of tiny. The base has a rate of 2e-3, sequences of 128, "
     "dropout 0.1, a weight of RTD of 50 and initial weights as in the paper. Each other run differs from it "
-    "in what is named. A run reports a collapse if the standard deviation of the logits is below "
+    "in what its name says. A run reports a collapse if the standard deviation of the logits is below "
     f"{LEAST_STD}.",
-    "sizes": "Both halves, at the sizes of tiny. Each run differs in one thing from the first one. The AUC "
-    "of a run is measured against its own generator, which is harder to detect if it is better. In the last "
-    "column all discriminators read the tokens that the generator of the first run has replaced.",
+    "sizes": "Both halves, at the sizes of tiny. Each run differs from the base in what its name says. The "
+    "AUC of a run is measured against its own generator, which is harder to detect if it is better. In the "
+    "last column all discriminators read the tokens that the generator of the base has replaced.",
 }
 
 
@@ -39,7 +39,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 def _plateau(runs: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| run | loss without context | MLM loss at half | at the end | below the loss without context | "
+        "| run | loss without context | MLM loss at half | at the end | difference | "
         "accuracy | CPU seconds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -48,7 +48,7 @@ def _plateau(runs: list[dict[str, Any]]) -> list[str]:
         half, end = curve[(len(curve) - 1) // 2], curve[-1]
         lines.append(
             f"| {run['name']} | {level:.3f} | {half['mlm_loss']:.3f} | {end['mlm_loss']:.3f} | "
-            f"{level - end['mlm_loss']:+.3f} | {end['mlm_accuracy']:.3f} | {run['seconds']:.0f} |"
+            f"{end['mlm_loss'] - level:+.3f} | {end['mlm_accuracy']:.3f} | {run['seconds']:.0f} |"
         )
     return lines
 
@@ -74,7 +74,7 @@ def lowest(curve: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _sizes(runs: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| run | MLM loss | accuracy | AUC, own generator | AUC, generator of the first run | CPU seconds |",
+        "| run | MLM loss | accuracy | AUC, own generator | AUC, generator of the base | CPU seconds |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run in runs:

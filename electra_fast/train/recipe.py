@@ -16,7 +16,7 @@ from electra_fast.train.options import Options, option
 # gradient falls from 40 to 1 in 200 steps; with beta2 = 0.999 Adam needs 1000 steps to forget the first,
 # clipped ones. With the paper's initial attention, dropout, weight and sequences of 128 it would need many
 # times as many tokens to read its context (docs/pretraining.md).
-TINY = ("initial_attention=local", "dropout=0.0", "rtd_weight=10.0")
+TINY = ("initial_attention=local", "dropout=0", "rtd_weight=10")
 PAPER = {
     "tiny": {
         "seq": 32,
@@ -184,7 +184,7 @@ class Recipe(Options):
 
     def changed(self, **given: Any) -> Self:
         if "set" in given:
-            given["set"] = with_fields(given["set"], self.set)
+            given["set"] = with_fields(given["set"], self.set or ())
         return super().changed(**given)
 
     def _divided(self, processes: int) -> Self:

@@ -119,3 +119,21 @@ def test_variants_have_the_same_tokens_and_one_difference(name):
 def test_a_collapse_is_found_where_the_answers_differ_least():
     curve = [{"step": step, "logit_std": std} for step, std in enumerate((0.5, 0.2, 0.002, 0.08))]
     assert variants_report.lowest(curve)["step"] == 2
+
+
+def test_a_unigram_generator_reaches_the_frequencies():
+    model = model_of(objectives.unigram)
+    frequencies = 1.0 / torch.arange(1, 201)
+    frequencies /= frequencies.sum()
+    optimizer = torch.optim.Adam(model.generator.parameters(), lr=1e-3, betas=(0.9, 0.98))
+    masked = model.mask(IDS, RNG, Layout(KEY_MASK))
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        targets = torch.multinomial(frequencies, len(masked.targets), True, generator=generator)
+        batch = masked._replace(targets=targets, weights=torch.ones(len(targets)))
+        optimizer.zero_grad()
+        model.generator.propose(IDS, batch, Layout(KEY_MASK), type_ids=None, rng=RNG).loss.backward()
+        optimizer.step()
+    logits = objectives.UnigramGenerator.SCALE * model.generator.bias
+    entropy = -(frequencies * frequencies.log()).sum()
+    assert -(frequencies * logits.log_softmax(0)).sum() < entropy + 0.15

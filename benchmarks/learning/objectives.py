@@ -4,6 +4,7 @@ Each class has the interface of `Electra`, so `Pretraining(make_model=…)` trai
 """
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,8 @@ class UnigramGenerator(nn.Module):
     Adam moves a parameter by at most its rate per step, and the logits of pieces differ by 7 and more.
     """
 
-    SCALE = 30.0
-
-    everywhere = False
+    SCALE: ClassVar[float] = 30.0
+    everywhere: ClassVar[bool] = False
 
     def __init__(self, config: ElectraConfig, ops: Ops = FUSED):
         super().__init__()

@@ -1,13 +1,12 @@
-"""Does the trainer learn? Do kernels and reference learn the same? Is RTD better than masking only?
+"""Does the trainer learn, and do kernels and reference learn the same?
 
-    python -m benchmarks.learning manual                      # the built-in corpus
-    python -m benchmarks.learning wiki TEXT... --probes DIR   # any text; also masked models and probes
+    python -m benchmarks.learning manual                      # preset tiny on the built-in corpus
+    python -m benchmarks.learning wiki TEXT...                # on any text
     python -m benchmarks.learning report                      # write LEARNING.md from all results
     python -m benchmarks.learning report equal_compute.json   # the same, with a result of `equal_compute`
 
 Each run is a `Pretraining` in its own process and its own folder under runs/learning, on one thread; an
-interrupted run is resumed. `masked` trains an encoder of the discriminator's size on masked tokens only, with
-the same number of FLOPs.
+interrupted run is resumed.
 """
 
 import argparse
@@ -15,17 +14,16 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import report
-from benchmarks.learning.objectives import MODELS, MaskedLM
-from benchmarks.learning.probes import probe
-from benchmarks.learning.runs import RESULTS, ROOT, Run, collect, flops, pooled, train
-from electra_fast.config import ElectraConfig
-from electra_fast.model import Electra
-from electra_fast.train.recipe import PAPER, Recipe
+from benchmarks.learning.runs import RESULTS, ROOT, Run, collect, pooled, train
+from electra_fast.train.recipe import Recipe
+
+EVALUATIONS = 12
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,11 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     p.add_argument("corpus", help="a name for the text; `manual` for the built-in corpus; or `report`")
     p.add_argument("texts", nargs="*", help="the files of the text, or of results")
-    p.add_argument("--steps", type=int, default=1200)
+    p.add_argument("--steps", type=int, help="default: those of the preset")
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--probes", type=Path, help="folder with goemotions/ and blimp/; trains masked models too")
     options = p.parse_args(arguments)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": [], "probes": []}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
     if options.corpus != "report":
         measure(options, results)
     for file in options.texts if options.corpus == "report" else ():
@@ -51,39 +48,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace, results: dict) -> None:
-    """Train and probe all models of a corpus, and put their results into `results`."""
-    steps = {name: options.steps for name in ("fused", "reference")}
-    if options.probes:
-        config = dataclasses.replace(ElectraConfig.tiny(), vocab_size=4096, dropout=0.0)
-        models = {"electra": Electra, "masked": MaskedLM}
-        results["flops"] = {
-            name: flops(model, config, PAPER["tiny"]["seq"]) for name, model in models.items()
-        }
-        steps["masked"] = round(options.steps * results["flops"]["electra"] / results["flops"]["masked"])
-    names = [(seed, model) for seed, model in itertools.product(range(options.seeds), steps)]
-    facts = [{"corpus": options.corpus, "model": m, "seed": s, "steps": steps[m]} for s, m in names]
-    runs = [run(each, tuple(options.texts)) for each in facts]
+    """Train all models of a corpus, and put their results into `results`."""
+    names = itertools.product(range(options.seeds), ("fused", "reference"))
+    facts = [{"corpus": options.corpus, "model": model, "seed": seed} for seed, model in names]
+    runs = [run(each, tuple(options.texts), options.steps) for each in facts]
     pooled(train, runs)
-    new = [each | collect(run.folder) for each, run in zip(facts, runs, strict=True)]
+    new = [each | described(run) | collect(run.folder) for each, run in zip(facts, runs, strict=True)]
     results["runs"] = [r for r in results["runs"] if r["corpus"] != options.corpus] + new
     results["machine"], results["torch"] = machine.cpu_model(), torch.__version__
-    if options.probes:
-        encoders = [(each, run) for each, run in zip(facts, runs, strict=True) if run.model != "reference"]
-        folders, models = zip(*((run.folder, MODELS[run.model][0]) for _, run in encoders), strict=True)
-        found = pooled(probe, folders, models, [options.probes] * len(encoders))
-        results["probes"] = [each | x for (each, _), x in zip(encoders, found, strict=True)]
 
 
-def run(facts: dict, texts: tuple[str, ...]) -> Run:
-    recipe = Recipe(
-        preset="tiny",
-        set=("dropout=0",),  # in the reference, dropout's Philox would need half of a step
-        data=texts,
-        steps=facts["steps"],
-        seed=facts["seed"],
-        eval_every=max(1, facts["steps"] // 12),
-    )
+def run(facts: dict[str, Any], texts: tuple[str, ...], steps: int | None) -> Run:
+    recipe = Recipe(preset="tiny", precision="bf16", data=texts, steps=steps, seed=facts["seed"])
+    steps = recipe.resolved().steps
+    recipe = dataclasses.replace(recipe, steps=steps, eval_every=max(1, steps // EVALUATIONS))
     return Run(ROOT / "{corpus}-{model}-{seed}".format(**facts), facts["model"], recipe)
+
+
+def described(run: Run) -> dict[str, Any]:
+    """Return the options of a run that LEARNING.md names."""
+    names = ("preset", "set", "seq", "batch_tokens", "lr", "precision", "steps")
+    return {name: getattr(run.recipe.resolved(), name) for name in names}
 
 
 if __name__ == "__main__":

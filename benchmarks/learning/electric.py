@@ -34,9 +34,8 @@ PASSAGES_PER_BATCH = 20
 CONSTANTS = torch.linspace(-10, 30, 401)  # energies, of which the best one is found
 
 
-def judged(electra: Electra, model: Pretrained, text: Path) -> Judged:
-    """Return what a discriminator says about passages of a text, at the tokens that count in its loss."""
-    ids = passages(model, text)
+def judged(electra: Electra, model: Pretrained, ids: np.ndarray) -> Judged:
+    """Return what a discriminator says about passages, at the tokens that count in its loss."""
     examples = assemble(ids.tolist(), None, model.tokenizer, ids.shape[1] + 2)
     with torch.no_grad(), recorded(electra) as seen:
         for index, numbers in enumerate(np.split(np.arange(len(ids)), len(ids) // PASSAGES_PER_BATCH)):
@@ -94,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, texts = load(options.run, device="cpu"), sentences(options.text)
     *_, (_, electra) = models(options.run, model.tokenizer)
-    found = losses(judged(electra, model, options.text))
+    found = losses(judged(electra, model, passages(options.run, model, options.text)))
     found |= {"sentences": len(texts), "preferred to shuffled words": preferred(model, texts)}
     print(json.dumps(found, indent=1))
 

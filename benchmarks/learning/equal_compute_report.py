@@ -30,22 +30,23 @@ def section(found: dict[str, Any], picture: str) -> list[str]:
         "",
         f"![curves]({picture})",
         "",
-        *_training(electra),
+        *_training(electra, masked),
         "",
         *_probes(found["models"]),
     ]
     return [*lines, "", *_tasks(found)] if found.get("tasks") else lines
 
 
-def _training(run: dict[str, Any]) -> list[str]:
+def _training(run: dict[str, Any], masked: dict[str, Any]) -> list[str]:
     lines = [
-        "| million tokens | MLM loss of the generator | accuracy | RTD loss | AUC of the discriminator |",
-        "| ---: | ---: | ---: | ---: | ---: |",
+        "| million tokens | MLM loss of the generator | accuracy | RTD loss | AUC of the discriminator | "
+        "MLM loss of the masked LM at equal FLOPs |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for p in run["curve"]:
+    for p, other in zip(run["curve"], masked["curve"], strict=True):
         auc = _interval([p["auc"], p["auc_low"], p["auc_high"]])
         losses = f"{p['mlm_loss']:.3f} | {p['mlm_accuracy']:.3f} | {p['rtd_loss']:.4f}"
-        lines.append(f"| {p['tokens'] / 1e6:.1f} | {losses} | {auc} |")
+        lines.append(f"| {p['tokens'] / 1e6:.1f} | {losses} | {auc} | {other['mlm_loss']:.3f} |")
     half, end = next(p for p in run["curve"] if p["step"] >= run["steps"] / 2), run["curve"][-1]
     change = end["auc"] - half["auc"]
     error = math.hypot(*((p["auc_high"] - p["auc_low"]) / 2 for p in (half, end)))

@@ -19,14 +19,14 @@ from electra_fast.train.run_folder import find_recipe
 from electra_fast.use import Pretrained, load
 from electra_fast.use.likelihood import replaced_logits
 
-PASSAGES, TOKENS = 200, 126  # passages of TEXT, and tokens of each: a sequence of 128 in pre-training
+PASSAGES = 500
 SHARE = 0.15  # of the tokens that are masked
 
 
 class Planted(NamedTuple):
     """Passages with replaced tokens."""
 
-    ids: np.ndarray  # [passages, TOKENS]
+    ids: np.ndarray  # [passages, tokens]
     replaced: np.ndarray  # bool, whether a token differs from the original
 
 
@@ -37,11 +37,16 @@ def text_lines(file: Path) -> list[str]:
         return stream.read().splitlines()
 
 
-def passages(model: Pretrained, file: Path) -> np.ndarray:
-    """Return the first tokens of long paragraphs of a text, int ``[PASSAGES, TOKENS]``."""
-    lines = [line for line in text_lines(file) if len(line) > 4 * TOKENS]
+def passages(run: Path, model: Pretrained, file: Path) -> np.ndarray:
+    """Return the first tokens of long paragraphs of a text, as many as fit into a sequence of the run.
+
+    Returns:
+        int ``[PASSAGES, tokens]``; fewer passages if the text is short.
+    """
+    tokens = Recipe.load(find_recipe(run)).seq - 2  # without [CLS] and [SEP]
+    lines = [line for line in text_lines(file) if len(line) > 4 * tokens]
     encoded = model.tokenizer.encode_batch(lines, add_special_tokens=False)
-    found = np.array([e.ids[:TOKENS] for e in encoded if len(e.ids) >= TOKENS])
+    found = np.array([e.ids[:tokens] for e in encoded if len(e.ids) >= tokens])
     return found[:: max(1, len(found) // PASSAGES)][:PASSAGES]
 
 
@@ -61,7 +66,7 @@ def by_any_piece(ids: np.ndarray, pieces: int) -> Planted:
 def by_generator(model: Pretrained, ids: np.ndarray) -> Planted:
     """Replace tokens by samples of a generator, as in pre-training."""
     generator, where = model.generator, torch.from_numpy(masked(ids)).flatten().nonzero()[:, 0]
-    examples = assemble(ids.tolist(), None, model.tokenizer, TOKENS + 2)
+    examples = assemble(ids.tolist(), None, model.tokenizer, ids.shape[1] + 2)
     batch = examples.batch(np.arange(len(ids)))
     where = where + 2 * (where // ids.shape[1]) + 1  # [CLS] and [SEP] are not in `ids`
     batch["ids"][where] = generator.config.mask_id
@@ -76,11 +81,12 @@ def by_generator(model: Pretrained, ids: np.ndarray) -> Planted:
 
 
 def auc(model: Pretrained, planted: Planted) -> list[float]:
-    """Return the area under the ROC curve of each passage."""
+    """Return the area under the ROC curve of each passage that has a replaced token."""
     from sklearn.metrics import roc_auc_score
 
     logits = replaced_logits(model, list(planted.ids))
-    return [float(roc_auc_score(*each)) for each in zip(planted.replaced, logits, strict=True)]
+    both = zip(planted.replaced, logits, strict=True)
+    return [float(roc_auc_score(replaced, found)) for replaced, found in both if replaced.any()]
 
 
 def checkpoints(run: Path) -> Iterator[tuple[int, Pretrained]]:

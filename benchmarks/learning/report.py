@@ -12,8 +12,6 @@ from benchmarks.report import picture, svg
 
 PAGE = Path(__file__).parent / "LEARNING.md"
 CURVES = Path(__file__).parents[1] / "results" / "learning.svg"
-PROBES = {"sentiment": "GoEmotions, frozen, linear", "pairs": "BLiMP, zero-shot"}
-ENCODERS = {"fused": "ELECTRA's discriminator", "masked": "masked LM"}
 COLOURS = ("blue", "vermilion", "green")  # by seed
 
 
@@ -54,24 +52,20 @@ def markdown(results: dict) -> str:
     lines = [
         "# What the trainer learns",
         "",
-        f"Written by `python -m benchmarks.learning`. Each run used one thread of {results['machine']} with "
-        f"torch {results['torch']}; evaluation on held-out text; mean over the seeds ± standard error. All "
-        "sections but those of variants are older than the present preset tiny: sequences of 128, initial "
-        "values and weight of RTD as in the paper; `manual` and `wiki` without dropout.",
-        "",
-        "![curves](../results/learning.svg)",
+        "Written by `python -m benchmarks.learning`; how a small model begins to learn, and why, is in "
+        "[docs/pretraining.md](../../docs/pretraining.md). Losses and AUCs are those of held-out text. The "
+        "AUC of a run is measured against its own generator of the same step, unless a section says "
+        "otherwise. Values with ± are means over seeds with their standard errors.",
         "",
     ]
-    for corpus, models in by_name(results).items():
-        lines += [*_training(corpus, models), ""]
     for name, found in results.get("equal_compute", {}).items():
         lines += [*equal_compute_report.section(found, f"../results/{picture_of(name)}"), ""]
+    for corpus, models in by_name(results).items():
+        lines += [*_training(corpus, models, results), ""]
     if "ablations" in results:
         lines += [*ablations_report.section(results["ablations"]), ""]
     for name, found in results.get("variants", {}).items():
         lines += [*variants_report.section(name, found), ""]
-    if results["probes"]:
-        lines += [*_comparison(results), ""]
     if "fine_tune" in results:
         lines += _fine_tuning(results["fine_tune"])
     if "uses" in results:
@@ -79,15 +73,20 @@ def markdown(results: dict) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _training(corpus: str, models: dict[str, list[dict]]) -> list[str]:
+def _training(corpus: str, models: dict[str, list[dict]], results: dict) -> list[str]:
     first = models["fused"][0]
     lines = [
-        f"## {corpus}",
+        f"## Kernels and reference learn the same: {corpus}",
         "",
-        f"{first['train_tokens']:,} tokens, a vocabulary of {first['vocabulary']:,}; {first['steps']:,} "
-        "steps of 1,024 positions. The MLM loss without context is "
+        f"Preset {first['preset']} ({', '.join(first['set'])}) in sequences of {first['seq']}, "
+        f"{first['steps']:,} steps of {first['batch_tokens']:,} positions at a rate of {first['lr']:g} in "
+        f"{first['precision']}; {first['train_tokens']:,} tokens of text, {first['vocabulary']:,} pieces. "
+        f"Each run used one thread of {results['machine']} with torch {results['torch']} "
+        f"(`python -m benchmarks.learning {corpus}`). The MLM loss without context is "
         f"{first['loss_without_context']:.3f} nats. It is that of a generator that knows the frequencies of "
         "the tokens, and copies a token that a masked position keeps.",
+        "",
+        "![curves](../results/learning.svg)",
         "",
         "| ops | seeds | minutes per run | MLM loss | accuracy | RTD loss | replaced | RTD AUC |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -111,8 +110,7 @@ def _verdicts(models: dict[str, list[dict]]) -> list[str]:
         f"- The MLM loss is {equal_compute_report.below(gain, 0)} the loss without context. The goal, 0.3 "
         f"nats below it, is reached: {_yes(gain >= 0.3)}.",
         f"- The 95 % interval of the final AUC is above 0.5 in {sum(above)} of {len(above)} runs. "
-        f"Since the first evaluation {_change(fused, 0)}; since a quarter of the run {_change(fused, 0.25)}. "
-        "Each AUC is measured against the generator of the same step.",
+        f"Since the first evaluation {_change(fused, 0)}; since a quarter of the run {_change(fused, 0.25)}.",
         f"- The RTD loss is {known:.4f} ± {error:.4f} nats below that of the best constant prediction. This "
         f"is more than two standard errors: {_yes(known > 2 * error)}.",
     ]
@@ -139,67 +137,9 @@ def _entropy(p: float) -> float:
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
 
-def _comparison(results: dict) -> list[str]:
-    flops = results["flops"]
-    probes = {name: [p for p in results["probes"] if p["model"] == name] for name in ENCODERS}
-    steps = {name: found[0]["steps"] for name, found in probes.items()}
-    lines = [
-        "## Replaced-token detection compared with masked language modelling",
-        "",
-        "A masked language model of the discriminator's size is trained with the same number of FLOPs. A "
-        f"sequence needs {flops['masked'] / 1e9:.2f} GFLOP in products, forward and backward, and "
-        f"{flops['electra'] / 1e9:.2f} in ELECTRA, so it is trained for {steps['masked']:,} steps instead "
-        f"of {steps['fused']:,}. Text ({results['probes'][0]['corpus']}), vocabulary, rates and seeds are "
-        "the same.",
-        "",
-        f"| probe | {' | '.join(ENCODERS.values())} | difference | untrained | bag of words | majority |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    verdicts = []
-    for key, title in PROBES.items():
-        electra, masked = ([p[key][0] for p in probes[name]] for name in ("fused", "masked"))
-        (a, da), (b, db) = mean_and_error(electra), mean_and_error(masked)
-        error, ahead = math.hypot(da, db), "ELECTRA" if a > b else "the masked LM"
-        rest = ["", "", "0.500"]
-        if key == "sentiment":
-            found = list(itertools.chain(*probes.values()))
-            majority = found[0]["sentiment_majority"]
-            rest = [_mean([p[f"sentiment_{name}"][0] for p in found], 3) for name in ("untrained", "words")]
-            rest.append(f"{max(majority, 1 - majority):.3f}")
-        cells = [_mean(electra, 3), _mean(masked, 3), f"{a - b:+.3f} ± {error:.3f}", *rest]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-        sure = "more than" if abs(a - b) > 2 * error else "not more than"
-        verdicts.append(f"- {title}: {ahead} is ahead by {abs(a - b):.3f}, {sure} two standard errors.")
-    ranks = (_rank(ENCODERS[name], found) for name, found in probes.items())
-    return [*lines, "", *verdicts, *ranks, "", *_by_seed(probes)]
-
-
-def _rank(title: str, probes: list[dict]) -> str:
-    """Compare an encoder with features that need no pre-training, and with chance."""
-    found = []
-    for key, rival in (("untrained", "its initial weights"), ("words", "a bag of words")):
-        change, error = mean_and_error(p["sentiment"][0] - p[f"sentiment_{key}"][0] for p in probes)
-        word = _sign(change, error, "ahead of", "behind", "not significantly different from")
-        found.append(f"{word} {rival} ({change:+.3f} ± {error:.3f})")
-    above = sum(p["pairs"][1] > 0.5 for p in probes)
-    chance = f"the interval is above chance in {above} of {len(probes)} runs"
-    return f"- {title}: on GoEmotions it is {' and '.join(found)}; on BLiMP {chance}."
-
-
 def _sign(change: float, error: float, up: str, down: str, neither: str) -> str:
     """Return the word for a change; it is significant if it is more than two standard errors."""
     return up if change > 2 * error else down if change < -2 * error else neither
-
-
-def _by_seed(probes: dict[str, list[dict]]) -> list[str]:
-    """Return a table with one row per run."""
-    lines = [f"| encoder | seed | {' | '.join(PROBES.values())} |", "| --- | ---: | ---: | ---: |"]
-    for name, title in ENCODERS.items():
-        for p in probes[name]:
-            cells = ("{:.3f} [{:.3f}, {:.3f}]".format(*p[key]) for key in PROBES)
-            lines.append(f"| {title} | {p['seed']} | {' | '.join(cells)} |")
-    note = "95 % intervals: binomial for sentiment, from the spread of the paradigms for grammar."
-    return [*lines, "", note]
 
 
 def _fine_tuning(found: dict) -> list[str]:

@@ -11,7 +11,7 @@ banking77/. LEARNING.md has the result.
   generator has changed.
 - suggest: a word per passage is replaced by another one; is the original among the suggestions?
 - choose: the sentiment of GoEmotions. score: the minimal pairs of BLiMP. pairs: CrowS-Pairs.
-- intent and rank: models of `finetune` on SNIPS and Banking77 without pre-training, called with texts.
+- intent and rank: the discriminator, fine-tuned on SNIPS and on Banking77, and called with texts.
 """
 
 import argparse
@@ -29,14 +29,16 @@ from benchmarks.harness import machine
 from benchmarks.learning import report
 from benchmarks.learning.planted import checkpoints, detected, passages
 from benchmarks.learning.probes import PAIRS, sentiment
-from benchmarks.learning.runs import RESULTS
-from benchmarks.learning.transfer import pretraining
+from benchmarks.learning.runs import RESULTS, collect
+from benchmarks.learning.transfer import DROPOUT, OPTIONS
 from electra_fast.tasks.entities import entities
 from electra_fast.tasks.items import Text, Utterance
 from electra_fast.tasks.readers import texts as read_texts
 from electra_fast.tasks.tagged import utterances
 from electra_fast.train.fine_tune import fine_tune
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
+from electra_fast.train.recipe import Recipe
+from electra_fast.train.run_folder import find_recipe
 from electra_fast.use import IntentReader, Pretrained, Ranker, choose, load, score, suggest
 from electra_fast.use.pairs import pairs
 
@@ -44,7 +46,7 @@ CHOSEN = 1000  # texts of GoEmotions
 QUERIES = 500  # of Banking77's test set
 # Labels per query. With ten of them in training, a model that has learned nothing yet is right for nine.
 CANDIDATES = {"train": 2, "test": 10}
-FINE_TUNING = {"preset": "tiny", "epochs": 4.0, "precision": "float32", "save_every": 10**6}
+FINE_TUNING = OPTIONS | {"epochs": 4.0, "set": DROPOUT}
 RANKING = FINE_TUNING | {"epochs": 6.0, "lr": 2e-4}  # with 1e-3 it learns nothing
 
 
@@ -101,11 +103,12 @@ def biased(model: Pretrained, file: Path) -> dict[str, Any]:
     return {by: pairs([file], model, by=by).overall._asdict() for by in ("generator", "discriminator")}
 
 
-def understood(folder: Path) -> dict[str, float]:
-    """Fine-tune on SNIPS; return the metrics of its texts, joined and split again."""
+def understood(model: Path, folder: Path) -> dict[str, float]:
+    """Fine-tune a discriminator on SNIPS; return the metrics of its texts, joined and split again."""
     train, test = (sorted(map(str, folder.glob(f"{name}*.json*"))) for name in ("train", "validate"))
     with tempfile.TemporaryDirectory() as out:
-        recipe = FineTuneRecipe(task="intent", train=tuple(train), dev=tuple(test), **FINE_TUNING)
+        files = {"train": tuple(train), "dev": tuple(test)}
+        recipe = FineTuneRecipe(task="intent", model=str(model), **files, **FINE_TUNING)
         fine_tune(recipe, Path(out), device="cpu")
         items = utterances(test)
         found = IntentReader(out, device="cpu")([" ".join(item.words) for item in items])
@@ -122,8 +125,8 @@ def slot_texts(item: Utterance) -> list[tuple[str, str]]:
     return [(kind, " ".join(item.words[start:end])) for kind, start, end in found]
 
 
-def ranked(folder: Path) -> dict[str, float]:
-    """Fine-tune on Banking77, with the names of labels as documents; return the metrics of queries."""
+def ranked(model: Path, folder: Path) -> dict[str, float]:
+    """Fine-tune a discriminator on Banking77, where labels are documents; return the metrics of queries."""
     random = np.random.default_rng(3)
     train, test = (read_texts([next(folder.glob(f"{name}.csv*"))]) for name in CANDIDATES)
     labels = sorted({item.label for item in train})
@@ -145,10 +148,10 @@ def ranked(folder: Path) -> dict[str, float]:
             rows[name] = [query(item, CANDIDATES[name]) for item in items]
             files[name].write_text("".join(f"{json.dumps(row)}\n" for row in rows[name]))
         train_files, test_files = ((str(files[name]),) for name in CANDIDATES)
-        recipe = FineTuneRecipe(task="rank", train=train_files, dev=test_files, **RANKING)
+        recipe = FineTuneRecipe(task="rank", model=str(model), train=train_files, dev=test_files, **RANKING)
         fine_tune(recipe, Path(out) / "model", device="cpu")
-        model = Ranker(Path(out) / "model", device="cpu")
-        found = [model(row["query"], row["candidates"]) for row in rows["test"]]
+        ranker = Ranker(Path(out) / "model", device="cpu")
+        found = [ranker(row["query"], row["candidates"]) for row in rows["test"]]
     orders = [
         [row["relevance"][each.number] for each in x] for row, x in zip(rows["test"], found, strict=True)
     ]
@@ -160,27 +163,29 @@ def ranked(folder: Path) -> dict[str, float]:
     }
 
 
-def minutes(run: Path) -> float:
-    """Return how long a run of pre-training took, by its log."""
-    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])["seconds"] / 60
+def pretraining(run: Path) -> dict[str, Any]:
+    """Return what LEARNING.md says about a run of pre-training."""
+    recipe, found = Recipe.load(find_recipe(run)), collect(run)
+    facts = {name: getattr(recipe, name) for name in ("preset", "set", "seq", "steps")}
+    facts |= {name: found[name] for name in ("vocabulary", "train_tokens", "seconds")}
+    return facts | {"batch_tokens": recipe.batch_tokens * recipe.accumulate}
 
 
 def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any]:
     model, other = load(run, device="cpu"), load(default, device="cpu")
-    ids = passages(model, text)
+    ids = passages(run, model, text)
     by_step = {f"{step:,} steps": each for step, each in checkpoints(run)}
     by_step[list(by_step)[-1]] = model
     found: dict[str, Any] = {"pretraining": pretraining(run), "default": pretraining(default)}
-    found["minutes"] = minutes(run)
     found["detect"] = detected(model, ids, by_step)
-    found["detect by default"] = detected(other, passages(other, text), {"default": other})
+    found["detect by default"] = detected(other, passages(default, other, text), {"default": other})
     measured = {
         "suggest": lambda: suggested(model, ids),
         "choose": lambda: chosen(model, folder / "goemotions" / "group_test.tsv.xz"),
         "score": lambda: scored(model, folder / "blimp" / "blimp_data.tar.xz"),
         "pairs": lambda: biased(model, next((folder / "crows_pairs").glob("crows_pairs_anonymized.csv*"))),
-        "intent": lambda: understood(folder / "snips"),
-        "rank": lambda: ranked(folder / "banking77"),
+        "intent": lambda: understood(run / "discriminator", folder / "snips"),
+        "rank": lambda: ranked(run / "discriminator", folder / "banking77"),
     }
     for name, function in measured.items():
         begin = time.process_time()

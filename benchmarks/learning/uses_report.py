@@ -10,10 +10,11 @@ def section(found: dict[str, Any]) -> list[str]:
         "",
         "## What a small discriminator is good for",
         "",
-        f"Preset tiny after {run['steps']:,} steps of {run['batch_tokens']:,} tokens: "
-        f"{tokens / 1e6:.1f} million tokens, {found['minutes']:.0f} minutes on two cores with other work, "
-        f"{run['vocabulary']:,} pieces. The default model is that of README's first command, after "
-        f"{default['steps']:,} steps of {default['batch_tokens']:,} tokens. Measured by "
+        f"Preset {run['preset']} ({', '.join(run['set']) or 'no changes'}) after {run['steps']:,} steps of "
+        f"{run['batch_tokens']:,} tokens: {tokens / 1e6:.1f} million tokens in sequences of {run['seq']}, "
+        f"{run['seconds'] / 60:.0f} minutes on one thread, {run['vocabulary']:,} pieces. The default model "
+        f"is that of README's first command, after {default['steps']:,} steps of "
+        f"{default['batch_tokens']:,} tokens. Each passage fills a sequence. Measured by "
         f"`python -m benchmarks.learning.uses` on one thread of {found['machine']} with torch "
         f"{found['torch']}.",
         "",
@@ -76,12 +77,12 @@ def _functions(found: dict[str, Any]) -> list[str]:
         ),
         (
             "intent",
-            "SNIPS, fine-tuned without pre-training",
+            "SNIPS, fine-tuned",
             f"intents {understood['intent']:.3f}, all slots of an utterance {understood['slots']:.3f}",
         ),
         (
             "rank",
-            "Banking77, ten labels per query, fine-tuned without pre-training",
+            "Banking77, ten labels per query, fine-tuned",
             f"MRR {ranked['mrr']:.3f} (by chance {ranked['mrr by chance']:.3f}), first {ranked['first']:.3f}",
         ),
     ]

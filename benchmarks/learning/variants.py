@@ -58,6 +58,7 @@ EXPERIMENTS = {
             "initializer 0.06": {"initializer": 0.06},
             "rate 1e-3": {"lr": 1e-3},
             "rate 4e-3": {"lr": 4e-3},
+            "4,096 tokens per step": {"batch_tokens": 4096},
             "4,096 tokens per step, rate 4e-3": {"batch_tokens": 4096, "lr": 4e-3},
             "sequences of 16": {"seq": 16},
             "sequences of 64": {"seq": 64},

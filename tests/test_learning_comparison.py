@@ -69,7 +69,7 @@ def test_a_difference_is_bold_only_if_it_is_more_than_two_standard_errors():
 def test_report_adds_a_result_to_the_page(tmp_path, monkeypatch):
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "learning.json").write_text('{"runs": [], "probes": [], "machine": "here", "torch": "2"}')
+    (folder / "learning.json").write_text('{"runs": [], "machine": "here", "torch": "2"}')
     (tmp_path / "found.json").write_text(json.dumps(comparison()))
     monkeypatch.setattr(command, "RESULTS", folder / "learning.json")
     monkeypatch.setattr(report, "CURVES", folder / "learning.svg")
@@ -87,13 +87,15 @@ def test_ablations_are_judged_by_the_half_that_is_trained(tmp_path):
     halves = {name: ablations.encoder(run).name for name, run in runs.items()}
     assert halves.pop("masked LM") == "generator" and set(halves.values()) == {"discriminator"}
     run = {"name": "ELECTRA", "train_tokens": 9, "vocabulary": 9, "seconds": 60.0, "curve": curve(0.6)}
-    run["probes"] = {"sentiment": (0.7, 0.6, 0.8)}
+    run["probes"] = {"sentiment": (0.7, 0.6, 0.8), "sentiment_untrained": (0.6, 0.5, 0.7)}
     tasks = [
-        {"task": task, "start": "ELECTRA", "seed": seed, "value": 0.5 + seed}
+        {"task": task, "start": start, "seed": seed, "value": value + seed}
         for task in TASKS
+        for start, value in (("ELECTRA", 0.5), (NEW_WEIGHTS, 0.25))
         for seed in (0, 1)
     ]
     page = "\n".join(
         ablations_report.section({"runs": [run], "tasks": tasks, "machine": "here", "torch": "2"})
     )
     assert "| ELECTRA | 5.000 | 0.600 | 60 | 0.700 |  | 1.000 | 1.000 | 1.000 | 1.000 |" in page
+    assert "| new weights |  |  |  | 0.600 |  | 0.750 | 0.750 | 0.750 | 0.750 |" in page

@@ -9,7 +9,6 @@ result.
 
 import argparse
 import functools
-import itertools
 import json
 import re
 from pathlib import Path
@@ -69,10 +68,8 @@ def measure(text: tuple[str, ...], data: Path, seeds: int) -> dict[str, Any]:
     trained = runs(text)
     pooled(train, trained.values())
     scores = pooled(functools.partial(probed, data=data), trained.values())
-    tasks = [
-        transfer.Run(task, name, seed, encoder(run), "tiny", data)
-        for task, (name, run), seed in itertools.product(transfer.TASKS, trained.items(), range(seeds))
-    ]
+    starts = {name: encoder(run) for name, run in trained.items()}
+    tasks = transfer.runs(starts, ABLATIONS.base["preset"], data, seeds)
     found = [
         {"name": name, "model": run.model, "probes": score} | collect(run.folder)
         for (name, run), score in zip(trained.items(), scores, strict=True)

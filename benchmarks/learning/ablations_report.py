@@ -3,7 +3,7 @@
 from statistics import mean
 from typing import Any
 
-from benchmarks.learning.transfer import TASKS
+from benchmarks.learning.transfer import NEW_WEIGHTS, TASKS
 
 
 def section(found: dict[str, Any]) -> list[str]:
@@ -22,15 +22,20 @@ def section(found: dict[str, Any]) -> list[str]:
         f"{' | '.join(task.title for task in TASKS.values())} |",
         "| --- |" + " ---: |" * (5 + len(TASKS)),
     ]
-    return lines + [_row(run, found["tasks"]) for run in runs]
+    lines += [_row(run["name"], _cells(run), found["tasks"]) for run in runs]
+    untrained = f"{runs[0]['probes']['sentiment_untrained'][0]:.3f}"
+    return [*lines, _row(NEW_WEIGHTS, ["", "", "", untrained, ""], found["tasks"])]
 
 
-def _row(run: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+def _cells(run: dict[str, Any]) -> list[str]:
+    """Return the cells of pre-training and of the probes."""
     end, probes = run["curve"][-1], run["probes"]
     auc = "" if end["auc"] is None else f"{end['auc']:.3f}"
-    cells = [f"{end['mlm_loss']:.3f}", auc, f"{run['seconds']:.0f}", f"{probes['sentiment'][0]:.3f}"]
-    cells.append(f"{probes['pairs'][0]:.3f}" if "pairs" in probes else "")
-    for task in TASKS:
-        values = [t["value"] for t in tasks if (t["task"], t["start"]) == (task, run["name"])]
-        cells.append(f"{mean(values):.3f}")
-    return f"| {run['name']} | {' | '.join(cells)} |"
+    pairs = f"{probes['pairs'][0]:.3f}" if "pairs" in probes else ""
+    return [f"{end['mlm_loss']:.3f}", auc, f"{run['seconds']:.0f}", f"{probes['sentiment'][0]:.3f}", pairs]
+
+
+def _row(name: str, cells: list[str], tasks: list[dict[str, Any]]) -> str:
+    """Return a row of the table, with the means of the tasks that began with `name`."""
+    values = {task: [t["value"] for t in tasks if (t["task"], t["start"]) == (task, name)] for task in TASKS}
+    return f"| {' | '.join([name, *cells, *(f'{mean(values[task]):.3f}' for task in TASKS)])} |"

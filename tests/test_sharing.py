@@ -96,8 +96,9 @@ def test_distributed_data_parallel_trains_it(sharing, tmp_path):
     single(ids, rng=RNG).loss.backward()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        parallel(ids, rng=RNG).loss.backward()
+        # No name keeps the wrapper: if it were the last owner of the group, its end could block for ever. It
+        # would wait for gloo's threads while it holds Python's lock, which they need to free tensors.
+        torch.nn.parallel.DistributedDataParallel(model)(ids, rng=RNG).loss.backward()
     finally:
         torch.distributed.destroy_process_group()
     model.check_sharing()

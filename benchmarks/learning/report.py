@@ -82,9 +82,9 @@ def _training(corpus: str, models: dict[str, list[dict]], results: dict) -> list
         f"{first['steps']:,} steps of {first['batch_tokens']:,} positions at a rate of {first['lr']:g} in "
         f"{first['precision']}; {first['train_tokens']:,} tokens of text, {first['vocabulary']:,} pieces. "
         f"Each run used one thread of {results['machine']} with torch {results['torch']} "
-        f"(`python -m benchmarks.learning {corpus}`). The MLM loss without context is "
-        f"{first['loss_without_context']:.3f} nats. It is that of a generator that knows the frequencies of "
-        "the tokens, and copies a token that a masked position keeps.",
+        f"(`python -m benchmarks.learning {corpus} --steps {first['steps']}`). The MLM loss without context "
+        f"is {first['loss_without_context']:.3f} nats. It is that of a generator that knows the frequencies "
+        "of the tokens, and copies a token that a masked position keeps.",
         "",
         "![curves](../results/learning.svg)",
         "",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import fine_tune, objectives, probes, report, transfer
+from benchmarks.learning import checkpoints, fine_tune, objectives, probes, report, transfer
 from benchmarks.learning import runs as learning
 from electra_fast import data
 from electra_fast.config import ElectraConfig
@@ -201,7 +201,7 @@ def test_from_text_to_page(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
     for run, half in zip(runs[::2], ("discriminator", "generator"), strict=True):
         first = read(run.folder / "checkpoints" / "step-000000000").tensors["model"]
-        initial = probes.initial_weights(run.folder, objectives.MODELS[run.model][0])
+        initial = checkpoints.initial_weights(run.folder, objectives.MODELS[run.model][0])
         for name, weight in initial.named_parameters():
             # A checkpoint stores shared weights under the generator's name only.
             names = (f"{half}.{name}", f"generator.{name}")

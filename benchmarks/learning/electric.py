@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.learning.planted import models, passages, text_lines
+from benchmarks.learning.checkpoints import final_model
+from benchmarks.learning.planted import passages, text_lines
 from electra_fast.model import Electra
 from electra_fast.tasks.examples import assemble
 from electra_fast.train.evaluation import SEED, Judged, area_under_curve, recorded
@@ -92,8 +93,8 @@ def main() -> None:
     options = p.parse_args()
     torch.set_num_threads(1)
     model, texts = load(options.run, device="cpu"), sentences(options.text)
-    *_, (_, electra) = models(options.run, model.tokenizer)
-    found = losses(judged(electra, model, passages(options.run, model, options.text)))
+    ids = passages(options.run, model, options.text)
+    found = losses(judged(final_model(options.run), model, ids))
     found |= {"sentences": len(texts), "preferred to shuffled words": preferred(model, texts)}
     print(json.dumps(found, indent=1))
 

@@ -26,13 +26,12 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import transfer
+from benchmarks.learning.checkpoints import config_of, kept, model_of, recipe_of, tokenizer_of
 from benchmarks.learning.objectives import MODELS
-from benchmarks.learning.planted import kept, model_of
 from benchmarks.learning.probes import Probes
 from benchmarks.learning.runs import Run, collect, flops, pooled, train
 from electra_fast import data
 from electra_fast.train.recipe import Recipe
-from electra_fast.train.run_folder import find_recipe
 
 RESULT, PROBES = "equal_compute.json", "probes.json"
 HALVES = {"fused": "discriminator", "masked": "generator"}  # by model, the half that is compared
@@ -51,9 +50,7 @@ class Comparison(NamedTuple):
     def flops(self, model: str) -> int:
         """Return the FLOPs of a sequence in a step of training."""
         recipe, tokenizer = self.recipe.resolved(), data.tokenizer_of(Path(self.recipe.data[0]))
-        vocab_size = max(tokenizer.get_vocab().values()) + 1
-        config = recipe.model(vocab_size, data.special_ids(tokenizer))
-        return flops(MODELS[model][0], config, recipe.seq)
+        return flops(MODELS[model][0], config_of(recipe, tokenizer), recipe.seq)
 
     def run(self, model: str) -> Run:
         steps = self.recipe.steps
@@ -61,8 +58,8 @@ class Comparison(NamedTuple):
             steps = round(steps * self.flops("fused") / self.flops("masked"))
         every = max(1, round(steps / PARTS))
         steps = every * PARTS
-        kept = {"save_every": every, "eval_every": every, "eval_batches": EVALUATED, "keep": PARTS + 2}
-        return Run(self.out / model, model, dataclasses.replace(self.recipe, steps=steps, **kept))
+        often = {"save_every": every, "eval_every": every, "eval_batches": EVALUATED, "keep": PARTS + 2}
+        return Run(self.out / model, model, dataclasses.replace(self.recipe, steps=steps, **often))
 
 
 def pretrain(comparison: Comparison, model: str) -> None:
@@ -73,7 +70,7 @@ def pretrain(comparison: Comparison, model: str) -> None:
     """
     run = comparison.run(model)
     if (run.folder / "checkpoints" / f"step-{run.recipe.steps:09d}").exists():
-        Recipe.load(find_recipe(run.folder)).changed(**run.recipe.given())
+        recipe_of(run.folder).changed(**run.recipe.given())  # raises if an option differs
     else:
         train(run, comparison.device)
 
@@ -82,8 +79,7 @@ def probe(comparison: Comparison, model: str) -> dict[str, Any]:
     """Write the probes of every checkpoint of a model to probes.json in its folder; return them."""
     folder = comparison.out / model
     found = {"curve": pooled(functools.partial(probed, comparison, model), kept(folder))}
-    tokenizer = data.load_tokenizer(folder / "tokenizer")
-    found |= Probes(tokenizer, comparison.data, comparison.device).words()
+    found |= Probes(tokenizer_of(folder), comparison.data, comparison.device).words()
     (folder / PROBES).write_text(json.dumps(found))
     return found
 
@@ -91,10 +87,10 @@ def probe(comparison: Comparison, model: str) -> dict[str, Any]:
 def probed(comparison: Comparison, model: str, checkpoint: Path) -> dict[str, Any]:
     """Return the probes of a checkpoint."""
     torch.set_num_threads(1)
-    tokenizer = data.load_tokenizer(comparison.out / model / "tokenizer")
-    step, found = model_of(checkpoint, tokenizer, MODELS[model][0])
+    step, found = model_of(checkpoint, MODELS[model][0])
     half = getattr(found, HALVES[model]).float().to(comparison.device)
-    return {"step": step} | Probes(tokenizer, comparison.data, comparison.device).of(half)
+    probes = Probes(tokenizer_of(comparison.out / model), comparison.data, comparison.device)
+    return {"step": step} | probes.of(half)
 
 
 def facts(comparison: Comparison) -> dict[str, Any]:

@@ -1,21 +1,18 @@
 """Passages with replaced tokens, and how well a discriminator finds them."""
 
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.learning.probes import initial_weights, mean_and_error
-from electra_fast import data
+from benchmarks.learning.checkpoints import initial_weights, kept, model_of, recipe_of
+from benchmarks.learning.probes import mean_and_error
 from electra_fast.model import Electra
 from electra_fast.modules import Layout
 from electra_fast.tasks.examples import assemble
-from electra_fast.train.checkpoint import read, restore
-from electra_fast.train.recipe import Recipe
-from electra_fast.train.run_folder import find_recipe
 from electra_fast.use import Pretrained, load
 from electra_fast.use.likelihood import replaced_logits
 
@@ -43,7 +40,7 @@ def passages(run: Path, model: Pretrained, file: Path) -> np.ndarray:
     Returns:
         int ``[PASSAGES, tokens]``; fewer passages if the text is short.
     """
-    tokens = Recipe.load(find_recipe(run)).seq - 2  # without [CLS] and [SEP]
+    tokens = recipe_of(run).seq - 2  # without [CLS] and [SEP]
     lines = [line for line in text_lines(file) if len(line) > 4 * tokens]
     encoded = model.tokenizer.encode_batch(lines, add_special_tokens=False)
     found = np.array([e.ids[:tokens] for e in encoded if len(e.ids) >= tokens])
@@ -93,31 +90,9 @@ def checkpoints(run: Path) -> Iterator[tuple[int, Pretrained]]:
     """Yield the step and the model of the initial weights and of each checkpoint that a run has kept."""
     tokenizer = load(run, device="cpu").tokenizer
     yield 0, Pretrained(run, tokenizer, initial_weights(run, Electra).eval(), None)
-    for step, model in models(run, tokenizer):
+    for step, model in map(model_of, kept(run)):
         if step:
             yield step, Pretrained(run, tokenizer, model.discriminator, None)
-
-
-def models(run: Path, tokenizer: Any, make_model: Callable = Electra) -> Iterator[tuple[int, Any]]:
-    """Yield the step and the model of each checkpoint that a run has kept, the last one at the end."""
-    return (model_of(folder, tokenizer, make_model) for folder in kept(run))
-
-
-def kept(run: Path) -> list[Path]:
-    """Return the folders of the checkpoints that a run has kept, the last one at the end."""
-    return sorted((run / "checkpoints").glob("step-*"))
-
-
-def model_of(checkpoint: Path, tokenizer: Any, make_model: Callable = Electra) -> tuple[int, Any]:
-    """Return the step and the model of a checkpoint."""
-    vocab_size, recipe = (
-        max(tokenizer.get_vocab().values()) + 1,
-        Recipe.load(find_recipe(checkpoint.parents[1])),
-    )
-    found = read(checkpoint)
-    model = make_model(recipe.model(vocab_size, data.special_ids(tokenizer)))
-    restore("model", dict(model.named_parameters()), found.tensors["model"])
-    return found.step, model.eval()
 
 
 def detected(model: Pretrained, ids: np.ndarray, models: dict[str, Pretrained]) -> list[dict]:

@@ -21,11 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from electra_fast import data
+from benchmarks.learning.checkpoints import initial_weights, tokenizer_of
 from electra_fast.model import Discriminator, Generator
 from electra_fast.modules import Layout
-from electra_fast.train.recipe import Recipe
-from electra_fast.train.run_folder import find_recipe
 
 PAIRS = 20  # from each of BLiMP's 67 paradigms
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)  # one is chosen on the development set
@@ -74,7 +72,7 @@ class Probes:
 def probe(run: Path, make_model: Callable, folder: Path) -> dict[str, Any]:
     """Return the scores of a run's encoder, of its initial weights and of a bag of words."""
     torch.set_num_threads(1)
-    probes = Probes(data.load_tokenizer(run / "tokenizer"), folder)
+    probes = Probes(tokenizer_of(run), folder)
     untrained = probes.of(initial_weights(run, make_model).eval())
     return probes.of(_half(run)) | {"sentiment_untrained": untrained["sentiment"]} | probes.words()
 
@@ -83,15 +81,6 @@ def _half(run: Path) -> Discriminator | Generator:
     if (run / "discriminator").exists():
         return Discriminator.from_pretrained(run / "discriminator")
     return Generator.from_pretrained(run / "generator")
-
-
-def initial_weights(run: Path, make_model: Callable) -> Discriminator | Generator:
-    """Return the half before its first step, made from the run's seed as `Pretraining` does."""
-    recipe, tokenizer = Recipe.load(find_recipe(run)), data.load_tokenizer(run / "tokenizer")
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
-    torch.manual_seed(recipe.seed)
-    model = make_model(recipe.model(vocab_size, data.special_ids(tokenizer)))
-    return model.discriminator if hasattr(model, "discriminator") else model.generator
 
 
 def _encode(tokenizer, text: str, longest: int = 128) -> list[int]:

@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import report
+from benchmarks.learning.checkpoints import recipe_of
 from benchmarks.learning.planted import checkpoints, detected, passages
 from benchmarks.learning.probes import PAIRS, sentiment
 from benchmarks.learning.runs import RESULTS, collect
@@ -37,8 +38,6 @@ from electra_fast.tasks.readers import texts as read_texts
 from electra_fast.tasks.tagged import utterances
 from electra_fast.train.fine_tune import fine_tune
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
-from electra_fast.train.recipe import Recipe
-from electra_fast.train.run_folder import find_recipe
 from electra_fast.use import IntentReader, Pretrained, Ranker, choose, load, score, suggest
 from electra_fast.use.pairs import pairs
 
@@ -165,7 +164,7 @@ def ranked(model: Path, folder: Path) -> dict[str, float]:
 
 def pretraining(run: Path) -> dict[str, Any]:
     """Return what LEARNING.md says about a run of pre-training."""
-    recipe, found = Recipe.load(find_recipe(run)), collect(run)
+    recipe, found = recipe_of(run), collect(run)
     facts = {name: getattr(recipe, name) for name in ("preset", "set", "seq", "steps")}
     facts |= {name: found[name] for name in ("vocabulary", "train_tokens", "seconds")}
     return facts | {"batch_tokens": recipe.batch_tokens * recipe.accumulate}

@@ -17,10 +17,9 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import report
+from benchmarks.learning.checkpoints import final_model
 from benchmarks.learning.objectives import MODELS
-from benchmarks.learning.planted import models
 from benchmarks.learning.runs import RESULTS, ROOT, Run, collect, pooled, train
-from electra_fast import data
 from electra_fast.model import Electra
 from electra_fast.modules import Layout
 from electra_fast.train.evaluation import SEED, area_under_curve, interval
@@ -154,14 +153,8 @@ def common_auc(runs: list[Run]) -> list[tuple[float, float, float]]:
     """
     first = Pretraining(runs[0].recipe, runs[0].folder, device="cpu")
     batches = [first.held_out_loader[index] for index in range(JUDGED)]
-    return [
-        interval([_auc(first.model, final_model(run), b, i) for i, b in enumerate(batches)]) for run in runs
-    ]
-
-
-def final_model(run: Run) -> Electra:
-    tokenizer = data.load_tokenizer(run.folder / "tokenizer")
-    return list(models(run.folder, tokenizer, MODELS[run.model][0]))[-1][1]
+    found = (final_model(run.folder, MODELS[run.model][0]) for run in runs)
+    return [interval([_auc(first.model, model, b, i) for i, b in enumerate(batches)]) for model in found]
 
 
 def _auc(judge: Electra, other: Electra, batch: dict[str, Any], index: int) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import checkpoints, fine_tune, objectives, probes, report, transfer
+from benchmarks.learning import checkpoints, fine_tune, fine_tune_report, objectives, probes, report, transfer
 from benchmarks.learning import runs as learning
 from electra_fast import data
 from electra_fast.config import ElectraConfig
@@ -247,6 +247,6 @@ def test_accuracies_are_compared_within_their_noise(accuracy, verdict):
         for model, a, seconds in (("finetune", 0.86, 10.0), ("trainer", accuracy, 25.0))
         for seed in range(3)
     ]
-    page = "\n".join(report._fine_tuning({"machine": "here", "torch": "2", "runs": runs}))
+    page = "\n".join(fine_tune_report.section({"machine": "here", "torch": "2", "runs": runs}))
     assert f"{0.86 - accuracy:+.4f}, {verdict} two standard errors (0.0163)" in page
     assert "it is 2.50 times as fast" in page and "0.8700 ± 0.0058" in page

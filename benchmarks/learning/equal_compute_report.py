@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from benchmarks.learning.probes import mean_and_error
+from benchmarks.learning.numbers import auc, below_or_above, interval, mean_and_error, verb, with_error
+from benchmarks.learning.panels import Panel, by_tokens, drawn
 from benchmarks.learning.transfer import NEW_WEIGHTS, TASKS
-from benchmarks.report import picture, svg
+from benchmarks.report import svg
 
 TITLES = {"fused": "ELECTRA", "masked": "masked LM"}
 COLOURS = {"fused": "blue", "masked": "vermilion"}
@@ -44,25 +45,18 @@ def _training(run: dict[str, Any], masked: dict[str, Any]) -> list[str]:
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for p, other in zip(run["curve"], masked["curve"], strict=True):
-        auc = _interval([p["auc"], p["auc_low"], p["auc_high"]])
         losses = f"{p['mlm_loss']:.3f} | {p['mlm_accuracy']:.3f} | {p['rtd_loss']:.4f}"
-        lines.append(f"| {p['tokens'] / 1e6:.1f} | {losses} | {auc} | {other['mlm_loss']:.3f} |")
+        lines.append(f"| {p['tokens'] / 1e6:.1f} | {losses} | {auc(p)} | {other['mlm_loss']:.3f} |")
     half, end = next(p for p in run["curve"] if p["step"] >= run["steps"] / 2), run["curve"][-1]
-    change = end["auc"] - half["auc"]
+    change, level = end["auc"] - half["auc"], run["loss_without_context"]
     error = math.hypot(*((p["auc_high"] - p["auc_low"]) / 2 for p in (half, end)))
-    word = "rises" if change > error else "falls" if change < -error else "does not change significantly"
     return [
         *lines,
         "",
-        f"- The MLM loss of the generator is {below(run['loss_without_context'], end['mlm_loss'])} the loss "
-        f"without context, {run['loss_without_context']:.3f} nats.",
-        f"- In the second half the AUC {word}: {change:+.3f} (95 % interval ± {error:.3f}).",
+        f"- The MLM loss of the generator is {below_or_above(end['mlm_loss'] - level)} the loss without "
+        f"context, {level:.3f} nats.",
+        f"- In the second half the AUC {verb(change, error)}: {change:+.3f} (95 % interval ± {error:.3f}).",
     ]
-
-
-def below(level: float, loss: float) -> str:
-    """Return how far a loss is from a level, with the word for the direction."""
-    return f"{abs(level - loss):.3f} nats {'below' if loss < level else 'above'}"
 
 
 def _probes(models: dict[str, dict[str, Any]]) -> list[str]:
@@ -71,19 +65,15 @@ def _probes(models: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"| share of the run | {' | '.join(titles)} |", f"| ---: |{' ---: |' * len(titles)}"]
     for points in zip(*curves.values(), strict=True):
         share = points[0]["step"] / curves["fused"][-1]["step"]
-        cells = [_interval(point[probe]) for probe in PROBES for point in points]
+        cells = [interval(point[probe]) for probe in PROBES for point in points]
         lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
     words, majority = (models["fused"]["probes"][f"sentiment_{name}"] for name in ("words", "majority"))
     return [
         *lines,
         "",
-        f"A bag of words has {_interval(words)} on GoEmotions, the most frequent label "
+        f"A bag of words has {interval(words)} on GoEmotions, the most frequent label "
         f"{max(majority, 1 - majority):.3f}; the share 0 % is that of new weights.",
     ]
-
-
-def _interval(found: list[float]) -> str:
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
 
 
 def _tasks(found: dict[str, Any]) -> list[str]:
@@ -99,20 +89,16 @@ def _tasks(found: dict[str, Any]) -> list[str]:
             continue
         values = {start: [run["value"] for run in runs if run["start"] == start] for start in starts}
         means = [mean_and_error(values[start]) for start in starts]
-        cells = [_mean(*each) for each in means]
+        cells = [with_error(*each) for each in means]
         cells += [f"{found['words'][name]:.3f}", f"{runs[0]['majority']:.3f}"]
-        cells += [difference(means[0], other) for other in means[1:]]
+        cells += [_difference(means[0], other) for other in means[1:]]
         lines.append(f"| {task.title} | {runs[0]['metric']} | {' | '.join(cells)} |")
     seeds = len({run["seed"] for run in found["tasks"]})
     note = f"{seeds} seeds; ± is one standard error. **Bold**: a difference of more than two of them."
     return [*lines, "", note]
 
 
-def _mean(mean: float, error: float) -> str:
-    return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
-
-
-def difference(first: tuple[float, float], second: tuple[float, float]) -> str:
+def _difference(first: tuple[float, float], second: tuple[float, float]) -> str:
     """Return the difference of two means with its error, in bold if it is more than two of them."""
     change, error = first[0] - second[0], math.hypot(first[1], second[1])
     text = f"{change:+.3f}" if math.isnan(error) else f"{change:+.3f} ± {error:.3f}"
@@ -120,38 +106,30 @@ def difference(first: tuple[float, float], second: tuple[float, float]) -> str:
 
 
 def curves(found: dict[str, Any]) -> str:
-    """Return the learning curves as SVG: the MLM loss, the AUC and the probes, by tokens or by share."""
+    """Return the learning curves as SVG: the MLM loss and the AUC by tokens, the probes by share."""
     electra = found["models"]["fused"]
-    parts = [picture.text(16, 24, "Blue: ELECTRA, red: masked LM of equal FLOPs. Bars: 95 % intervals.")]
-    panels = [
-        ("MLM loss of the generator, nats", _points(electra, "mlm_loss"), electra["loss_without_context"]),
-        ("RTD AUC", _points(electra, "auc", "auc_low", "auc_high"), 0.5),
-    ]
     million = svg.Axis("million tokens", 0, electra["curve"][-1]["tokens"] / 1e6, log=False)
     percent = svg.Axis("percent of the run", 0, 100, log=False)
-    drawn = [
-        (title, million, [svg.Curve(COLOURS["fused"], points)], level) for title, points, level in panels
-    ]
-    for probe, title in PROBES.items():
-        lines = [svg.Curve(COLOURS[name], _probed(found["models"][name], probe)) for name in TITLES]
-        level = 0.5 if probe == "pairs" else electra["probes"]["sentiment_words"][0]
-        drawn.append((title, percent, lines, level))
-    for number, (title, across, lines, level) in enumerate(drawn):
-        ends = [y for line in lines for p in line.points for y in (p.y, p.low or p.y, p.high or p.y)]
-        axis = svg.close_to(title, [level, *ends])
-        lines.append(svg.Curve("grey dotted", [svg.Point(x, level) for x in across[1:3]]))
-        left, top = 16 + 410 * (number % 2), 60 + 290 * (number // 2)
-        parts.append(picture.text(left, top, title, "ink"))
-        parts.append(picture.box(left, top + 10, 388, svg.HEIGHT, svg.curves(lines, across, axis)))
-        parts.append(picture.box(left, top + 10 + svg.HEIGHT, 388, 20, svg.labels(across)))
-        parts.append(picture.text(left + 388, top + svg.HEIGHT + 44, across.title, anchor="end"))
-    return picture.document(60 + 290 * 2, parts, "light")
-
-
-def _points(run: dict[str, Any], name: str, *ends: str) -> list[svg.Point]:
-    return [svg.Point(p["tokens"] / 1e6, p[name], *(p[end] for end in ends)) for p in run["curve"]]
+    losses, aucs = (
+        [svg.Curve(COLOURS["fused"], by_tokens(electra["curve"], *names))]
+        for names in (("mlm_loss",), ("auc", "auc_low", "auc_high"))
+    )
+    sentiment, pairs = (
+        [svg.Curve(COLOURS[name], _probed(found["models"][name], probe)) for name in TITLES]
+        for probe in PROBES
+    )
+    words = electra["probes"]["sentiment_words"][0]
+    return drawn(
+        "Blue: ELECTRA, red: masked LM of equal FLOPs. Bars: 95 % intervals.",
+        [
+            Panel("MLM loss of the generator, nats", losses, million, electra["loss_without_context"]),
+            Panel("RTD AUC", aucs, million, 0.5),
+            Panel(PROBES["sentiment"], sentiment, percent, words),
+            Panel(PROBES["pairs"], pairs, percent, 0.5),
+        ],
+    )
 
 
 def _probed(run: dict[str, Any], probe: str) -> list[svg.Point]:
-    points = run["probes"]["curve"]
-    return [svg.Point(100 * p["step"] / points[-1]["step"], *p[probe]) for p in points]
+    curve = run["probes"]["curve"]
+    return [svg.Point(100 * p["step"] / curve[-1]["step"], *p[probe]) for p in curve]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.learning.checkpoints import initial_weights, kept, model_of, recipe_of
-from benchmarks.learning.probes import mean_and_error
+from benchmarks.learning.numbers import mean_and_error
 from electra_fast.model import Electra
 from electra_fast.modules import Layout
 from electra_fast.tasks.examples import assemble

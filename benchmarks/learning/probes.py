@@ -13,7 +13,7 @@ import json
 import lzma
 import math
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,9 +210,3 @@ def masked_scores(half: nn.Module, sequences: list[list[int]], mask_id: int = 10
 
     owner = torch.tensor([i for i, _ in positions])
     return torch.zeros(len(sequences)).index_add_(0, owner, by_length(half, marked, score))
-
-
-def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
-    """Return the mean and its standard error, which is NaN for one value."""
-    x = torch.tensor(list(values), dtype=torch.float64)
-    return x.mean().item(), (x.std() / math.sqrt(len(x))).item() if len(x) > 1 else math.nan

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from benchmarks.learning.numbers import with_error
+
 
 def section(found: dict[str, Any]) -> list[str]:
     run, default = found["pretraining"], found["default"]
     tokens = run["steps"] * run["batch_tokens"]
     lines = [
-        "",
         "## What a small discriminator is good for",
         "",
         f"Preset {run['preset']} ({', '.join(run['set']) or 'no changes'}) after {run['steps']:,} steps of "
@@ -23,8 +24,7 @@ def section(found: dict[str, Any]) -> list[str]:
     ]
     rows: dict[str, list[str]] = {}
     for each in [*found["detect"], *found["detect by default"]]:
-        mean, error = each["auc"]
-        rows.setdefault(each["model"], []).append(f"{mean:.3f} ± {error:.3f}")
+        rows.setdefault(each["model"], []).append(with_error(*each["auc"]))
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     lines += ["", *_verdicts(found["detect"]), "", *_functions(found)]
     return lines

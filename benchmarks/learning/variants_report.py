@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from benchmarks.learning.numbers import auc, interval
 from electra_fast.train.divergence import LEAST_STD
 
 TITLES = {
@@ -62,7 +63,7 @@ def _collapse(runs: list[dict[str, Any]]) -> list[str]:
         end, low = run["curve"][-1], lowest(run["curve"])
         lines.append(
             f"| {run['name']} | {low['logit_std']:.3f} | {low['step']:,} | {end['logit_std']:.3f} | "
-            f"{_auc(end)} | {end['mlm_loss']:.3f} |"
+            f"{auc(end)} | {end['mlm_loss']:.3f} |"
         )
     return lines
 
@@ -80,11 +81,7 @@ def _sizes(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         end = run["curve"][-1]
         lines.append(
-            f"| {run['name']} | {end['mlm_loss']:.3f} | {end['mlm_accuracy']:.3f} | {_auc(end)} | "
-            f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*run['common_auc'])} | {run['seconds']:.0f} |"
+            f"| {run['name']} | {end['mlm_loss']:.3f} | {end['mlm_accuracy']:.3f} | {auc(end)} | "
+            f"{interval(run['common_auc'])} | {run['seconds']:.0f} |"
         )
     return lines
-
-
-def _auc(point: dict[str, Any]) -> str:
-    return "{auc:.3f} [{auc_low:.3f}, {auc_high:.3f}]".format(**point)

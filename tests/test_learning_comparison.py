@@ -71,7 +71,7 @@ def test_report_adds_a_result_to_the_page(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "learning.json").write_text('{"runs": [], "machine": "here", "torch": "2"}')
     (tmp_path / "found.json").write_text(json.dumps(comparison()))
-    monkeypatch.setattr(command, "RESULTS", folder / "learning.json")
+    monkeypatch.setattr(report, "RESULTS", folder / "learning.json")
     monkeypatch.setattr(report, "CURVES", folder / "learning.svg")
     monkeypatch.setattr(report, "PAGE", tmp_path / "LEARNING.md")
     command.main(["report", str(tmp_path / "found.json")])

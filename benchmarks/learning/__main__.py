@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import report
-from benchmarks.learning.runs import RESULTS, ROOT, Run, collect, pooled, train
+from benchmarks.learning.runs import ROOT, Run, collect, pooled, train
 from electra_fast.train.recipe import Recipe
 
 EVALUATIONS = 12
@@ -37,13 +37,13 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--steps", type=int, help="default: those of the preset")
     p.add_argument("--seeds", type=int, default=3)
     options = p.parse_args(arguments)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    if options.corpus != "report":
+    results = report.load()
+    if options.corpus == "report":
+        for file in options.texts:
+            found = json.loads(Path(file).read_text())
+            results.setdefault("equal_compute", {})[f"{found['preset']}-{found['device']}"] = found
+    else:
         measure(options, results)
-    for file in options.texts if options.corpus == "report" else ():
-        found = json.loads(Path(file).read_text())
-        results.setdefault("equal_compute", {})[f"{found['preset']}-{found['device']}"] = found
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results)
 
 
@@ -59,6 +59,7 @@ def measure(options: argparse.Namespace, results: dict) -> None:
 
 
 def run(facts: dict[str, Any], texts: tuple[str, ...], steps: int | None) -> Run:
+    """Return the run of a corpus, a model and a seed; `steps` None: those of the preset."""
     recipe = Recipe(preset="tiny", precision="bf16", data=texts, steps=steps, seed=facts["seed"])
     steps = recipe.resolved().steps
     recipe = dataclasses.replace(recipe, steps=steps, eval_every=max(1, steps // EVALUATIONS))

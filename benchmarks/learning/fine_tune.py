@@ -1,19 +1,17 @@
 """Does `finetune` learn the same as transformers' Trainer?
 
-    python -m benchmarks.learning.fine_tune FOLDER       # it has train.csv and test.csv, compressed or not
+    python -m benchmarks.learning.fine_tune FOLDER
 
-trains a tiny classifier without pre-training, with several seeds, on one thread each. Both sides begin with
-the same weights and have the same vocabulary, rate, warm-up, weight decay, clipping, AdamW and epochs.
-`finetune` packs texts up to a number of tokens, Trainer pads batches of 32 texts. LEARNING.md has the result.
+FOLDER has train.csv and test.csv, compressed or not. Both train a tiny classifier without pre-training, with
+several seeds, on one thread each. They begin with the same weights and have the same vocabulary, rate,
+warm-up, weight decay, clipping, AdamW and epochs. `finetune` packs texts up to a number of tokens, and
+Trainer pads batches of 32 texts. LEARNING.md has the result.
 """
 
 import argparse
 import itertools
-import json
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +19,7 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import report
-from benchmarks.learning.runs import RESULTS
+from benchmarks.learning.runs import pooled
 from electra_fast.train.fine_tune import FineTuning
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
 from electra_fast.train.task_data import TaskData
@@ -30,7 +28,7 @@ MODELS = ("finetune", "trainer")
 
 
 class Run(NamedTuple):
-    model: str
+    model: str  # one of MODELS
     seed: int
     folder: Path  # with the data
     epochs: float
@@ -39,11 +37,11 @@ class Run(NamedTuple):
 def train(run: Run) -> dict:
     """Train one model; return its accuracy on the test set and the CPU seconds of training and testing."""
     torch.set_num_threads(1)
-    files = (next(run.folder.glob(f"{part}.csv*")) for part in ("train", "test"))
-    names = {role: (str(file),) for role, file in zip(("train", "dev"), files, strict=True)}
-    never = {"save_every": 10**6, "eval_every": 10**6}
+    train_file, test_file = (str(next(run.folder.glob(f"{name}.csv*"))) for name in ("train", "test"))
     options = {"preset": "tiny", "epochs": run.epochs, "bias_correction": True, "precision": "float32"}
-    recipe = FineTuneRecipe(task="classify", seed=run.seed, **options, **names, **never).resolved()
+    options |= {"save_every": 10**6, "eval_every": 10**6}  # never
+    options |= {"train": (train_file,), "dev": (test_file,), "seed": run.seed}
+    recipe = FineTuneRecipe(task="classify", **options).resolved()
     data = TaskData(recipe)
     start = time.process_time()
     accuracy = {"finetune": by_finetune, "trainer": by_trainer}[run.model](recipe, data)
@@ -68,9 +66,9 @@ def by_trainer(recipe: FineTuneRecipe, data: TaskData) -> float:
     model = transformers.ElectraForSequenceClassification(transformers.ElectraConfig(**head.described()))
     model.load_state_dict(head.state_dict())
     options = {"num_train_epochs": recipe.epochs, "learning_rate": recipe.lr, "warmup_steps": recipe.warmup}
-    of = trainer(model, train, recipe.batch, "random", seed=recipe.seed, **options)
-    of.train()
-    found = of.predict(test)
+    run = trainer(model, train, recipe.batch, "random", seed=recipe.seed, **options)
+    run.train()
+    found = run.predict(test)
     return float((found.predictions.argmax(1) == found.label_ids).mean())
 
 
@@ -85,16 +83,12 @@ def main() -> None:
     p.add_argument("--seeds", type=int, default=3)
     options = p.parse_args()
     runs = [
-        Run(m, s, options.folder, options.epochs) for s, m in itertools.product(range(options.seeds), MODELS)
+        Run(model, seed, options.folder, options.epochs)
+        for seed, model in itertools.product(range(options.seeds), MODELS)
     ]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        found = []
-        for result in pool.map(train, runs):
-            found.append(result)
-            print(result, flush=True)
-    results = json.loads(RESULTS.read_text())
-    results["fine_tune"] = {"machine": machine.cpu_model(), "torch": torch.__version__, "runs": found}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    results = report.load()
+    facts = {"machine": machine.cpu_model(), "torch": torch.__version__}
+    results["fine_tune"] = facts | {"runs": pooled(train, runs)}
     report.write(results)
 
 

@@ -1,5 +1,6 @@
 """LEARNING.md and its learning curves, made from results/learning.json."""
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.learning import (
 )
 from benchmarks.learning.numbers import below_or_above, difference, mean_and_error, verb, with_error
 from benchmarks.learning.panels import Panel, by_tokens, drawn
+from benchmarks.learning.runs import RESULTS
 from benchmarks.report import svg
 
 PAGE = Path(__file__).parent / "LEARNING.md"
@@ -21,8 +23,14 @@ CURVES = Path(__file__).parents[1] / "results" / "learning.svg"
 COLOURS = ("blue", "vermilion", "green")  # by seed
 
 
+def load() -> dict:
+    """Return all results so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+
+
 def write(results: dict) -> None:
-    """Write the page and its pictures."""
+    """Write the file of all results, the page and its pictures."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     pictures = {CURVES: curves(results)}
     for name, found in results.get("equal_compute", {}).items():
         pictures[CURVES.parent / picture_of(name)] = equal_compute_report.curves(found)

@@ -30,7 +30,7 @@ from benchmarks.learning import report
 from benchmarks.learning.checkpoints import recipe_of
 from benchmarks.learning.planted import checkpoints, detected, passages
 from benchmarks.learning.probes import PAIRS, sentiment
-from benchmarks.learning.runs import RESULTS, collect
+from benchmarks.learning.runs import collect
 from benchmarks.learning.transfer import DROPOUT, OPTIONS
 from electra_fast.tasks.entities import entities
 from electra_fast.tasks.items import Text, Utterance
@@ -206,9 +206,8 @@ def main() -> None:
     options = p.parse_args()
     torch.set_num_threads(1)
     found = measure(options.run, options.default, options.text, options.data)
-    results = json.loads(RESULTS.read_text())
+    results = report.load()
     results["uses"] = found | {"machine": machine.cpu_model(), "torch": torch.__version__}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results)
 
 

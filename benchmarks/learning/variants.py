@@ -9,7 +9,6 @@ bfloat16; an interrupted run is resumed. LEARNING.md has the results.
 """
 
 import argparse
-import json
 import re
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from benchmarks.harness import machine
 from benchmarks.learning import report
 from benchmarks.learning.checkpoints import final_model
 from benchmarks.learning.objectives import MODELS
-from benchmarks.learning.runs import RESULTS, ROOT, Run, collect, pooled, train
+from benchmarks.learning.runs import ROOT, Run, collect, pooled, train
 from electra_fast.model import Electra
 from electra_fast.modules import Layout
 from electra_fast.train.evaluation import SEED, area_under_curve, interval
@@ -132,6 +131,7 @@ def recipe(experiment: Experiment, changes: dict[str, Any], text: tuple[str, ...
 
 
 def measure(name: str, text: tuple[str, ...]) -> dict[str, Any]:
+    """Train all variants of an experiment; return what LEARNING.md says about them."""
     experiment = EXPERIMENTS[name]
     runs = [
         Run(ROOT / name / re.sub(r"\W+", "-", variant), experiment.model, recipe(experiment, changes, text))
@@ -178,9 +178,8 @@ def main() -> None:
     p.add_argument("text", nargs="*", help="files or folders; default: the manual of Python")
     options = p.parse_args()
     found = measure(options.experiment, tuple(options.text))
-    results = json.loads(RESULTS.read_text())
+    results = report.load()
     results.setdefault("variants", {})[options.experiment] = found
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results)
 
 

@@ -9,6 +9,7 @@ Both probes work for a discriminator and for a masked language model.
   2020). A discriminator's score is the sum of log p(token is the original).
 """
 
+import itertools
 import json
 import lzma
 import math
@@ -83,7 +84,7 @@ def _half(run: Path) -> Discriminator | Generator:
     return Generator.from_pretrained(run / "generator")
 
 
-def _encode(tokenizer, text: str, longest: int = 128) -> list[int]:
+def _encode(tokenizer: Any, text: str, longest: int = 128) -> list[int]:
     return [101, *tokenizer.encode(text, add_special_tokens=False).ids[: longest - 2], 102]
 
 
@@ -105,9 +106,10 @@ def by_length(
     score: Callable[[Tensor, Tensor], Tensor],
     rows: int = 256,
 ) -> Tensor:
-    """Apply `score`, (ids, key_mask) -> [rows, ..], to batches of sequences of similar length.
+    """Return the results of `score` for each sequence, in their order, on the CPU.
 
-    The batches are on the device of `model`, the results on the CPU.
+    `score`, (ids, key_mask) -> ``[rows, ..]``, is applied to batches of sequences of similar length, on the
+    device of `model`.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -138,6 +140,7 @@ def _of_encoder(encoder: nn.Module, ids: dict[str, list[list[int]]]) -> dict[str
 
 
 def _bag(sequences: list[list[int]], vocab_size: int) -> Tensor:
+    """Return which pieces occur in each sequence, float32 ``[sequences, V]`` of 0 and 1."""
     # Not standardised: rare words would weigh most, which costs 2 % of accuracy on `dev` and `test`.
     rows = [
         torch.bincount(torch.tensor(s), minlength=vocab_size).clamp(max=1).to(torch.int8) for s in sequences
@@ -173,18 +176,21 @@ def _accuracy(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> float:
     return ((x @ w + b > 0) == (y == 1)).double().mean().item()
 
 
-def minimal_pairs(half: nn.Module, tokenizer, archive: Path) -> Probed:
+def minimal_pairs(half: Discriminator | Generator, tokenizer: Any, archive: Path) -> Probed:
     """Return the accuracy on BLiMP's pairs, with an interval from the spread of the paradigms."""
     score = discriminator_scores if isinstance(half, Discriminator) else masked_scores
-    good, bad = [], []
+    pairs = blimp(archive)
+    good, bad = ([_encode(tokenizer, pair[f"sentence_{kind}"]) for pair in pairs] for kind in ("good", "bad"))
+    right = (score(half, good) > score(half, bad)).double().view(-1, PAIRS).mean(1)  # by paradigm
+    p, half_width = right.mean().item(), 1.96 * right.std().item() / math.sqrt(len(right))
+    return Probed(p, p - half_width, p + half_width)
+
+
+def blimp(archive: Path) -> list[dict[str, Any]]:
+    """Return the first `PAIRS` pairs of each paradigm, with ``sentence_good`` and ``sentence_bad``."""
     with tarfile.open(archive) as tar:
-        for member in sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name):
-            pairs = [json.loads(line) for _, line in zip(range(PAIRS), tar.extractfile(member), strict=False)]
-            good += [_encode(tokenizer, pair["sentence_good"]) for pair in pairs]
-            bad += [_encode(tokenizer, pair["sentence_bad"]) for pair in pairs]
-    right = (score(half, good) > score(half, bad)).double().view(-1, PAIRS).mean(1)
-    half_width = 1.96 * right.std().item() / math.sqrt(len(right))
-    return Probed(right.mean().item(), right.mean().item() - half_width, right.mean().item() + half_width)
+        members = sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name)
+        return [json.loads(line) for m in members for line in itertools.islice(tar.extractfile(m), PAIRS)]
 
 
 def discriminator_scores(half: nn.Module, sequences: list[list[int]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is a small discriminator good for? A number per function of `electra_fast.use`.
+"""What is a small discriminator good for? Numbers for each function of `electra_fast.use`.
 
     python -m benchmarks.learning.uses runs/wiki TEXT DATA --default runs/demo
 
@@ -16,9 +16,9 @@ banking77/. LEARNING.md has the result.
 
 import argparse
 import json
-import tarfile
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from benchmarks.harness import machine
 from benchmarks.learning import report
 from benchmarks.learning.checkpoints import recipe_of
 from benchmarks.learning.planted import checkpoints, detected, passages
-from benchmarks.learning.probes import PAIRS, sentiment
+from benchmarks.learning.probes import blimp, sentiment
 from benchmarks.learning.runs import collect
 from benchmarks.learning.transfer import DROPOUT, OPTIONS
 from electra_fast.tasks.entities import entities
@@ -64,46 +64,53 @@ def suggested(model: Pretrained, ids: np.ndarray) -> dict[str, float]:
         texts.append(" ".join(split))
         spans.append([(start, start + len(split[n]))])
     found = [each.suggestions[0].candidates for each in suggest(texts, model, spans)]
-    places = list(zip(originals, found, strict=True))
+    five = [{c.text for c in candidates} for candidates in found]
+    of_generator = [max(candidates, key=lambda c: c.generator).text for candidates in found]
     return {
-        "first": float(np.mean([word == candidates[0].text for word, candidates in places])),
-        "among five": float(np.mean([word in {c.text for c in candidates} for word, candidates in places])),
-        "first of the generator": float(
-            np.mean([word == max(found, key=lambda c: c.generator).text for word, found in places])
-        ),
+        "first": accuracy([candidates[0].text for candidates in found], originals),
+        "among five": float(np.mean([word in among for word, among in zip(originals, five, strict=True)])),
+        "first of the generator": accuracy(of_generator, originals),
     }
 
 
+def accuracy(found: Iterable, wanted: Iterable) -> float:
+    """Return the share of answers that are the wanted ones."""
+    return float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
+
+
 def chosen(model: Pretrained, file: Path) -> dict[str, float]:
-    rows = sentiment(file)[:CHOSEN]
-    found = choose([text for text, _ in rows], None, model)
-    right = [(each.option == "great") == (label == 1) for each, (_, label) in zip(found, rows, strict=True)]
-    positive = np.mean([label for _, label in rows])
-    return {"accuracy": float(np.mean(right)), "majority": float(max(positive, 1 - positive))}
+    """Return the accuracy of `choose` on GoEmotions, and that of the most frequent label."""
+    texts, labels = zip(*sentiment(file)[:CHOSEN], strict=True)
+    found = choose(list(texts), None, model)
+    positive = np.mean(labels)
+    return {
+        "accuracy": accuracy((each.option == "great" for each in found), (label == 1 for label in labels)),
+        "majority": float(max(positive, 1 - positive)),
+    }
 
 
 def scored(model: Pretrained, archive: Path) -> dict[str, float]:
-    """Return how often the good sentence of a pair has the higher score, by each half."""
-    pairs = []
-    with tarfile.open(archive) as tar:
-        for member in sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name):
-            lines = zip(range(PAIRS), tar.extractfile(member), strict=False)
-            pairs += [json.loads(line) for _, line in lines]
-    texts = [pair[name] for name in ("sentence_good", "sentence_bad") for pair in pairs]
-    found = score(texts, model)
-    halves = zip(found[: len(pairs)], found[len(pairs) :], strict=True)
-    right = [(a.generator > b.generator, a.discriminator > b.discriminator) for a, b in halves]
-    return dict(zip(("generator", "discriminator"), np.mean(right, axis=0).tolist(), strict=True)) | {
-        "pairs": len(pairs)
+    """Return how often the good sentence of a pair of BLiMP has the higher score, by each half."""
+    pairs = blimp(archive)
+    found = score([pair[name] for name in ("sentence_good", "sentence_bad") for pair in pairs], model)
+    both = list(zip(found[: len(pairs)], found[len(pairs) :], strict=True))
+    return {
+        "generator": float(np.mean([good.generator > bad.generator for good, bad in both])),
+        "discriminator": float(np.mean([good.discriminator > bad.discriminator for good, bad in both])),
+        "pairs": len(pairs),
     }
 
 
 def biased(model: Pretrained, file: Path) -> dict[str, Any]:
+    """Return how often each half prefers the stereotypical sentence of CrowS-Pairs, with an interval."""
     return {by: pairs([file], model, by=by).overall._asdict() for by in ("generator", "discriminator")}
 
 
 def understood(model: Path, folder: Path) -> dict[str, float]:
-    """Fine-tune a discriminator on SNIPS; return the metrics of its texts, joined and split again."""
+    """Fine-tune a discriminator on SNIPS; return its share of right intents, and of texts with right slots.
+
+    The words of a text are joined, so the reader must split them again.
+    """
     train, test = (sorted(map(str, folder.glob(f"{name}*.json*"))) for name in ("train", "validate"))
     with tempfile.TemporaryDirectory() as out:
         files = {"train": tuple(train), "dev": tuple(test)}
@@ -111,15 +118,15 @@ def understood(model: Path, folder: Path) -> dict[str, float]:
         fine_tune(recipe, Path(out), device="cpu")
         items = utterances(test)
         found = IntentReader(out, device="cpu")([" ".join(item.words) for item in items])
-    intents = [each.intent == item.intent for each, item in zip(found, items, strict=True)]
-    slots = [
-        [(slot.type, slot.text) for slot in each.slots] == slot_texts(item)
-        for each, item in zip(found, items, strict=True)
-    ]
-    return {"intent": float(np.mean(intents)), "slots": float(np.mean(slots))}
+    slots = ([(slot.type, slot.text) for slot in each.slots] for each in found)
+    return {
+        "intent": accuracy((each.intent for each in found), (item.intent for item in items)),
+        "slots": accuracy(slots, map(slot_texts, items)),
+    }
 
 
 def slot_texts(item: Utterance) -> list[tuple[str, str]]:
+    """Return the type and the text of each slot, in the order of the text."""
     found = sorted(entities(item.slots), key=lambda each: each[1])
     return [(kind, " ".join(item.words[start:end])) for kind, start, end in found]
 
@@ -129,36 +136,34 @@ def ranked(model: Path, folder: Path) -> dict[str, float]:
     random = np.random.default_rng(3)
     train, test = (read_texts([next(folder.glob(f"{name}.csv*"))]) for name in CANDIDATES)
     labels = sorted({item.label for item in train})
-
-    def query(item: Text, count: int) -> dict[str, Any]:
-        others = [each for each in labels if each != item.label]
-        found = random.permutation([item.label, *random.choice(others, count - 1, replace=False)])
-        names, relevance = (
-            [each.replace("_", " ") for each in found],
-            [int(each == item.label) for each in found],
-        )
-        return {"query": item.text, "candidates": names, "relevance": relevance}
-
-    queries = {"train": train, "test": test[:: len(test) // QUERIES]}
+    items = {"train": train, "test": test[:: len(test) // QUERIES]}
+    rows = {name: [query(item, labels, CANDIDATES[name], random) for item in items[name]] for name in items}
     with tempfile.TemporaryDirectory() as out:
-        files, rows = {}, {}
-        for name, items in queries.items():
-            files[name] = Path(out) / f"{name}.jsonl"
-            rows[name] = [query(item, CANDIDATES[name]) for item in items]
-            files[name].write_text("".join(f"{json.dumps(row)}\n" for row in rows[name]))
-        train_files, test_files = ((str(files[name]),) for name in CANDIDATES)
-        recipe = FineTuneRecipe(task="rank", model=str(model), train=train_files, dev=test_files, **RANKING)
+        files = {name: Path(out) / f"{name}.jsonl" for name in rows}
+        for name, file in files.items():
+            file.write_text("".join(f"{json.dumps(row)}\n" for row in rows[name]))
+        options = RANKING | {"train": (str(files["train"]),), "dev": (str(files["test"]),)}
+        recipe = FineTuneRecipe(task="rank", model=str(model), **options)
         fine_tune(recipe, Path(out) / "model", device="cpu")
         ranker = Ranker(Path(out) / "model", device="cpu")
-        found = [ranker(row["query"], row["candidates"]) for row in rows["test"]]
-    orders = [
-        [row["relevance"][each.number] for each in x] for row, x in zip(rows["test"], found, strict=True)
-    ]
-    places = np.array([1 + order.index(1) for order in orders])
+        orders = [ranker(row["query"], row["candidates"]) for row in rows["test"]]
+    both = zip(rows["test"], orders, strict=True)
+    ranks = np.array([1 + [row["relevance"][each.number] for each in order].index(1) for row, order in both])
     return {
-        "mrr": float(np.mean(1 / places)),
-        "first": float(np.mean(places == 1)),
+        "mrr": float(np.mean(1 / ranks)),
+        "first": float(np.mean(ranks == 1)),
         "mrr by chance": float(np.mean(1 / np.arange(1, CANDIDATES["test"] + 1))),
+    }
+
+
+def query(item: Text, labels: list[str], count: int, random: np.random.Generator) -> dict[str, Any]:
+    """Return a row of `finetune rank`: a text with `count` labels in a random order, one of them its own."""
+    others = [label for label in labels if label != item.label]
+    found = random.permutation([item.label, *random.choice(others, count - 1, replace=False)])
+    return {
+        "query": item.text,
+        "candidates": [label.replace("_", " ") for label in found],
+        "relevance": [int(label == item.label) for label in found],
     }
 
 
@@ -171,10 +176,10 @@ def pretraining(run: Path) -> dict[str, Any]:
 
 
 def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any]:
+    """Return all numbers about a run; of the default run, those of `detect`."""
     model, other = load(run, device="cpu"), load(default, device="cpu")
     ids = passages(run, model, text)
     by_step = {f"{step:,} steps": each for step, each in checkpoints(run)}
-    by_step[list(by_step)[-1]] = model
     found: dict[str, Any] = {"pretraining": pretraining(run), "default": pretraining(default)}
     found["detect"] = detected(model, ids, by_step)
     found["detect by default"] = detected(other, passages(default, other, text), {"default": other})

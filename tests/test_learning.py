@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import lzma
 import math
-import tarfile
 
 import numpy as np
 import pytest
@@ -12,7 +10,17 @@ import torch
 from torch import nn
 
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import checkpoints, fine_tune, fine_tune_report, objectives, probes, report, transfer
+from benchmarks.learning import (
+    checkpoints,
+    fine_tune,
+    fine_tune_report,
+    objectives,
+    on_gpu,
+    pretend_data,
+    probes,
+    report,
+    transfer,
+)
 from benchmarks.learning import runs as learning
 from electra_fast import data
 from electra_fast.config import ElectraConfig
@@ -172,21 +180,8 @@ def test_from_text_to_page(tmp_path, monkeypatch):
     pytest.importorskip("tokenizers")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(command, "ROOT", tmp_path)
-    text = tmp_path / "text.txt"
-    text.write_text(
-        "\n\n".join(f"a text of its own, number {i}, with words that come again" for i in range(400))
-    )
-    rows = "".join(f"it is {'good' if i % 2 else 'bad'}\t{1 + 2 * (i % 2)}\tid\n" for i in range(40))
-    (tmp_path / "goemotions").mkdir()
-    for split in ("train", "dev", "test"):
-        (tmp_path / "goemotions" / f"group_{split}.tsv.xz").write_bytes(lzma.compress(rows.encode()))
-    (tmp_path / "blimp").mkdir()
-    pair = json.dumps({"sentence_good": "a text comes", "sentence_bad": "a text come"}) + "\n"
-    with tarfile.open(tmp_path / "blimp" / "blimp_data.tar.xz", "w:xz") as tar:
-        for name in ("one.jsonl", "two.jsonl"):
-            (tmp_path / name).write_text(pair * probes.PAIRS)
-            tar.add(tmp_path / name, f"blimp/{name}")
-
+    pretend_data.write(tmp_path)
+    text = tmp_path / on_gpu.TEXTS[0]
     names = ("fused", "reference", "masked")
     facts = [{"corpus": "c", "model": name, "seed": 0} for name in names]
     runs = [command.run(each, (str(text),), 3) for each in facts]

@@ -1,6 +1,6 @@
 """The models of a run of pre-training: its checkpoints, and its initial weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from electra_fast.model import Discriminator, Electra, Generator
 from electra_fast.train.checkpoint import read, restore
 from electra_fast.train.recipe import Recipe
 from electra_fast.train.run_folder import find_recipe
+from electra_fast.use import Pretrained
 
 
 def kept(run: Path) -> list[Path]:
@@ -41,6 +42,15 @@ def initial_weights(run: Path, make_model: Callable) -> Discriminator | Generato
     torch.manual_seed(recipe.seed)
     model = make_model(config_of(recipe, tokenizer_of(run)))
     return model.discriminator if hasattr(model, "discriminator") else model.generator
+
+
+def discriminators(run: Path) -> Iterator[tuple[int, Pretrained]]:
+    """Yield the step and the discriminator of the initial weights, and of each checkpoint after them."""
+    tokenizer = tokenizer_of(run)
+    yield 0, Pretrained(run, tokenizer, initial_weights(run, Electra).eval(), None)
+    for step, model in map(model_of, kept(run)):
+        if step:
+            yield step, Pretrained(run, tokenizer, model.discriminator, None)
 
 
 def recipe_of(run: Path) -> Recipe:

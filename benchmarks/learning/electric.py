@@ -39,7 +39,8 @@ def judged(electra: Electra, model: Pretrained, ids: np.ndarray) -> Judged:
     """Return what a discriminator says about passages, at the tokens that count in its loss."""
     examples = assemble(ids.tolist(), None, model.tokenizer, ids.shape[1] + 2)
     with torch.no_grad(), recorded(electra) as seen:
-        for index, numbers in enumerate(np.split(np.arange(len(ids)), len(ids) // PASSAGES_PER_BATCH)):
+        for index, first in enumerate(range(0, len(ids), PASSAGES_PER_BATCH)):
+            numbers = np.arange(first, min(first + PASSAGES_PER_BATCH, len(ids)))
             electra(**examples.batch(numbers), rng=torch.tensor([SEED, index]))
     chosen = ([x[each.weights > 0] for x in (each.output, each.replaced, each.log_q)] for each in seen)
     output, replaced, log_q = map(torch.cat, zip(*chosen, strict=True))

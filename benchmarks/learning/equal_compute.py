@@ -7,9 +7,9 @@ TEXT is a folder of `tokenize`. DATA has goemotions/ and blimp/ for `probes.py`,
 `transfer.py`. The masked model has the size of the discriminator, and the same text, batches and rate. On a
 CPU both are trained at the same time, on one thread each. After an interruption the same command continues.
 
-1. Training. Every tenth of it is kept.
-2. Probes of the frozen encoder at every tenth.
-3. Fine-tuning at the end, next to new weights and a bag of words.
+1. Training. A checkpoint is kept after each tenth.
+2. Probes of the frozen encoder of each checkpoint.
+3. Fine-tuning of both encoders and of new weights, next to a bag of words.
 
 The result is OUT/equal_compute.json, which `report` adds to LEARNING.md.
 """
@@ -107,14 +107,15 @@ def trained(comparison: Comparison, model: str) -> dict[str, Any]:
     """Return the numbers of a model that is trained, with its probes if it has them."""
     run = comparison.run(model)
     found = {"steps": run.recipe.steps, "flops": comparison.flops(model)} | collect(run.folder)
-    file = run.folder / PROBES
-    return found | ({"probes": json.loads(file.read_text())} if file.exists() else {})
+    if (file := run.folder / PROBES).exists():
+        found["probes"] = json.loads(file.read_text())
+    return found
 
 
 def words(vocabulary: Path, tasks: Path) -> dict[str, float]:
-    """Return what a bag of words does, by task; arguments as in `transfer.bag_of_words`."""
-    of = functools.partial(transfer.bag_of_words, vocabulary=vocabulary, data=tasks)
-    return dict(zip(transfer.TASKS, pooled(of, transfer.TASKS), strict=True))
+    """Return the metric of a bag of words for each task; arguments as in `transfer.bag_of_words`."""
+    metric = functools.partial(transfer.bag_of_words, vocabulary=vocabulary, data=tasks)
+    return dict(zip(transfer.TASKS, pooled(metric, transfer.TASKS), strict=True))
 
 
 def tuning(comparison: Comparison) -> list[transfer.Run]:
@@ -126,13 +127,16 @@ def tuning(comparison: Comparison) -> list[transfer.Run]:
 
 
 def steps_in(comparison: Comparison, seconds: float, tried: int) -> int:
-    """Return for how many steps of ELECTRA no model needs more than these seconds; `tried` steps show it."""
+    """Return the most steps of ELECTRA for which neither model trains longer than `seconds`.
+
+    The speed of each model is measured in `tried` steps.
+    """
     rates = (rate(comparison, model, tried // 2) * comparison.flops(model) for model in HALVES)
     return round(seconds * min(rates) / comparison.flops("fused"))
 
 
 def rate(comparison: Comparison, model: str, timed: int) -> float:
-    """Return the steps per second of a model, by the second half of a short run."""
+    """Return the steps per second of a model in the second half of a run of 2 * `timed` steps."""
     recipe = dataclasses.replace(comparison.recipe, steps=2 * timed, log_every=timed, save_every=10**6)
     with tempfile.TemporaryDirectory() as folder:
         train(Run(Path(folder), model, recipe), comparison.device)

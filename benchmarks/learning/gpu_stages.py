@@ -2,12 +2,12 @@
 
 1. Tokenize the text.
 2. Train: ELECTRA for the steps that fit into its seconds, or the masked model with the same number of FLOPs.
-3. Probe every tenth of the training.
+3. Probe the checkpoint of each tenth.
 4. Pack the encoder and the log.
-5. Fine-tune what is trained, and new weights, until the budget ends.
+5. Fine-tune the trained encoders and new weights, until the budget ends.
 
-Each result is written at once. Only the first two stages must succeed; what is missing of the others is in
-`left_out` of the result, with the reason.
+Each result is written at once. Only the first two stages must succeed. If a result of the others is missing,
+`left_out` has the reason.
 """
 
 import dataclasses
@@ -129,11 +129,11 @@ def to_bfloat16(file: Path) -> None:
 
 
 def fine_tune(session: Session, comparison: Comparison) -> None:
-    """Fine-tune in several processes, seed by seed, what has no result yet."""
+    """Fine-tune in several processes, seed by seed; runs with a result are not repeated."""
     tasks, left_out = session.found["tasks"], session.found["left_out"]
-    done = {name_of(**each) for each in tasks}
-    waiting = {name_of(run.task, run.start, run.seed): run for run in equal_compute.tuning(comparison)}
-    waiting = {name: run for name, run in waiting.items() if name not in done}
+    done = {name_of(each["task"], each["start"], each["seed"]) for each in tasks}
+    runs = {name_of(run.task, run.start, run.seed): run for run in equal_compute.tuning(comparison)}
+    waiting = {name: run for name, run in runs.items() if name not in done}
     left_out |= dict.fromkeys(waiting, "no time was left")
     session.write()
     train = functools.partial(tried, device=comparison.device)
@@ -146,7 +146,7 @@ def fine_tune(session: Session, comparison: Comparison) -> None:
         session.write()
 
 
-def name_of(task: str, start: str, seed: int, **_: Any) -> str:
+def name_of(task: str, start: str, seed: int) -> str:
     return f"fine-tuning {task} from {start}, seed {seed}"
 
 

@@ -122,7 +122,11 @@ class ReplaceMLM(Electra):
     def predicted(
         self, x: Tensor, corrupt: Tensor, ids: Tensor, masked: MaskedTokens, layout: Layout, rng: Tensor
     ) -> Tensor:
-        """Return the loss of the original tokens."""
+        """Return the loss of the original tokens `ids`.
+
+        `x` is ``[B, L, W]`` or ``[T, W]``, the states of the encoder that reads `corrupt`, the text with
+        samples.
+        """
         x = x.flatten(0, -2).index_select(0, masked.positions)
         words = self.discriminator.encoder.embedding.words
         return self.head(x, words, masked.targets, masked.weights, rng).loss

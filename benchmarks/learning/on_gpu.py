@@ -36,7 +36,7 @@ class Size(NamedTuple):
     preset: str
     pieces: int  # of the vocabulary
     seconds: float  # of training ELECTRA
-    tried: int  # steps that measure its speed
+    tried: int  # number of steps that measure the speed of a model
     seeds: int  # of fine-tuning
     share: float  # of the epochs of fine-tuning
 
@@ -46,7 +46,7 @@ FULL = Size("small", 8192, seconds=240.0, tried=2000, seeds=3, share=1.0)
 
 class Place(NamedTuple):
     packed: Path  # data/, and the files of the first command
-    runs: Path  # what one machine needs for itself
+    runs: Path  # the folders of the runs, which stay on the machine
     out: Path  # the files that come back
 
     @property
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: 480")
     p.add_argument("--more", action="store_true", help="the second command")
-    p.add_argument("--rehearse", action="store_true", help="both commands on a CPU, in three minutes")
+    p.add_argument("--rehearse", action="store_true", help="both commands on a CPU")
     p.add_argument("--pack", type=Path, metavar="DATA", help="copy the data from this folder")
     return p
 

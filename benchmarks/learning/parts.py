@@ -13,13 +13,13 @@ FAST = 1  # the preset of xz: 8 s for 20 MB in bfloat16, of which it saves a qua
 
 
 def write(folder: Path, names: Iterable[str], target: Path, size: int = PART) -> list[Path]:
-    """Write files and folders of `folder` into the only target.0, target.1, …; return these."""
+    """Write files and folders of `folder` to target.0, target.1, …; return these. Older parts are removed."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:xz", preset=FAST) as tar:
         for name in names:
             tar.add(folder / name, name)
     whole = packed.getvalue()
-    for old in target.parent.glob(f"{target.name}.*"):  # there may be more of them
+    for old in target.parent.glob(f"{target.name}.*"):  # there may be more of them than new ones
         old.unlink()
     files = []
     for number, first in enumerate(range(0, len(whole), size)):

@@ -1,19 +1,17 @@
 """Passages with replaced tokens, and how well a discriminator finds them."""
 
 import lzma
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.learning.checkpoints import initial_weights, kept, model_of, recipe_of
+from benchmarks.learning.checkpoints import recipe_of
 from benchmarks.learning.numbers import mean_and_error
-from electra_fast.model import Electra
 from electra_fast.modules import Layout
 from electra_fast.tasks.examples import assemble
-from electra_fast.use import Pretrained, load
+from electra_fast.use import Pretrained
 from electra_fast.use.likelihood import replaced_logits
 
 PASSAGES = 500
@@ -62,18 +60,18 @@ def by_any_piece(ids: np.ndarray, pieces: int) -> Planted:
 
 def by_generator(model: Pretrained, ids: np.ndarray) -> Planted:
     """Replace tokens by samples of a generator, as in pre-training."""
-    generator, where = model.generator, torch.from_numpy(masked(ids)).flatten().nonzero()[:, 0]
-    examples = assemble(ids.tolist(), None, model.tokenizer, ids.shape[1] + 2)
-    batch = examples.batch(np.arange(len(ids)))
-    where = where + 2 * (where // ids.shape[1]) + 1  # [CLS] and [SEP] are not in `ids`
-    batch["ids"][where] = generator.config.mask_id
+    generator, mask, length = model.generator, masked(ids), ids.shape[1] + 2  # with [CLS] and [SEP]
+    batch = assemble(ids.tolist(), None, model.tokenizer, length).batch(np.arange(len(ids)))
+    passages, tokens = torch.from_numpy(mask).nonzero().unbind(1)
+    positions = passages * length + 1 + tokens  # in the packed batch
+    batch["ids"][positions] = generator.config.mask_id
     layout = Layout(None, batch["cu_seqlens"], batch["max_seqlen"])
     with torch.inference_mode():
-        x = generator.encoder(batch["ids"], layout, rows=where)
+        x = generator.encoder(batch["ids"], layout, rows=positions)
         logits = generator.head.logits(x, generator.encoder.embedding.words)
         samples = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(0))
     changed = ids.copy()
-    changed[masked(ids)] = samples[:, 0].numpy()
+    changed[mask] = samples[:, 0].numpy()
     return Planted(changed, changed != ids)
 
 
@@ -84,15 +82,6 @@ def auc(model: Pretrained, planted: Planted) -> list[float]:
     logits = replaced_logits(model, list(planted.ids))
     both = zip(planted.replaced, logits, strict=True)
     return [float(roc_auc_score(replaced, found)) for replaced, found in both if replaced.any()]
-
-
-def checkpoints(run: Path) -> Iterator[tuple[int, Pretrained]]:
-    """Yield the step and the model of the initial weights and of each checkpoint that a run has kept."""
-    tokenizer = load(run, device="cpu").tokenizer
-    yield 0, Pretrained(run, tokenizer, initial_weights(run, Electra).eval(), None)
-    for step, model in map(model_of, kept(run)):
-        if step:
-            yield step, Pretrained(run, tokenizer, model.discriminator, None)
 
 
 def detected(model: Pretrained, ids: np.ndarray, models: dict[str, Pretrained]) -> list[dict]:

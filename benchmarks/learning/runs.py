@@ -55,7 +55,7 @@ def train(run: Run, device: str = "cpu") -> None:
 
 
 def pooled(function: Callable, *arguments: Iterable) -> list[Any]:
-    """Return the results of `map`; each call has a process and a core for itself."""
+    """Return the results of all calls; up to WORKERS run at a time, each in a process of its own."""
     with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(function, *arguments))
 
@@ -74,7 +74,7 @@ def pooled_until(end: float, function: Callable, items: Iterable) -> Iterator[An
             print("the time is over", flush=True)
         finally:
             if not all(call.done() for call in calls):
-                for process in multiprocessing.active_children():  # without one, the pool ends all calls
+                for process in multiprocessing.active_children():  # the pool then gives up its other calls
                     process.kill()
 
 
@@ -84,14 +84,14 @@ KEPT = ("step", "mlm_loss", "mlm_accuracy", "rtd_loss", "replaced", "auc", "auc_
 def collect(folder: Path) -> dict[str, Any]:
     """Return the results of a run from its log; the last line counts if a step was taken twice."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    begin, train, held_out = (
+    begin, trained, evaluated = (
         {line["step"]: line for line in lines if line["kind"] == kind}
         for kind in ("begin", "train", "held_out")
     )
     curve = []
-    for step, line in held_out.items():
-        tokens = sum(past["tokens"] for at, past in train.items() if at <= step)
+    for step, line in evaluated.items():
+        tokens = sum(each["tokens"] for last, each in trained.items() if last <= step)
         curve.append({"tokens": tokens} | {name: line[name] for name in KEPT})
     names = ("parameters", "vocabulary", "train_tokens", "loss_without_context")
-    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in train.values())
+    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in trained.values())
     return {name: begin[0][name] for name in names} | {"seconds": seconds, "curve": curve}

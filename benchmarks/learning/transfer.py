@@ -1,8 +1,8 @@
-"""Fine-tuning from pre-trained encoders, from new weights, and what a bag of words does.
+"""Fine-tuning from pre-trained encoders and from new weights, next to a bag of words.
 
 `DATA` of `equal_compute.py` has a folder for each task. The bag of words of a classifier is a logistic
 regression on the counts of wordpieces; that of a tagger predicts the most frequent tag of each word; SNIPS
-needs both, as an utterance is right if its intent and all its slots are.
+needs both, because an utterance is right if its intent and all its slots are.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class Run(NamedTuple):
     task: str  # a name in TASKS
     start: str  # the name of the encoder
     seed: int
-    model: Path  # the folder of the encoder; of new weights, one with the vocabulary
+    model: Path  # the folder of the encoder; for new weights, a folder with the vocabulary
     preset: str  # of new weights
     data: Path
     share: float = 1.0  # of the epochs
@@ -65,7 +65,7 @@ def recipe(run: Run, scratch: Path) -> FineTuneRecipe:
     task = TASKS[run.task]
     train, dev = (files(run.task, pattern, run.data, scratch) for pattern in (task.train, task.test))
     model = {"model": str(run.model), "set": DROPOUT}
-    if run.start == NEW_WEIGHTS:  # the initial values of pre-training
+    if run.start == NEW_WEIGHTS:  # with the initial values of pre-training
         of_preset = PAPER[run.preset].get("set", ())
         initial = (field for field in of_preset if field_of(field) == "initial_attention")
         model = {"preset": run.preset, "vocab": str(run.model), "set": (*DROPOUT, *initial)}
@@ -112,14 +112,14 @@ def bag_of_words(name: str, vocabulary: Path, data: Path) -> float:
     """Return the metric of a model that sees no order of words; `vocabulary` is a folder with one."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(name, NEW_WEIGHTS, 0, vocabulary, "tiny", data)  # of the preset only the length is used
-        found = TaskData(recipe(run, Path(folder)).resolved())
-    train, test = found.splits["train"], found.splits["dev"]
+        task_data = TaskData(recipe(run, Path(folder)).resolved())
+    train, test = task_data.splits["train"], task_data.splits["dev"]
     if TASKS[name].task == "tag":
         predictions = most_frequent_tags(
             ((i.words, i.tags) for i in train.items), (i.words for i in test.items)
         )
         return entities.entity_scores([item.tags for item in test.items], predictions)["f1"]
-    intents = classified(train, test, max(found.tokenizer.get_vocab().values()) + 1)
+    intents = classified(train, test, max(task_data.tokenizer.get_vocab().values()) + 1)
     if TASKS[name].task == "classify":
         return float(np.mean(intents))
     slots = most_frequent_tags(((i.words, i.slots) for i in train.items), (i.words for i in test.items))
@@ -156,5 +156,6 @@ def counts(split: Split, size: int) -> np.ndarray:
 
 
 def labels(split: Split) -> np.ndarray:
+    """Return the label, or the intent, of each text, ``[N]``."""
     targets = split.examples.item_targets
     return targets["labels"] if "labels" in targets else targets["intents"]

@@ -27,8 +27,8 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.learning import report
-from benchmarks.learning.checkpoints import recipe_of
-from benchmarks.learning.planted import checkpoints, detected, passages
+from benchmarks.learning.checkpoints import discriminators, recipe_of
+from benchmarks.learning.planted import detected, passages
 from benchmarks.learning.probes import blimp, sentiment
 from benchmarks.learning.runs import collect
 from benchmarks.learning.transfer import DROPOUT, OPTIONS
@@ -179,7 +179,7 @@ def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any
     """Return all numbers about a run; of the default run, those of `detect`."""
     model, other = load(run, device="cpu"), load(default, device="cpu")
     ids = passages(run, model, text)
-    by_step = {f"{step:,} steps": each for step, each in checkpoints(run)}
+    by_step = {f"{step:,} steps": each for step, each in discriminators(run)}
     found: dict[str, Any] = {"pretraining": pretraining(run), "default": pretraining(default)}
     found["detect"] = detected(model, ids, by_step)
     found["detect by default"] = detected(other, passages(default, other, text), {"default": other})

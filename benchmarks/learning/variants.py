@@ -1,4 +1,4 @@
-"""What decides whether a small ELECTRA learns: short runs that differ in what their names say.
+"""What decides whether a small ELECTRA learns: short runs, each of which has one change.
 
     python -m benchmarks.learning.variants plateau TEXT   # when does the generator read its context?
     python -m benchmarks.learning.variants collapse       # when does the discriminator collapse?
@@ -31,12 +31,12 @@ JUDGED = 100  # batches for `common_auc`
 
 
 class Experiment(NamedTuple):
-    """Runs that differ from the first one, the base, in what their names say."""
+    """Runs that differ from the first one, the base, in the change that their names say."""
 
     model: str  # a name in `objectives.MODELS`
     steps: int  # of 1,024 tokens
     base: dict[str, Any]  # options of `Recipe`, and fields of `ElectraConfig`
-    variants: dict[str, dict[str, Any]]  # the changes of each run, by what they are called
+    variants: dict[str, dict[str, Any]]  # the changes of each run, by its name
 
 
 COMMON = {"preset": "tiny", "precision": "bf16", "pairs": False, "batch_tokens": 1024, "dropout": 0.0}
@@ -157,14 +157,15 @@ def common_auc(runs: list[Run]) -> list[tuple[float, float, float]]:
     return [interval([_auc(first.model, model, b, i) for i, b in enumerate(batches)]) for model in found]
 
 
-def _auc(judge: Electra, other: Electra, batch: dict[str, Any], index: int) -> float:
+def _auc(base: Electra, model: Electra, batch: dict[str, Any], index: int) -> float:
+    """Return the AUC of a model on a batch in which the generator of `base` has replaced tokens."""
     ids, layout = batch["ids"], Layout(batch["key_mask"])
     rng = torch.tensor([SEED, index])
     with torch.no_grad():
-        masked = judge.mask(ids, rng, layout)
-        samples = judge.generator.propose(ids, masked, layout, type_ids=None, rng=rng).samples
-        corrupt = judge.ops.replace_tokens(ids, masked.positions, samples, masked.weights)
-        logits = other.discriminator(corrupt.ids, key_mask=batch["key_mask"])
+        masked = base.mask(ids, rng, layout)
+        samples = base.generator.propose(ids, masked, layout, type_ids=None, rng=rng).samples
+        corrupt = base.ops.replace_tokens(ids, masked.positions, samples, masked.weights)
+        logits = model.discriminator(corrupt.ids, key_mask=batch["key_mask"])
     return area_under_curve(logits, corrupt.replaced, batch["key_mask"].float()).item()
 
 

@@ -23,10 +23,10 @@ def section(found: dict[str, Any], picture: str) -> list[str]:
         f"{tokens / 1e6:.0f} million tokens for ELECTRA, {electra['steps']:,} steps of "
         f"{found['batch_tokens']:,}, in sequences of {found['seq']}; {masked['steps']:,} steps for a masked "
         f"language model of the discriminator's size, because a sequence needs {electra['flops'] / 1e6:.0f} "
-        f"MFLOP in ELECTRA and {masked['flops'] / 1e6:.0f} there. The text has {electra['train_tokens']:,} "
-        f"tokens, the vocabulary {electra['vocabulary']:,} pieces; rate {found['lr']:g}, "
-        f"{found['precision']}, {', '.join(found['set']) or 'no changes'}; one seed. Trained on "
-        f"{found['machine']} with torch {found['torch']} in {electra['seconds'] / 60:.0f} and "
+        f"MFLOP in ELECTRA and {masked['flops'] / 1e6:.0f} in that model. The text has "
+        f"{electra['train_tokens']:,} tokens, the vocabulary {electra['vocabulary']:,} pieces; rate "
+        f"{found['lr']:g}, {found['precision']}, {', '.join(found['set']) or 'no changes'}; one seed. Trained "
+        f"on {found['machine']} with torch {found['torch']} in {electra['seconds'] / 60:.0f} and "
         f"{masked['seconds'] / 60:.0f} minutes (`python -m benchmarks.learning.equal_compute`).",
         "",
         f"![curves]({picture})",
@@ -71,8 +71,8 @@ def _probes(models: dict[str, dict[str, Any]]) -> list[str]:
     return [
         *lines,
         "",
-        f"A bag of words has {interval(words)} on GoEmotions, the most frequent label "
-        f"{max(majority, 1 - majority):.3f}; the share 0 % is that of new weights.",
+        f"On GoEmotions a bag of words has {interval(words)}, and the most frequent label "
+        f"{max(majority, 1 - majority):.3f}. At 0 % the weights are new.",
     ]
 
 
@@ -94,12 +94,12 @@ def _tasks(found: dict[str, Any]) -> list[str]:
         cells += [_difference(means[0], other) for other in means[1:]]
         lines.append(f"| {task.title} | {runs[0]['metric']} | {' | '.join(cells)} |")
     seeds = len({run["seed"] for run in found["tasks"]})
-    note = f"{seeds} seeds; ± is one standard error. **Bold**: a difference of more than two of them."
+    note = f"{seeds} seeds; ± is one standard error. **Bold**: more than two standard errors."
     return [*lines, "", note]
 
 
 def _difference(first: tuple[float, float], second: tuple[float, float]) -> str:
-    """Return the difference of two means with its error, in bold if it is more than two of them."""
+    """Return the difference of two means with its error, in bold if it is more than two standard errors."""
     change, error = first[0] - second[0], math.hypot(first[1], second[1])
     text = f"{change:+.3f}" if math.isnan(error) else f"{change:+.3f} ± {error:.3f}"
     return f"**{text}**" if abs(change) > 2 * error else text

@@ -11,20 +11,21 @@ TITLES = {
     "sizes": "Sizes and rates of a small ELECTRA",
 }
 INTRODUCTIONS = {
-    "plateau": "A masked language model of the size of tiny's generator, alone. Without context it knows the "
-    "frequencies of the tokens, and copies those that a masked position has kept: this is the loss without "
-    "context. Each run differs from the base in what its name says.",
+    "plateau": "A masked language model of the size of tiny's generator, alone. The loss without context is "
+    "that of a model that knows the frequencies of the tokens, and copies the tokens that masked positions "
+    "keep. The name of each run is its difference from the base.",
     "collapse": "Both halves, at the sizes of tiny. The base has a rate of 2e-3, sequences of 128, "
-    "dropout 0.1, a weight of RTD of 50 and initial weights as in the paper. Each other run differs from it "
-    "in what its name says. A run reports a collapse if the standard deviation of the logits is below "
+    "dropout 0.1, a weight of RTD of 50 and initial weights as in the paper. The name of each other run is "
+    "its difference from the base. A run reports a collapse if the standard deviation of the logits is below "
     f"{LEAST_STD}.",
-    "sizes": "Both halves, at the sizes of tiny. Each run differs from the base in what its name says. The "
-    "AUC of a run is measured against its own generator, which is harder to detect if it is better. In the "
-    "last column all discriminators read the tokens that the generator of the base has replaced.",
+    "sizes": "Both halves, at the sizes of tiny. The name of each run is its difference from the base. The "
+    "AUC of a run is measured against its own generator, and a better generator is harder to detect. For the "
+    "other AUC all discriminators read the tokens that the generator of the base has replaced.",
 }
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
+    """Return the section of an experiment."""
     runs = found["runs"]
     tokens = runs[0]["curve"][-1]["tokens"]
     lines = [

@@ -24,9 +24,9 @@ def section(found: dict[str, Any], picture: str) -> list[str]:
         f"{found['batch_tokens']:,}, in sequences of {found['seq']}; {masked['steps']:,} steps for a masked "
         f"language model of the discriminator's size, because a sequence needs {electra['flops'] / 1e6:.0f} "
         f"MFLOP in ELECTRA and {masked['flops'] / 1e6:.0f} in that model. The text has "
-        f"{electra['train_tokens']:,} tokens, the vocabulary {electra['vocabulary']:,} pieces; rate "
-        f"{found['lr']:g}, {found['precision']}, {', '.join(found['set']) or 'no changes'}; one seed. Trained "
-        f"on {found['machine']} with torch {found['torch']} in {electra['seconds'] / 60:.0f} and "
+        f"{electra['train_tokens']:,} tokens, the vocabulary {electra['vocabulary']:,} pieces; "
+        f"rate {found['lr']:g}, {found['precision']}, {', '.join(found['set']) or 'no changes'}; one seed. "
+        f"Trained on {found['machine']} with torch {found['torch']} in {electra['seconds'] / 60:.0f} and "
         f"{masked['seconds'] / 60:.0f} minutes (`python -m benchmarks.learning.equal_compute`).",
         "",
         f"![curves]({picture})",

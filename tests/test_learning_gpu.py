@@ -24,7 +24,7 @@ from benchmarks.learning import (
     transfer,
 )
 from benchmarks.learning.gpu_stages import Session
-from benchmarks.learning.on_gpu import Place
+from benchmarks.learning.on_gpu import Folders
 from benchmarks.learning.probes import Probes
 from benchmarks.learning.runs import pooled_until
 from electra_fast import data
@@ -32,16 +32,16 @@ from electra_fast.train.recipe import Recipe
 from electra_fast.train.task_data import TaskData
 
 
-def place_in(folder: Path) -> Place:
-    return Place(folder / "packed", folder / "runs", folder / "out")
+def folders_in(folder: Path) -> Folders:
+    return Folders(folder / "packed", folder / "runs", folder / "out")
 
 
 def session_in(folder: Path, seconds: float = 60.0) -> Session:
-    return Session(place_in(folder), time.monotonic() + seconds, {})
+    return Session(folders_in(folder), time.monotonic() + seconds, {})
 
 
 def written(session: Session) -> dict:
-    return json.loads((session.place.out / on_gpu.RESULT).read_text())
+    return json.loads((session.folders.out / on_gpu.RESULT).read_text())
 
 
 def test_parts_are_below_the_limit_and_come_back_bit_for_bit(tmp_path):
@@ -72,7 +72,7 @@ def test_the_pack_names_all_missing_files(tmp_path):
         (tmp_path / "data" / name).unlink()
     rule = r"DATA must contain blimp/blimp_data\.tar\.xz, wiki/extra\.txt\.xz, got"
     with pytest.raises(ValueError, match=rule):
-        on_gpu.pack(tmp_path / "data", place_in(tmp_path))
+        on_gpu.pack(tmp_path / "data", folders_in(tmp_path))
     assert not (tmp_path / "packed").exists()
 
 
@@ -146,13 +146,13 @@ def test_processes_that_have_not_ended_are_stopped():
 
 
 def test_the_second_command_needs_the_first(tmp_path):
-    place = place_in(tmp_path)
+    folders = folders_in(tmp_path)
     with pytest.raises(ValueError, match="the first command must have trained ELECTRA, got no result"):
-        on_gpu.first_result(place)
-    place.packed.mkdir()
-    (place.packed / on_gpu.RESULT).write_text(json.dumps({"models": {"fused": {}}}))
+        on_gpu.first_result(folders)
+    folders.packed.mkdir()
+    (folders.packed / on_gpu.RESULT).write_text(json.dumps({"models": {"fused": {}}}))
     with pytest.raises(FileNotFoundError, match=r"fused\.tar\.xz\.0 does not exist"):
-        on_gpu.first_result(place)
+        on_gpu.first_result(folders)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ EVALUATED = 100  # batches of held-out text
 
 
 class Comparison(NamedTuple):
-    out: Path
+    out: Path  # the folder of the runs
     recipe: Recipe  # of ELECTRA
-    data: Path
+    data: Path  # the folder with the tasks
     device: str = "cpu"
     seeds: int = 3  # of fine-tuning
     share: float = 1.0  # of the epochs of fine-tuning
@@ -53,6 +53,7 @@ class Comparison(NamedTuple):
         return flops(MODELS[model][0], config_of(recipe, tokenizer), recipe.seq)
 
     def run(self, model: str) -> Run:
+        """Return the run of a model; its steps are rounded to a multiple of PARTS."""
         steps = self.recipe.steps
         if model == "masked":
             steps = round(steps * self.flops("fused") / self.flops("masked"))

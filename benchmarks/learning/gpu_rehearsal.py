@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import equal_compute_report, gpu_stages, pretend_data
-from benchmarks.learning.on_gpu import RESULT, Place, Size, first_result, pack
+from benchmarks.learning.on_gpu import RESULT, Folders, Size, first_result, pack
 
 SIZE = Size("tiny", 400, seconds=2.0, tried=20, seeds=1, share=0.01)
 BUDGET = 600.0  # seconds of a command, so that nothing is left out on a busy machine
@@ -18,18 +18,18 @@ def rehearse(folder: Path, size: Size = SIZE) -> int:
     """Run both commands in a folder; print what is wrong and return the exit status."""
     began, wrong = time.monotonic(), []
     shutil.rmtree(folder, ignore_errors=True)
-    place = Place(folder / "packed", folder / "runs", folder / "first")
+    folders = Folders(folder / "packed", folder / "runs", folder / "first")
     pretend_data.write(folder / "data")
-    pack(folder / "data", place, size)
+    pack(folder / "data", folders, size)
     found: dict[str, Any] = {}
     for model in ("fused", "masked"):
-        gpu_stages.command(place, size, "cpu", time.monotonic() + BUDGET, found)
-        wrong += wrong_files(place.out, {RESULT, f"{model}.tar.xz.0"})
+        gpu_stages.command(folders, size, "cpu", time.monotonic() + BUDGET, found)
+        wrong += wrong_files(folders.out, {RESULT, f"{model}.tar.xz.0"})
         if model == "fused":  # the next machine has only the packed folder
-            shutil.rmtree(place.runs)
-            shutil.copytree(place.out, place.packed, dirs_exist_ok=True)
-            place = place._replace(out=folder / "second")
-            found = first_result(place)
+            shutil.rmtree(folders.runs)
+            shutil.copytree(folders.out, folders.packed, dirs_exist_ok=True)
+            folders = folders._replace(out=folder / "second")
+            found = first_result(folders)
     wrong += [f"left out: {name}: {why}" for name, why in found["left_out"].items()]
     wrong += [f"{model} has no probes" for model in found["models"] if "probes" not in found["models"][model]]
     wrong += wrong_section(found)

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.learning import equal_compute, parts, transfer
 from benchmarks.learning.equal_compute import HALVES, Comparison
-from benchmarks.learning.on_gpu import RESULT, TEXTS, VOCABULARY, WORDS, Place, Size
+from benchmarks.learning.on_gpu import RESULT, TEXTS, VOCABULARY, WORDS, Folders, Size
 from benchmarks.learning.runs import pooled_until
 from electra_fast.train.recipe import Recipe, TokenizeRecipe
 from electra_fast.train.tokens import tokenize
@@ -36,12 +36,12 @@ LINES = 100  # of the log of a run
 class Session:
     """The result so far, and the time that is left: `end` of `time.monotonic`."""
 
-    def __init__(self, place: Place, end: float, before: dict[str, Any]):
-        self.place, self.end = place, end
+    def __init__(self, folders: Folders, end: float, before: dict[str, Any]):
+        self.folders, self.end = folders, end
         self.found: dict[str, Any] = {"models": {}, "tasks": [], "seconds": {}, "left_out": {}} | before
 
     def write(self) -> None:
-        for folder in (self.place.runs, self.place.out):
+        for folder in (self.folders.runs, self.folders.out):
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / f"{RESULT}.part"
             part.write_text(json.dumps(self.found, indent=1) + "\n")
@@ -73,7 +73,7 @@ class Session:
             self.write()
 
 
-def command(place: Place, size: Size, device: str, end: float, before: dict[str, Any]) -> None:
+def command(folders: Folders, size: Size, device: str, end: float, before: dict[str, Any]) -> None:
     """Run all stages of a command: the first one, or with the result of the first one the second.
 
     Raises:
@@ -81,15 +81,15 @@ def command(place: Place, size: Size, device: str, end: float, before: dict[str,
     """
     model = "masked" if before else "fused"
     if model == "fused":
-        shutil.rmtree(place.runs, ignore_errors=True)
-    session = Session(place, end, before)
-    found, text = session.found, place.runs / "text"
+        shutil.rmtree(folders.runs, ignore_errors=True)
+    session = Session(folders, end, before)
+    found, text = session.found, folders.runs / "text"
     with session.timed(f"tokenizing for {model}"):
-        data = tuple(str(place.data / name) for name in TEXTS)
-        print(tokenize(TokenizeRecipe(data=data, vocab=str(place.data / VOCABULARY)), str(text), None))
-        found["words"] = json.loads((place.data / WORDS).read_text())
+        data = tuple(str(folders.data / name) for name in TEXTS)
+        print(tokenize(TokenizeRecipe(data=data, vocab=str(folders.data / VOCABULARY)), str(text), None))
+        found["words"] = json.loads((folders.data / WORDS).read_text())
     recipe = Recipe(preset=size.preset, data=(str(text),), precision="bf16")
-    comparison = Comparison(place.runs, recipe, place.data, device, size.seeds, size.share)
+    comparison = Comparison(folders.runs, recipe, folders.data, device, size.seeds, size.share)
     if model == "fused":
         with session.timed("the speed of both models"):
             steps = equal_compute.steps_in(comparison, size.seconds, size.tried)
@@ -98,7 +98,7 @@ def command(place: Place, size: Size, device: str, end: float, before: dict[str,
     comparison = comparison._replace(recipe=recipe)
     with session.timed(f"training {model}"):
         equal_compute.pretrain(comparison, model)
-        to_bfloat16(place.runs / model / HALVES[model] / "model.safetensors")
+        to_bfloat16(folders.runs / model / HALVES[model] / "model.safetensors")
         found |= equal_compute.facts(comparison)
         found["models"][model] = equal_compute.trained(comparison, model)
 
@@ -107,8 +107,8 @@ def command(place: Place, size: Size, device: str, end: float, before: dict[str,
 
     def pack() -> None:
         files = (HALVES[model], "recipe.json", "log.jsonl", "probes.json")
-        names = [f"{model}/{name}" for name in files if (place.runs / model / name).exists()]
-        parts.write(place.runs, names, place.out / f"{model}.tar.xz")
+        names = [f"{model}/{name}" for name in files if (folders.runs / model / name).exists()]
+        parts.write(folders.runs, names, folders.out / f"{model}.tar.xz")
 
     session.optional(f"probes of {model}", PROBING, probe)
     session.optional(f"files of {model}", 0.0, pack)
@@ -117,7 +117,7 @@ def command(place: Place, size: Size, device: str, end: float, before: dict[str,
         print(f"{seconds:7.1f} s  {name}")
     for name, why in found["left_out"].items():
         print(f"left out: {name}: {why}")
-    print(place.out / RESULT, flush=True)
+    print(folders.out / RESULT, flush=True)
 
 
 def to_bfloat16(file: Path) -> None:

@@ -44,7 +44,7 @@ class Size(NamedTuple):
 FULL = Size("small", 8192, seconds=240.0, tried=2000, seeds=3, share=1.0)
 
 
-class Place(NamedTuple):
+class Folders(NamedTuple):
     packed: Path  # data/, and the files of the first command
     runs: Path  # the folders of the runs, which stay on the machine
     out: Path  # the files that come back
@@ -54,7 +54,7 @@ class Place(NamedTuple):
         return self.packed / "data"
 
 
-def pack(source: Path, place: Place, size: Size = FULL) -> None:
+def pack(source: Path, folders: Folders, size: Size = FULL) -> None:
     """Copy the files that are used, and make what needs no GPU: the vocabulary and bags of words.
 
     Raises:
@@ -67,32 +67,53 @@ def pack(source: Path, place: Place, size: Size = FULL) -> None:
     patterns = {*TEXTS, *PROBED, *(p for task in TASKS.values() for p in (task.train, task.test))}
     if missing := sorted(p for p in patterns if not any(source.glob(p))):
         raise ValueError(must("gpu-learn-pack: DATA", f"contain {', '.join(missing)}", source))
-    shutil.rmtree(place.data, ignore_errors=True)
+    shutil.rmtree(folders.data, ignore_errors=True)
     for file in {file for pattern in patterns for file in source.glob(pattern)}:
-        target = place.data / file.relative_to(source)
+        target = folders.data / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    tokenizer = data.train_tokenizer(data.documents([place.data / text for text in TEXTS]), size.pieces)
-    data.save_tokenizer(tokenizer, place.data / VOCABULARY)
-    (place.data / WORDS).write_text(json.dumps(words(place.data / VOCABULARY, place.data)))
-    bytes_ = sum(file.stat().st_size for file in place.data.rglob("*") if file.is_file())
-    print(f"{place.data}: {bytes_ / 2**20:.1f} MB")
+    tokenizer = data.train_tokenizer(data.documents([folders.data / text for text in TEXTS]), size.pieces)
+    data.save_tokenizer(tokenizer, folders.data / VOCABULARY)
+    (folders.data / WORDS).write_text(json.dumps(words(folders.data / VOCABULARY, folders.data)))
+    bytes_ = sum(file.stat().st_size for file in folders.data.rglob("*") if file.is_file())
+    print(f"{folders.data}: {bytes_ / 2**20:.1f} MB")
 
 
-def first_result(place: Place) -> dict[str, Any]:
+def first_result(folders: Folders) -> dict[str, Any]:
     """Return the result of the first command; unpack ELECTRA if this is another machine.
 
     Raises:
         ValueError, OSError: the files of the first command are missing or damaged.
     """
-    for file in (place.runs / RESULT, place.packed / RESULT):
+    for file in (folders.runs / RESULT, folders.packed / RESULT):
         found = json.loads(file.read_text()) if file.exists() else {}
         if "fused" in found.get("models", {}):
-            if file.parent == place.packed:
-                parts.read(place.packed / "fused.tar.xz", place.runs)
+            if file.parent == folders.packed:
+                parts.read(folders.packed / "fused.tar.xz", folders.runs)
             return found
-    remedy = f"run it first, or copy its files to {place.packed}"
+    remedy = f"run it first, or copy its files to {folders.packed}"
     raise ValueError(must("gpu-learn MORE=1: the first command", "have trained ELECTRA", "no result", remedy))
+
+
+def required(folders: Folders, more: bool, budget: float) -> dict[str, Any]:
+    """Return the result of the first command for the second one; {} for the first.
+
+    Raises:
+        ValueError, OSError: a command cannot be run: there is no GPU, no data, no result or not enough time.
+    """
+    if machine.device() != "cuda":
+        raise ValueError(
+            must("gpu-learn: torch", "see a GPU", "none", "`make gpu-learn-rehearse` needs none")
+        )
+    if not (folders.data / WORDS).exists():
+        raise ValueError(must("gpu-learn", f"find {folders.data}", "none", "make gpu-learn-pack DATA=folder"))
+    if not more:
+        return {}
+    before = first_result(folders)
+    if budget < (needed := before["seconds"]["training fused"] + START):
+        rule = f"be {needed:.0f} or more, because the training of ELECTRA was that long"
+        raise ValueError(must("gpu-learn: BUDGET", rule, budget))
+    return before
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that run in parallel, each of which has one core
     os.environ["TQDM_DISABLE"] = "1"
     packed = machine.ROOT / "build" / "gpu-learn"
-    place = Place(packed, machine.ROOT / "runs" / "gpu-learn", Path(os.environ.get("OUT") or packed))
+    folders = Folders(packed, machine.ROOT / "runs" / "gpu-learn", Path(os.environ.get("OUT") or packed))
     if options.rehearse:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         from benchmarks.learning.gpu_rehearsal import rehearse
@@ -121,27 +142,17 @@ def main(arguments: list[str] | None = None) -> int:
         return rehearse(machine.ROOT / "build" / "gpu-learn-rehearsal")
     try:
         if options.pack:
-            pack(options.pack, place)
+            pack(options.pack, folders)
             return 0
-        if machine.device() != "cuda":
-            remedy = "`make gpu-learn-rehearse` needs none"
-            raise ValueError(must("gpu-learn: torch", "see a GPU", "none", remedy))
-        if not (place.data / WORDS).exists():
-            raise ValueError(
-                must("gpu-learn", f"find {place.data}", "none", "make gpu-learn-pack DATA=folder")
-            )
-        before = first_result(place) if options.more else {}
-        if options.more and options.budget < (needed := before["seconds"]["training fused"] + START):
-            rule = f"be {needed:.0f} or more, because ELECTRA was trained so long"
-            raise ValueError(must("gpu-learn: BUDGET", rule, options.budget))
+        before = required(folders, options.more, options.budget)
     except (ValueError, OSError) as error:  # its message is for the user
         print(error, file=sys.stderr)
         return 2
     print("\n".join(prepare()), flush=True)
-    from benchmarks.learning.gpu_stages import command
+    from benchmarks.learning.gpu_stages import command  # after `prepare`, because it needs the extension
 
     size = FULL._replace(seconds=min(FULL.seconds, options.budget / 2))
-    command(place, size, "cuda", STARTED + options.budget, before)
+    command(folders, size, "cuda", STARTED + options.budget, before)
     return 0
 
 

@@ -45,7 +45,7 @@ def picture_of(name: str) -> str:
     return f"equal_compute-{name}.svg"
 
 
-def by_name(results: dict) -> dict[str, dict[str, list[dict]]]:
+def by_corpus(results: dict) -> dict[str, dict[str, list[dict]]]:
     """Return the runs by corpus and model."""
     found: dict[str, dict[str, list[dict]]] = {}
     for run in results["runs"]:
@@ -54,6 +54,7 @@ def by_name(results: dict) -> dict[str, dict[str, list[dict]]]:
 
 
 def final(run: dict, name: str) -> float:
+    """Return a metric of the last evaluation; NaN if the model does not have it."""
     value = run["curve"][-1][name]
     return math.nan if value is None else value
 
@@ -63,6 +64,7 @@ def column(runs: Iterable[dict], name: str) -> list[float]:
 
 
 def markdown(results: dict) -> str:
+    """Return LEARNING.md."""
     lines = [
         "# What the trainer learns",
         "",
@@ -74,7 +76,7 @@ def markdown(results: dict) -> str:
     ]
     for name, found in results.get("equal_compute", {}).items():
         lines += [*equal_compute_report.section(found, f"../results/{picture_of(name)}"), ""]
-    for corpus, models in by_name(results).items():
+    for corpus, models in by_corpus(results).items():
         lines += [*_training(corpus, models, results), ""]
     if "ablations" in results:
         lines += [*ablations_report.section(results["ablations"]), ""]
@@ -152,7 +154,7 @@ def _yes(true: bool) -> str:
 def curves(results: dict) -> str:
     """Return the learning curves as SVG: one row per corpus, with the MLM loss and the AUC of each run."""
     found = []
-    for corpus, models in by_name(results).items():
+    for corpus, models in by_corpus(results).items():
         runs = [run for name in ("fused", "reference") for run in models[name]]
         tokens = svg.Axis("million tokens", 0, max(p["tokens"] for p in runs[0]["curve"]) / 1e6, log=False)
         losses, aucs = ([_curve(run, name) for run in runs] for name in ("mlm_loss", "auc"))

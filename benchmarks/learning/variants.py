@@ -1,4 +1,4 @@
-"""What decides whether a small ELECTRA learns: short runs, each of which has one change.
+"""What decides whether a small ELECTRA learns: short runs that differ from a base as their names say.
 
     python -m benchmarks.learning.variants plateau TEXT   # when does the generator read its context?
     python -m benchmarks.learning.variants collapse       # when does the discriminator collapse?
@@ -31,7 +31,7 @@ JUDGED = 100  # batches for `common_auc`
 
 
 class Experiment(NamedTuple):
-    """Runs that differ from the first one, the base, in the change that their names say."""
+    """The first run is the base; the name of each other run is its difference from the base."""
 
     model: str  # a name in `objectives.MODELS`
     steps: int  # of 1,024 tokens

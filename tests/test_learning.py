@@ -1,6 +1,5 @@
 """The experiments of benchmarks/learning: they measure what they claim, and LEARNING.md is up to date."""
 
-import dataclasses
 import json
 import math
 
@@ -19,6 +18,7 @@ from benchmarks.learning import (
     pretend_data,
     probes,
     report,
+    results,
     transfer,
 )
 from benchmarks.learning import runs as learning
@@ -39,30 +39,11 @@ def normal(*shape, seed=0):
 
 
 def test_the_page_is_what_was_found():
-    if not learning.RESULTS.exists():
+    if not results.FILE.exists():
         pytest.skip("no results yet")
-    results = json.loads(learning.RESULTS.read_text())
-    assert report.PAGE.read_text() == report.markdown(results), "python -m benchmarks.learning report"
-    assert report.CURVES.read_text() == report.curves(results), "python -m benchmarks.learning report"
-
-
-def test_equal_flops_are_counted_in_products():
-    """Both models have the discriminator's encoder; ELECTRA also has a generator and its head."""
-    T, config = 8 * 128, ElectraConfig.tiny()
-
-    def encoder(layers, hidden, ffn):
-        return layers * T * (2 * 4 * hidden**2 + 2 * 2 * hidden * ffn + 2 * 2 * 128 * hidden)
-
-    M, E, V = 8 * 19, config.embedding, 4096
-    large, small = encoder(4, 128, 512), encoder(4, 64, 256)
-    project, head = 2 * T * E * 128, 2 * T * 128 * 128
-    wanted = {
-        "electra": 3 * (large + small + project + head + 2 * M * E * (64 + V)),
-        "masked": 3 * (large + project + 2 * M * E * (128 + V)),
-    }
-    config = dataclasses.replace(config, vocab_size=V, dropout=0.0)
-    assert 8 * learning.flops(Electra, config, 128) == pytest.approx(wanted["electra"], rel=0.08)
-    assert 8 * learning.flops(objectives.MaskedLM, config, 128) == pytest.approx(wanted["masked"], rel=0.08)
+    found = results.read()
+    assert report.PAGE.read_text() == report.markdown(found), "python -m benchmarks.learning report"
+    assert report.CURVES.read_text() == report.curves(found), "python -m benchmarks.learning report"
 
 
 def test_a_bag_of_words_counts_wordpieces_and_knows_the_most_frequent_tag():
@@ -165,6 +146,13 @@ def test_an_interval_that_has_a_half_in_it_is_not_above():
     assert "in 1 of 2 runs" in " ".join(report._verdicts({"fused": runs, "reference": runs}))
 
 
+def test_one_seed_has_no_standard_error():
+    runs = [run_of((0.5, 0.6, 0.7))]
+    text = "\n".join(report._verdicts({"fused": runs, "reference": runs}))
+    assert "nan" not in text and "fused minus reference: +0.0000 (one seed has no standard error)" in text
+    assert "(0.500) it changes by +0.200 (one seed);" in text and "more than two standard errors: no" in text
+
+
 @pytest.mark.parametrize(("below", "word"), [(0.01, "yes"), (-0.01, "no")])
 def test_knowing_how_many_are_replaced_is_not_learning(below, word):
     entropy = -0.1 * math.log(0.1) - 0.9 * math.log(0.9)
@@ -196,7 +184,7 @@ def test_from_text_to_page(tmp_path, monkeypatch):
             # A checkpoint stores shared weights under the generator's name only.
             names = (f"{half}.{name}", f"generator.{name}")
             assert torch.equal(weight, next(first[n] for n in names if n in first)), name
-    with pytest.raises(ValueError, match=r"the number of steps must be 3 in .*, got 4"):
+    with pytest.raises(ValueError, match=r"steps must be 3, as in .*, got 4; or remove that folder"):
         learning.train(command.run(facts[0], (str(text),), 4))
     assert all(p["pairs"].accuracy in (0, 1) for p in probed)  # equal pairs: all or none
     assert all(p["sentiment"].accuracy == p["sentiment_words"].accuracy == 1 for p in probed)
@@ -204,11 +192,11 @@ def test_from_text_to_page(tmp_path, monkeypatch):
         each | command.described(run) | learning.collect(run.folder)
         for each, run in zip(facts, runs, strict=True)
     ]
-    results = json.loads(json.dumps({"runs": found, "machine": "here", "torch": "2"}))
-    page = report.markdown(results)
+    everything = json.loads(json.dumps({"runs": found, "machine": "here", "torch": "2"}))
+    page = report.markdown(everything)
     for words in ("the same: c", "sequences of 32, 3 steps", "| fused | 1 |", "fused minus reference"):
         assert words in page
-    assert results["runs"][0]["curve"][-1]["step"] == 3
+    assert everything["runs"][0]["curve"][-1]["step"] == 3
     assert data.load_tokenizer(runs[0].folder / "tokenizer").get_vocab_size() > 104
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.learning import __main__ as command
-from benchmarks.learning import ablations, ablations_report, equal_compute_report, report
+from benchmarks.learning import ablations, ablations_report, equal_compute_report, report, results
 from benchmarks.learning.objectives import MODELS
 from benchmarks.learning.transfer import NEW_WEIGHTS, TASKS
 
@@ -71,7 +71,7 @@ def test_report_adds_a_result_to_the_page(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "learning.json").write_text('{"runs": [], "machine": "here", "torch": "2"}')
     (tmp_path / "found.json").write_text(json.dumps(comparison()))
-    monkeypatch.setattr(report, "RESULTS", folder / "learning.json")
+    monkeypatch.setattr(results, "FILE", folder / "learning.json")
     monkeypatch.setattr(report, "CURVES", folder / "learning.svg")
     monkeypatch.setattr(report, "PAGE", tmp_path / "LEARNING.md")
     command.main(["report", str(tmp_path / "found.json")])
@@ -100,3 +100,17 @@ def test_ablations_are_judged_by_the_half_that_is_trained(tmp_path):
     assert "| ELECTRA | 5.000 | 0.600 | 60 | 0.700 |  | 0.350 | 0.350 | 0.350 | **0.550** |" in page
     assert "| new weights |  |  |  | 0.600 |  | 0.300 | 0.300 | 0.300 | 0.300 |" in page
     assert "| standard error | | | | | | 0.050 | 0.050 | 0.050 | 0.050 |" in page  # |a - b| / 2 of two seeds
+
+
+def test_what_a_gpu_had_no_time_for_is_named():
+    found = comparison()
+    del found["models"]["masked"]["probes"]
+    found["tasks"] = [t for t in found["tasks"] if (t["task"], t["start"]) != ("snips", "masked")]
+    found["left_out"] = {"probes of masked": "it needs 40 s, and 9 s were left"}
+    page = "\n".join(equal_compute_report.section(found, "p"))
+    assert "Not measured: probes of masked (it needs 40 s, and 9 s were left)." in page
+    assert "GoEmotions, frozen" not in page and "BLiMP" not in equal_compute_report.curves(found)
+    (row,) = (line for line in page.splitlines() if line.startswith("| SNIPS |"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[2:4] == ["0.910 ± 0.006", ""] and cells[7:] == ["", "+0.010 ± 0.008"]
+    assert "nan" not in page

@@ -12,15 +12,16 @@ interrupted run is resumed.
 import argparse
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.learning import report
+from benchmarks.learning import equal_compute_report, results
 from benchmarks.learning.runs import ROOT, Run, collect, pooled, train
+from electra_fast.errors import must
+from electra_fast.local import json_object
 from electra_fast.train.recipe import Recipe
 
 EVALUATIONS = 12
@@ -35,27 +36,51 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("corpus", help="a name for the text; `manual` for the built-in corpus; or `report`")
     p.add_argument("texts", nargs="*", help="the files of the text, or of results")
     p.add_argument("--steps", type=int, help="default: those of the preset")
-    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--seeds", type=results.positive, default=3)
     options = p.parse_args(arguments)
-    results = report.load()
     if options.corpus == "report":
-        for file in options.texts:
-            found = json.loads(Path(file).read_text())
-            results.setdefault("equal_compute", {})[f"{found['preset']}-{found['device']}"] = found
+        compared = [comparison(Path(file)) for file in options.texts]
+        everything = results.read()
+        for found in compared:
+            everything.setdefault("equal_compute", {})[f"{found['preset']}-{found['device']}"] = found
     else:
-        measure(options, results)
-    report.write(results)
+        found = measure(options)
+        everything = results.read()
+        others = [run for run in everything["runs"] if run["corpus"] != options.corpus]
+        everything |= {"runs": others + found}
+    results.write(everything)
 
 
-def measure(options: argparse.Namespace, results: dict) -> None:
-    """Train all models of a corpus, and put their results into `results`."""
+def comparison(file: Path) -> dict[str, Any]:
+    """Return a result of `equal_compute`.
+
+    Raises:
+        FileNotFoundError, ValueError: the file does not exist, or contains something else.
+    """
+    found = json_object("learning", file)
+    try:
+        equal_compute_report.section(found, "")
+    except (LookupError, TypeError, ValueError) as error:
+        rule = "be a result of equal_compute"
+        raise ValueError(must(f"learning: {file}", rule, f"{type(error).__name__} {error}")) from error
+    return found
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train all models of a corpus; return their results.
+
+    Raises:
+        ValueError: the name of the corpus is not that of the text.
+    """
+    if (options.corpus == "manual") == bool(options.texts):
+        rule, got = "have files, and `manual` none", f"{options.corpus} with {len(options.texts)}"
+        raise ValueError(must("learning: a corpus", rule, got))
     names = itertools.product(range(options.seeds), ("fused", "reference"))
     facts = [{"corpus": options.corpus, "model": model, "seed": seed} for seed, model in names]
     runs = [run(each, tuple(options.texts), options.steps) for each in facts]
     pooled(train, runs)
-    new = [each | described(run) | collect(run.folder) for each, run in zip(facts, runs, strict=True)]
-    results["runs"] = [r for r in results["runs"] if r["corpus"] != options.corpus] + new
-    results["machine"], results["torch"] = machine.cpu_model(), torch.__version__
+    here = {"machine": machine.cpu_model(), "torch": torch.__version__}
+    return [each | here | described(run) | collect(run.folder) for each, run in zip(facts, runs, strict=True)]
 
 
 def run(facts: dict[str, Any], texts: tuple[str, ...], steps: int | None) -> Run:
@@ -73,4 +98,4 @@ def described(run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

@@ -9,7 +9,6 @@ result.
 
 import argparse
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.learning import probes, report, transfer
+from benchmarks.learning import probes, results, transfer
 from benchmarks.learning.objectives import MODELS
-from benchmarks.learning.runs import RESULTS, ROOT, Run, collect, pooled, train
+from benchmarks.learning.runs import ROOT, Run, collect, pooled, train
 from benchmarks.learning.variants import COMMON, Experiment, recipe
 
 WITHOUT_SCORES = ("replace", "all tokens")  # their discriminator's head is not trained
@@ -86,13 +85,12 @@ def main() -> None:
     )
     p.add_argument("text", nargs="+", help="files or folders")
     p.add_argument("--data", type=Path, required=True, help="the folder with the tasks")
-    p.add_argument("--seeds", type=int, default=2, help="of fine-tuning")
+    p.add_argument("--seeds", type=results.positive, default=2, help="of fine-tuning")
     options = p.parse_args()
-    results = json.loads(RESULTS.read_text())
-    results["ablations"] = measure(tuple(options.text), options.data, options.seeds)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    report.write(results)
+    transfer.require_files("learning: --data", options.data, transfer.NEEDED)
+    found = measure(tuple(options.text), options.data, options.seeds)
+    results.write(results.read() | {"ablations": found})
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

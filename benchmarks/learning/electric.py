@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.learning import results
 from benchmarks.learning.checkpoints import final_model
-from benchmarks.learning.planted import passages, text_lines
+from benchmarks.learning.planted import passages
+from benchmarks.learning.probes import text_lines
 from electra_fast.model import Electra
 from electra_fast.tasks.examples import assemble
 from electra_fast.train.evaluation import SEED, Judged, area_under_curve, recorded
@@ -35,12 +37,16 @@ PASSAGES_PER_BATCH = 20
 CONSTANTS = torch.linspace(-10, 30, 401)  # energies, of which the best one is found
 
 
+def batches(count: int) -> list[np.ndarray]:
+    """Return the numbers of the passages of each batch."""
+    return np.array_split(np.arange(count), max(1, count // PASSAGES_PER_BATCH))
+
+
 def judged(electra: Electra, model: Pretrained, ids: np.ndarray) -> Judged:
     """Return what a discriminator says about passages, at the tokens that count in its loss."""
     examples = assemble(ids.tolist(), None, model.tokenizer, ids.shape[1] + 2)
     with torch.no_grad(), recorded(electra) as seen:
-        for index, first in enumerate(range(0, len(ids), PASSAGES_PER_BATCH)):
-            numbers = np.arange(first, min(first + PASSAGES_PER_BATCH, len(ids)))
+        for index, numbers in enumerate(batches(len(ids))):
             electra(**examples.batch(numbers), rng=torch.tensor([SEED, index]))
     chosen = ([x[each.weights > 0] for x in (each.output, each.replaced, each.log_q)] for each in seen)
     output, replaced, log_q = map(torch.cat, zip(*chosen, strict=True))
@@ -101,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +26,14 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.learning import transfer
-from benchmarks.learning.checkpoints import config_of, kept, model_of, recipe_of, tokenizer_of
+from benchmarks.learning import results, transfer
+from benchmarks.learning.checkpoints import config_of, kept, model_of, tokenizer_of
 from benchmarks.learning.objectives import MODELS
-from benchmarks.learning.probes import Probes
-from benchmarks.learning.runs import Run, collect, flops, pooled, train
+from benchmarks.learning.probes import FILES, Probes
+from benchmarks.learning.runs import Run, collect, flops, pooled, require_same, save, train
 from electra_fast import data
+from electra_fast.errors import must
+from electra_fast.local import json_object
 from electra_fast.train.recipe import Recipe
 
 RESULT, PROBES = "equal_compute.json", "probes.json"
@@ -71,7 +74,7 @@ def pretrain(comparison: Comparison, model: str) -> None:
     """
     run = comparison.run(model)
     if (run.folder / "checkpoints" / f"step-{run.recipe.steps:09d}").exists():
-        recipe_of(run.folder).changed(**run.recipe.given())  # raises if an option differs
+        require_same(run)
     else:
         train(run, comparison.device)
 
@@ -81,8 +84,16 @@ def probe(comparison: Comparison, model: str) -> dict[str, Any]:
     folder = comparison.out / model
     found = {"curve": pooled(functools.partial(probed, comparison, model), kept(folder))}
     found |= Probes(tokenizer_of(folder), comparison.data, comparison.device).words()
-    (folder / PROBES).write_text(json.dumps(found))
+    found |= {"files": machine.source_hash(comparison.data, FILES)}
+    save(folder / PROBES, found)
     return found
+
+
+def has_probes(comparison: Comparison, model: str) -> bool:
+    """Return whether a model has its probes, with the same files."""
+    file = comparison.out / model / PROBES
+    files = machine.source_hash(comparison.data, FILES)
+    return file.exists() and json_object("learning", file).get("files") == files
 
 
 def probed(comparison: Comparison, model: str, checkpoint: Path) -> dict[str, Any]:
@@ -148,16 +159,17 @@ def rate(comparison: Comparison, model: str, timed: int) -> float:
 
 def compare(comparison: Comparison) -> Path:
     """Train, probe and fine-tune what is not yet done; return the file of the result."""
+    transfer.require_files("learning: --data", comparison.data, transfer.NEEDED)
     pooled(functools.partial(pretrain, comparison), HALVES)
     for model in HALVES:
-        if not (comparison.out / model / PROBES).exists():
+        if not has_probes(comparison, model):
             probe(comparison, model)
     found = facts(comparison) | {"models": {model: trained(comparison, model) for model in HALVES}}
     vocabulary = comparison.out / "fused" / "tokenizer"
     found |= {"words": words(vocabulary, comparison.data)}
     found |= {"tasks": pooled(transfer.train, tuning(comparison))}
     file = comparison.out / RESULT
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    save(file, found)
     return file
 
 
@@ -174,11 +186,18 @@ def main() -> None:
     p.add_argument("--preset", default="tiny")
     p.add_argument("--set", nargs="*", default=[], help="fields of both models: mask_prob=0.25")
     options = p.parse_args()
+    if not data.is_tokens_folder(options.text):
+        rule = "be a folder that `tokenize` made"  # both models need its vocabulary
+        raise ValueError(must("learning: TEXT", rule, options.text))
     common = {"preset": options.preset, "set": tuple(options.set), "precision": "bf16", "pairs": False}
     recipe = Recipe(data=(str(options.text),), **common)
-    recipe = dataclasses.replace(recipe, steps=round(options.tokens / recipe.resolved().batch_tokens))
+    steps = options.tokens / recipe.resolved().batch_tokens
+    if not PARTS <= steps < math.inf:
+        rule = f"be {PARTS} steps of {recipe.resolved().batch_tokens:,} or more"
+        raise ValueError(must("learning: --tokens", rule, f"{options.tokens:g}"))
+    recipe = dataclasses.replace(recipe, steps=round(steps))
     print(compare(Comparison(options.out, recipe, options.data)))
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

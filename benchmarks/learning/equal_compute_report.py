@@ -32,10 +32,19 @@ def section(found: dict[str, Any], picture: str) -> list[str]:
         f"![curves]({picture})",
         "",
         *_training(electra, masked),
-        "",
-        *_probes(found["models"]),
     ]
-    return [*lines, "", *_tasks(found)] if found.get("tasks") else lines
+    if _has_probes(found):
+        lines += ["", *_probes(found["models"])]
+    if found.get("tasks"):
+        lines += ["", *_tasks(found)]
+    if missing := found.get("left_out"):
+        lines += ["", f"Not measured: {'; '.join(f'{name} ({why})' for name, why in missing.items())}."]
+    return lines
+
+
+def _has_probes(found: dict[str, Any]) -> bool:
+    """Return whether both models have probes, for which the time on a GPU may not suffice."""
+    return all("probes" in found["models"][name] for name in TITLES)
 
 
 def _training(run: dict[str, Any], masked: dict[str, Any]) -> list[str]:
@@ -94,13 +103,15 @@ def _tasks(found: dict[str, Any]) -> list[str]:
         cells += [_difference(means[0], other) for other in means[1:]]
         lines.append(f"| {task.title} | {runs[0]['metric']} | {' | '.join(cells)} |")
     seeds = len({run["seed"] for run in found["tasks"]})
-    note = f"{seeds} seeds; ± is one standard error. **Bold**: more than two standard errors."
-    return [*lines, "", note]
+    note = f"{seeds} seeds; ± is one standard error. **Bold**: a difference of more than two of them"
+    return [*lines, "", f"{note}, which with few seeds is less than 95 % confidence."]
 
 
 def _difference(first: tuple[float, float], second: tuple[float, float]) -> str:
     """Return the difference of two means with its error, in bold if it is more than two standard errors."""
     change, error = first[0] - second[0], math.hypot(first[1], second[1])
+    if math.isnan(change):
+        return ""
     text = f"{change:+.3f}" if math.isnan(error) else f"{change:+.3f} ± {error:.3f}"
     return f"**{text}**" if abs(change) > 2 * error else text
 
@@ -114,20 +125,16 @@ def curves(found: dict[str, Any]) -> str:
         [svg.Curve(COLOURS["fused"], by_tokens(electra["curve"], *names))]
         for names in (("mlm_loss",), ("auc", "auc_low", "auc_high"))
     )
-    sentiment, pairs = (
-        [svg.Curve(COLOURS[name], _probed(found["models"][name], probe)) for name in TITLES]
-        for probe in PROBES
-    )
-    words = electra["probes"]["sentiment_words"][0]
-    return drawn(
-        "Blue: ELECTRA, red: masked LM of equal FLOPs. Bars: 95 % intervals.",
-        [
-            Panel("MLM loss of the generator, nats", losses, million, electra["loss_without_context"]),
-            Panel("RTD AUC", aucs, million, 0.5),
-            Panel(PROBES["sentiment"], sentiment, percent, words),
-            Panel(PROBES["pairs"], pairs, percent, 0.5),
-        ],
-    )
+    panels = [
+        Panel("MLM loss of the generator, nats", losses, million, electra["loss_without_context"]),
+        Panel("RTD AUC", aucs, million, 0.5),
+    ]
+    if _has_probes(found):
+        for probe, title in PROBES.items():
+            probes = [svg.Curve(COLOURS[name], _probed(found["models"][name], probe)) for name in TITLES]
+            level = 0.5 if probe == "pairs" else electra["probes"]["sentiment_words"][0]
+            panels.append(Panel(title, probes, percent, level))
+    return drawn("Blue: ELECTRA, red: masked LM of equal FLOPs. Bars: 95 % intervals.", panels)
 
 
 def _probed(run: dict[str, Any], probe: str) -> list[svg.Point]:

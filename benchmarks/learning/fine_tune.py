@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.learning import report
+from benchmarks.learning import results
 from benchmarks.learning.runs import pooled
+from benchmarks.learning.transfer import existing
 from electra_fast.train.fine_tune import FineTuning
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
 from electra_fast.train.task_data import TaskData
@@ -37,7 +38,7 @@ class Run(NamedTuple):
 def train(run: Run) -> dict:
     """Train one model; return its accuracy on the test set and the CPU seconds of training and testing."""
     torch.set_num_threads(1)
-    train_file, test_file = (str(next(run.folder.glob(f"{name}.csv*"))) for name in ("train", "test"))
+    train_file, test_file = (str(existing(run.folder, f"{name}.csv*")[0]) for name in ("train", "test"))
     options = {"preset": "tiny", "epochs": run.epochs, "bias_correction": True, "precision": "float32"}
     options |= {"save_every": 10**6, "eval_every": 10**6}  # never
     options |= {"train": (train_file,), "dev": (test_file,), "seed": run.seed}
@@ -80,17 +81,15 @@ def main() -> None:
     )
     p.add_argument("folder", type=Path, help="the folder of the data")
     p.add_argument("--epochs", type=float, default=8.0)
-    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--seeds", type=results.positive, default=3)
     options = p.parse_args()
     runs = [
         Run(model, seed, options.folder, options.epochs)
         for seed, model in itertools.product(range(options.seeds), MODELS)
     ]
-    results = report.load()
-    facts = {"machine": machine.cpu_model(), "torch": torch.__version__}
-    results["fine_tune"] = facts | {"runs": pooled(train, runs)}
-    report.write(results)
+    found = {"machine": machine.cpu_model(), "torch": torch.__version__, "runs": pooled(train, runs)}
+    results.write(results.read() | {"fine_tune": found})
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.learning import equal_compute, parts, transfer
 from benchmarks.learning.equal_compute import HALVES, Comparison
 from benchmarks.learning.on_gpu import RESULT, TEXTS, VOCABULARY, WORDS, Folders, Size
-from benchmarks.learning.runs import pooled_until
+from benchmarks.learning.runs import pooled_until, save
 from electra_fast.train.recipe import Recipe, TokenizeRecipe
 from electra_fast.train.tokens import tokenize
 
@@ -43,9 +43,7 @@ class Session:
     def write(self) -> None:
         for folder in (self.folders.runs, self.folders.out):
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{RESULT}.part"
-            part.write_text(json.dumps(self.found, indent=1) + "\n")
-            part.replace(folder / RESULT)  # a kill leaves the old file or the new one
+            save(folder / RESULT, self.found)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -99,7 +97,7 @@ def command(folders: Folders, size: Size, device: str, end: float, before: dict[
     with session.timed(f"training {model}"):
         equal_compute.pretrain(comparison, model)
         to_bfloat16(folders.runs / model / HALVES[model] / "model.safetensors")
-        found |= equal_compute.facts(comparison)
+        found |= facts(comparison, before)
         found["models"][model] = equal_compute.trained(comparison, model)
 
     def probe() -> None:
@@ -118,6 +116,13 @@ def command(folders: Folders, size: Size, device: str, end: float, before: dict[
     for name, why in found["left_out"].items():
         print(f"left out: {name}: {why}")
     print(folders.out / RESULT, flush=True)
+
+
+def facts(comparison: Comparison, before: dict[str, Any]) -> dict[str, Any]:
+    """Return the options, and the machine or, if the first command ran on another one, both."""
+    found = equal_compute.facts(comparison)
+    machines = dict.fromkeys([*before.get("machine", found["machine"]).split(" and "), found["machine"]])
+    return found | {"machine": " and ".join(machines)}
 
 
 def to_bfloat16(file: Path) -> None:

@@ -13,7 +13,9 @@ def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
 
 
 def with_error(mean: float, error: float, digits: int = 3) -> str:
-    """Return "mean ± error", or the mean alone if the error is NaN."""
+    """Return "mean ± error": the mean alone if the error is NaN, nothing if the mean is NaN."""
+    if math.isnan(mean):
+        return ""
     return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
@@ -36,6 +38,8 @@ def difference(first: Iterable[float], second: Iterable[float]) -> str:
     """Return the difference of two means, and whether it is within two standard errors."""
     (a, a_error), (b, b_error) = mean_and_error(first), mean_and_error(second)
     noise = 2 * math.hypot(a_error, b_error)
+    if math.isnan(noise):
+        return f"{a - b:+.4f} (one seed has no standard error)"
     verdict = "within" if abs(a - b) <= noise else "outside"
     return f"{a - b:+.4f}, {verdict} two standard errors ({noise:.4f})"
 

@@ -23,12 +23,12 @@ from benchmarks.gpu.command import prepare
 from benchmarks.harness import machine
 from benchmarks.learning import parts
 from electra_fast.errors import must
+from electra_fast.local import json_object
 
 RESULT = "equal_compute.json"
 BUDGET = 480.0  # seconds of a command
 START = 60.0  # of them, before the training of the masked model
 TEXTS = ("wiki/train.txt.xz", "wiki/extra.txt.xz")
-PROBED = ("blimp/blimp_data.tar.xz", *(f"goemotions/group_{s}.tsv.xz" for s in ("train", "dev", "test")))
 VOCABULARY, WORDS = "vocabulary", "words.json"  # made by `pack`
 
 
@@ -58,15 +58,17 @@ def pack(source: Path, folders: Folders, size: Size = FULL) -> None:
     """Copy the files that are used, and make what needs no GPU: the vocabulary and bags of words.
 
     Raises:
-        ValueError: files are missing.
+        ValueError: files are missing, or `source` is where they are copied to.
     """
     from benchmarks.learning.equal_compute import words
-    from benchmarks.learning.transfer import TASKS
+    from benchmarks.learning.transfer import NEEDED, require_files
     from electra_fast import data
 
-    patterns = {*TEXTS, *PROBED, *(p for task in TASKS.values() for p in (task.train, task.test))}
-    if missing := sorted(p for p in patterns if not any(source.glob(p))):
-        raise ValueError(must("gpu-learn-pack: DATA", f"contain {', '.join(missing)}", source))
+    patterns = {*TEXTS, *NEEDED}
+    require_files("gpu-learn-pack: DATA", source, patterns)
+    if source.resolve().is_relative_to(folders.data.resolve()):
+        rule = "be another folder, because this one is removed and made again"
+        raise ValueError(must("gpu-learn-pack: DATA", rule, source))
     shutil.rmtree(folders.data, ignore_errors=True)
     for file in {file for pattern in patterns for file in source.glob(pattern)}:
         target = folders.data / file.relative_to(source)
@@ -86,7 +88,7 @@ def first_result(folders: Folders) -> dict[str, Any]:
         ValueError, OSError: the files of the first command are missing or damaged.
     """
     for file in (folders.runs / RESULT, folders.packed / RESULT):
-        found = json.loads(file.read_text()) if file.exists() else {}
+        found = json_object("gpu-learn", file) if file.exists() else {}
         if "fused" in found.get("models", {}):
             if file.parent == folders.packed:
                 parts.read(folders.packed / "fused.tar.xz", folders.runs)
@@ -101,12 +103,15 @@ def required(folders: Folders, more: bool, budget: float) -> dict[str, Any]:
     Raises:
         ValueError, OSError: a command cannot be run: there is no GPU, no data, no result or not enough time.
     """
+    from benchmarks.learning.transfer import NEEDED, require_files
+
     if machine.device() != "cuda":
         raise ValueError(
             must("gpu-learn: torch", "see a GPU", "none", "`make gpu-learn-rehearse` needs none")
         )
     if not (folders.data / WORDS).exists():
         raise ValueError(must("gpu-learn", f"find {folders.data}", "none", "make gpu-learn-pack DATA=folder"))
+    require_files(f"gpu-learn: {folders.data}", folders.data, {*TEXTS, *NEEDED})
     if not more:
         return {}
     before = first_result(folders)

@@ -35,7 +35,8 @@ def read(target: Path, folder: Path) -> None:
         FileNotFoundError: there is no part.
         ValueError: a part is missing or damaged.
     """
-    files = sorted(target.parent.glob(f"{target.name}.*"), key=lambda file: int(file.suffix[1:]))
+    numbered = (file for file in target.parent.glob(f"{target.name}.*") if file.suffix[1:].isdecimal())
+    files = sorted(numbered, key=lambda file: int(file.suffix[1:]))
     if not files:
         raise FileNotFoundError(f"{target}.0 does not exist")
     whole = io.BytesIO(b"".join(file.read_bytes() for file in files))

@@ -1,6 +1,5 @@
 """Passages with replaced tokens, and how well a discriminator finds them."""
 
-import lzma
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,8 @@ import torch
 
 from benchmarks.learning.checkpoints import recipe_of
 from benchmarks.learning.numbers import mean_and_error
+from benchmarks.learning.probes import text_lines
+from electra_fast.errors import must
 from electra_fast.modules import Layout
 from electra_fast.tasks.examples import assemble
 from electra_fast.use import Pretrained
@@ -25,23 +26,21 @@ class Planted(NamedTuple):
     replaced: np.ndarray  # bool, whether a token differs from the original
 
 
-def text_lines(file: Path) -> list[str]:
-    """Return the lines of a text, which may be packed by xz."""
-    opened = lzma.open if file.suffix == ".xz" else open
-    with opened(file, "rt", encoding="utf-8") as stream:
-        return stream.read().splitlines()
-
-
 def passages(run: Path, model: Pretrained, file: Path) -> np.ndarray:
     """Return the first tokens of long paragraphs of a text, as many as fit into a sequence of the run.
 
     Returns:
         int ``[PASSAGES, tokens]``; fewer passages if the text is short.
+
+    Raises:
+        OSError, ValueError: the text cannot be read, or has no such paragraph.
     """
     tokens = recipe_of(run).seq - 2  # without [CLS] and [SEP]
     lines = [line for line in text_lines(file) if len(line) > 4 * tokens]
     encoded = model.tokenizer.encode_batch(lines, add_special_tokens=False)
     found = np.array([e.ids[:tokens] for e in encoded if len(e.ids) >= tokens])
+    if not len(found):
+        raise ValueError(must(f"learning: {file}", f"have a paragraph of {tokens} tokens or more", "none"))
     return found[:: max(1, len(found) // PASSAGES)][:PASSAGES]
 
 

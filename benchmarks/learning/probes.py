@@ -9,7 +9,6 @@ Both probes work for a discriminator and for a masked language model.
   2020). A discriminator's score is the sum of log p(token is the original).
 """
 
-import itertools
 import json
 import lzma
 import math
@@ -23,9 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.learning.checkpoints import initial_weights, tokenizer_of
+from electra_fast.errors import must
 from electra_fast.model import Discriminator, Generator
 from electra_fast.modules import Layout
 
+FILES = ("blimp/blimp_data.tar.xz", *(f"goemotions/group_{s}.tsv.xz" for s in ("train", "dev", "test")))
 PAIRS = 20  # from each of BLiMP's 67 paradigms
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)  # one is chosen on the development set
 
@@ -54,7 +55,7 @@ class Probes:
         """Return the scores of an encoder."""
         return {
             "sentiment": self.classified(_of_encoder(half.encoder, self.ids)),
-            "pairs": minimal_pairs(half, self.tokenizer, self.pairs),
+            "pairs": preferred(half, self.tokenizer, self.pairs),
         }
 
     def words(self) -> dict[str, Any]:
@@ -89,9 +90,48 @@ def _encode(tokenizer: Any, text: str, longest: int = 128) -> list[int]:
 
 
 def sentiment(file: Path) -> list[tuple[str, int]]:
-    """Return the comments whose only group is negative (0) or positive (1)."""
-    rows = [line.split("\t") for line in lzma.open(file, "rt", encoding="utf-8").read().splitlines()]
+    """Return the comments whose only group is negative (0) or positive (1).
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or a line has other columns; the message names it.
+    """
+    rows = [line.split("\t") for line in text_lines(file)]
+    if wrong := [number for number, row in enumerate(rows, 1) if len(row) != 3]:
+        raise ValueError(must(f"{file}, line {wrong[0]}:", "have three columns", len(rows[wrong[0] - 1])))
     return [(text, int(group == "3")) for text, group, _ in rows if group in ("1", "3")]
+
+
+def text_lines(file: Path) -> list[str]:
+    """Return the lines of a text, which may be packed by xz.
+
+    Raises:
+        OSError, ValueError: the file cannot be read; the message names it.
+    """
+    opened = lzma.open if file.suffix == ".xz" else open
+    try:
+        with opened(file, "rt", encoding="utf-8") as stream:
+            return stream.read().splitlines()
+    except (lzma.LZMAError, EOFError, UnicodeError) as error:
+        raise ValueError(must(str(file), "be a whole text in UTF-8", error)) from error
+
+
+def minimal_pairs(archive: Path) -> list[dict[str, str]]:
+    """Return the first `PAIRS` minimal pairs of each of BLiMP's paradigms, in the order of their names.
+
+    Raises:
+        OSError, ValueError: the archive cannot be read, or a paradigm has fewer; the message names it.
+    """
+    pairs = []
+    try:
+        with tarfile.open(archive) as tar:
+            for member in sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name):
+                lines = tar.extractfile(member).read().splitlines()[:PAIRS]
+                if len(lines) < PAIRS:
+                    raise ValueError(must(f"{archive}: {member.name}", f"have {PAIRS} pairs", len(lines)))
+                pairs += map(json.loads, lines)
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise ValueError(must(str(archive), "be a whole archive", error)) from error
+    return pairs
 
 
 def _padded(sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -176,21 +216,14 @@ def _accuracy(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> float:
     return ((x @ w + b > 0) == (y == 1)).double().mean().item()
 
 
-def minimal_pairs(half: Discriminator | Generator, tokenizer: Any, archive: Path) -> Probed:
+def preferred(half: Discriminator | Generator, tokenizer: Any, archive: Path) -> Probed:
     """Return the accuracy on BLiMP's pairs, with an interval from the spread of the paradigms."""
     score = discriminator_scores if isinstance(half, Discriminator) else masked_scores
-    pairs = blimp(archive)
+    pairs = minimal_pairs(archive)
     good, bad = ([_encode(tokenizer, pair[f"sentence_{kind}"]) for pair in pairs] for kind in ("good", "bad"))
     right = (score(half, good) > score(half, bad)).double().view(-1, PAIRS).mean(1)  # by paradigm
     p, half_width = right.mean().item(), 1.96 * right.std().item() / math.sqrt(len(right))
     return Probed(p, p - half_width, p + half_width)
-
-
-def blimp(archive: Path) -> list[dict[str, Any]]:
-    """Return the first `PAIRS` pairs of each paradigm, with ``sentence_good`` and ``sentence_bad``."""
-    with tarfile.open(archive) as tar:
-        members = sorted((m for m in tar if m.name.endswith(".jsonl")), key=lambda m: m.name)
-        return [json.loads(line) for m in members for line in itertools.islice(tar.extractfile(m), PAIRS)]
 
 
 def discriminator_scores(half: nn.Module, sequences: list[list[int]]) -> Tensor:

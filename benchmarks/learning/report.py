@@ -1,6 +1,5 @@
 """LEARNING.md and its learning curves, made from results/learning.json."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,6 @@ from benchmarks.learning import (
 )
 from benchmarks.learning.numbers import below_or_above, difference, mean_and_error, verb, with_error
 from benchmarks.learning.panels import Panel, by_tokens, drawn
-from benchmarks.learning.runs import RESULTS
 from benchmarks.report import svg
 
 PAGE = Path(__file__).parent / "LEARNING.md"
@@ -23,14 +21,8 @@ CURVES = Path(__file__).parents[1] / "results" / "learning.svg"
 COLOURS = ("blue", "vermilion", "green")  # by seed
 
 
-def load() -> dict:
-    """Return all results so far."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-
-
 def write(results: dict) -> None:
-    """Write the file of all results, the page and its pictures."""
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    """Write the page and its pictures."""
     pictures = {CURVES: curves(results)}
     for name, found in results.get("equal_compute", {}).items():
         pictures[CURVES.parent / picture_of(name)] = equal_compute_report.curves(found)
@@ -90,14 +82,15 @@ def markdown(results: dict) -> str:
 
 
 def _training(corpus: str, models: dict[str, list[dict]], results: dict) -> list[str]:
-    first = models["fused"][0]
+    # The runs of a result that was measured before 2026-12 have no machine of their own.
+    first = {name: results.get(name) for name in ("machine", "torch")} | models["fused"][0]
     lines = [
         f"## Kernels and reference learn the same: {corpus}",
         "",
         f"Preset {first['preset']} ({', '.join(first['set'])}) in sequences of {first['seq']}, "
         f"{first['steps']:,} steps of {first['batch_tokens']:,} positions at a rate of {first['lr']:g} in "
         f"{first['precision']}; {first['train_tokens']:,} tokens of text, {first['vocabulary']:,} pieces. "
-        f"Each run used one thread of {results['machine']} with torch {results['torch']} "
+        f"Each run used one thread of {first['machine']} with torch {first['torch']} "
         f"(`python -m benchmarks.learning {corpus} --steps {first['steps']}`). The MLM loss without context "
         f"is {first['loss_without_context']:.3f} nats. It is that of a generator that knows the frequencies "
         "of the tokens, and copies a token that a masked position keeps.",
@@ -126,8 +119,8 @@ def _verdicts(models: dict[str, list[dict]]) -> list[str]:
         f"reached: {_yes(gap <= -0.3)}.",
         f"- The 95 % interval of the final AUC is above 0.5 in {sum(above)} of {len(above)} runs. "
         f"Since the first evaluation {_change(fused, 0)}; since a quarter of the run {_change(fused, 0.25)}.",
-        f"- The RTD loss is {known:.4f} ± {error:.4f} nats below that of the best constant prediction. This "
-        f"is more than two standard errors: {_yes(known > 2 * error)}.",
+        f"- The RTD loss is {with_error(known, error, 4)} nats below that of the best constant "
+        f"prediction. This is more than two standard errors: {_yes(known > 2 * error)}.",
     ]
     for name, title in (("mlm_loss", "MLM loss"), ("auc", "AUC")):
         found = difference(column(fused, name), column(reference, name))
@@ -135,10 +128,24 @@ def _verdicts(models: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
+def _compared(change: float, error: float) -> str:
+    """Describe a difference by its standard error, which is NaN for one seed."""
+    if math.isnan(error):
+        return f"{change:+.4f}; one seed has no standard error"
+    verdict = "within" if abs(change) <= 2 * error else "outside"
+    return f"{change:+.4f}, {verdict} two standard errors ({2 * error:.4f})"
+
+
+def _with_error(text: str, error: float, digits: int) -> str:
+    return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
+
+
 def _change(runs: list[dict], share: float) -> str:
     """Describe the change of the AUC from the first evaluation after this share of the run to the end."""
     first = [next(p["auc"] for p in run["curve"] if p["step"] >= share * run["steps"]) for run in runs]
     change, error = mean_and_error(b - a for a, b in zip(first, column(runs, "auc"), strict=True))
+    if math.isnan(error):
+        return f"({mean(first):.3f}) it changes by {change:+.3f} (one seed)"
     return f"({mean(first):.3f}) it {verb(change, 2 * error)}: {change:+.3f} ± {error:.3f}"
 
 

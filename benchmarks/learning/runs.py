@@ -1,5 +1,6 @@
 """The training runs of the learning experiments: their FLOPs, training, and reading the logs."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -23,7 +24,6 @@ from electra_fast.train.run_folder import find_recipe
 
 ROOT = Path("runs/learning")
 WORKERS = max(2, min(12, (os.cpu_count() or 2) - 2))
-RESULTS = Path(__file__).parents[1] / "results" / "learning.json"
 
 
 class Run(NamedTuple):
@@ -43,15 +43,36 @@ def flops(make_model: Callable, config: ElectraConfig, seq: int) -> int:
 
 def train(run: Run, device: str = "cpu") -> None:
     """Train, or continue an interrupted run; a complete one is not trained again."""
-    file = find_recipe(run.folder)
-    if file and (steps := Recipe.load(file).steps) != run.recipe.steps:
-        # The learning rate fell to 0 at that step, so resuming would be another experiment.
-        rule, remedy = f"be {steps} in {run.folder}", "or remove that folder"
-        raise ValueError(must("learning: the number of steps", rule, run.recipe.steps, remedy))
+    require_same(run)
     if device == "cpu":
         torch.set_num_threads(1)
     make_model, ops = MODELS[run.model]
     Pretraining(run.recipe, run.folder, ops=ops, make_model=make_model, device=device).run()
+
+
+def require_same(run: Run) -> None:
+    """Check that the run in the folder, if there is one, was started with the same options.
+
+    `Pretraining` would continue it with another rate or number of steps, and keep its fields of `set`: the
+    result would be that of another experiment.
+
+    Raises:
+        ValueError: an option differs.
+    """
+    if (file := find_recipe(run.folder)) is None:
+        return
+    wanted, found = (dataclasses.asdict(each.resolved()) for each in (run.recipe, Recipe.load(file)))
+    for name, value in wanted.items():
+        if value != found[name]:
+            rule = f"be {found[name]!r}, as in {run.folder}"
+            raise ValueError(must(f"learning: {name}", rule, repr(value), "or remove that folder"))
+
+
+def save(file: Path, found: dict[str, Any]) -> None:
+    """Write a result as JSON; a kill or a full disk leaves the old file or the new one."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(file)
 
 
 def pooled(function: Callable, *arguments: Iterable) -> list[Any]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.learning.probes import sentiment
+from benchmarks.learning.probes import FILES, sentiment
+from electra_fast.errors import must
 from electra_fast.tasks import entities
 from electra_fast.train.fine_tune import fine_tune
 from electra_fast.train.fine_tune_recipe import FineTuneRecipe
@@ -44,6 +45,7 @@ TASKS = {
     "wnut17": Task("WNUT17", "tag", "wnut17/wnut17train.conll*", "wnut17/emerging.test*", 8.0),
     "snips": Task("SNIPS", "intent", "snips/train_*.json*", "snips/validate_*.json*", 4.0),
 }
+NEEDED = {*FILES, *(pattern for task in TASKS.values() for pattern in (task.train, task.test))}  # in DATA
 OPTIONS = {"lr": 3e-4, "layer_decay": 1.0, "precision": "bf16", "save_every": 10**6}
 # The dropout of all models, chosen on CLINC150, which is not one of the tasks: with 0.1 all are worse, and
 # most of all a discriminator that was pre-trained without dropout.
@@ -75,15 +77,34 @@ def recipe(run: Run, scratch: Path) -> FineTuneRecipe:
 
 def files(task: str, pattern: str, data: Path, scratch: Path) -> tuple[str, ...]:
     """Return the files of a task; of GoEmotions, a copy of the comments that `sentiment` chooses."""
-    found = sorted(data.glob(pattern))
-    if not found:
-        raise FileNotFoundError(f"learning: {data / pattern} does not exist")
+    found = existing(data, pattern)
     if task != "goemotions":
         return tuple(map(str, found))
     file = scratch / f"{found[0].name}.jsonl"
     rows = [json.dumps({"text": text, "label": label}) for text, label in sentiment(found[0])]
     file.write_text("\n".join(rows) + "\n")
     return (str(file),)
+
+
+def existing(data: Path, pattern: str) -> list[Path]:
+    """Return the files of a pattern.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not (found := sorted(data.glob(pattern))):
+        raise FileNotFoundError(f"learning: {data / pattern} does not exist")
+    return found
+
+
+def require_files(argument: str, data: Path, patterns: Iterable[str]) -> None:
+    """Check that a folder has files of all patterns; without them, a result would be missing after hours.
+
+    Raises:
+        ValueError: the message has all patterns without a file.
+    """
+    if missing := sorted(pattern for pattern in patterns if not any(data.glob(pattern))):
+        raise ValueError(must(argument, f"contain {', '.join(missing)}", data))
 
 
 def train(run: Run, device: str = "cpu") -> dict[str, Any]:

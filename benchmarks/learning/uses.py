@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.learning import report
+from benchmarks.learning import results
 from benchmarks.learning.checkpoints import discriminators, recipe_of
 from benchmarks.learning.planted import detected, passages
-from benchmarks.learning.probes import blimp, sentiment
+from benchmarks.learning.probes import minimal_pairs, sentiment
 from benchmarks.learning.runs import collect
-from benchmarks.learning.transfer import DROPOUT, OPTIONS
+from benchmarks.learning.transfer import DROPOUT, OPTIONS, TASKS, existing, require_files
 from electra_fast.tasks.entities import entities
 from electra_fast.tasks.items import Text, Utterance
 from electra_fast.tasks.readers import texts as read_texts
@@ -41,6 +41,9 @@ from electra_fast.train.fine_tune_recipe import FineTuneRecipe
 from electra_fast.use import IntentReader, Pretrained, Ranker, choose, load, score, suggest
 from electra_fast.use.pairs import pairs
 
+CROWS = "crows_pairs/crows_pairs_anonymized.csv*"
+NEEDED = {CROWS, "blimp/blimp_data.tar.xz", "goemotions/group_test.tsv.xz"}  # in DATA
+NEEDED |= {file for name in ("snips", "banking77") for file in (TASKS[name].train, TASKS[name].test)}
 CHOSEN = 1000  # texts of GoEmotions
 QUERIES = 500  # of Banking77's test set
 # Labels per query. With ten of them in training, a model that has learned nothing yet is right for nine.
@@ -57,6 +60,8 @@ def suggested(model: Pretrained, ids: np.ndarray) -> dict[str, float]:
     for text in model.tokenizer.decode_batch(ids.tolist()):
         split = text.split(" ")
         known = [n for n, word in enumerate(split) if word in pieces and word.isalpha()]
+        if not known:
+            continue
         n = int(random.choice(known))
         originals.append(split[n])
         split[n] = str(random.choice(words))
@@ -91,7 +96,7 @@ def chosen(model: Pretrained, file: Path) -> dict[str, float]:
 
 def scored(model: Pretrained, archive: Path) -> dict[str, float]:
     """Return how often the good sentence of a pair of BLiMP has the higher score, by each half."""
-    pairs = blimp(archive)
+    pairs = minimal_pairs(archive)
     found = score([pair[name] for name in ("sentence_good", "sentence_bad") for pair in pairs], model)
     both = list(zip(found[: len(pairs)], found[len(pairs) :], strict=True))
     return {
@@ -134,9 +139,9 @@ def slot_texts(item: Utterance) -> list[tuple[str, str]]:
 def ranked(model: Path, folder: Path) -> dict[str, float]:
     """Fine-tune a discriminator on Banking77, where labels are documents; return the metrics of queries."""
     random = np.random.default_rng(3)
-    train, test = (read_texts([next(folder.glob(f"{name}.csv*"))]) for name in CANDIDATES)
+    train, test = (read_texts(existing(folder, f"{name}.csv*")[:1]) for name in CANDIDATES)
     labels = sorted({item.label for item in train})
-    items = {"train": train, "test": test[:: len(test) // QUERIES]}
+    items = {"train": train, "test": test[:: max(1, len(test) // QUERIES)]}
     rows = {name: [query(item, labels, CANDIDATES[name], random) for item in items[name]] for name in items}
     with tempfile.TemporaryDirectory() as out:
         files = {name: Path(out) / f"{name}.jsonl" for name in rows}
@@ -177,6 +182,7 @@ def pretraining(run: Path) -> dict[str, Any]:
 
 def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any]:
     """Return all numbers about a run; of the default run, those of `detect`."""
+    require_files("learning: DATA", folder, NEEDED)
     model, other = load(run, device="cpu"), load(default, device="cpu")
     ids = passages(run, model, text)
     by_step = {f"{step:,} steps": each for step, each in discriminators(run)}
@@ -187,7 +193,7 @@ def measure(run: Path, default: Path, text: Path, folder: Path) -> dict[str, Any
         "suggest": lambda: suggested(model, ids),
         "choose": lambda: chosen(model, folder / "goemotions" / "group_test.tsv.xz"),
         "score": lambda: scored(model, folder / "blimp" / "blimp_data.tar.xz"),
-        "pairs": lambda: biased(model, next((folder / "crows_pairs").glob("crows_pairs_anonymized.csv*"))),
+        "pairs": lambda: biased(model, existing(folder, CROWS)[0]),
         "intent": lambda: understood(run / "discriminator", folder / "snips"),
         "rank": lambda: ranked(run / "discriminator", folder / "banking77"),
     }
@@ -211,10 +217,9 @@ def main() -> None:
     options = p.parse_args()
     torch.set_num_threads(1)
     found = measure(options.run, options.default, options.text, options.data)
-    results = report.load()
-    results["uses"] = found | {"machine": machine.cpu_model(), "torch": torch.__version__}
-    report.write(results)
+    found |= {"machine": machine.cpu_model(), "torch": torch.__version__}
+    results.write(results.read() | {"uses": found})
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

@@ -15,7 +15,8 @@ def section(found: dict[str, Any]) -> list[str]:
         f"{run['batch_tokens']:,} tokens: {tokens / 1e6:.1f} million tokens in sequences of {run['seq']}, "
         f"{run['seconds'] / 60:.0f} minutes on one thread, {run['vocabulary']:,} pieces. The default model "
         f"is that of README's first command, after {default['steps']:,} steps of "
-        f"{default['batch_tokens']:,} tokens. Each passage fills a sequence. Measured by "
+        f"{default['batch_tokens']:,} tokens. Each passage fills a sequence. All checkpoints "
+        "read the samples of the last one's generator, the default model those of its own. Measured by "
         f"`python -m benchmarks.learning.uses` on one thread of {found['machine']} with torch "
         f"{found['torch']}.",
         "",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.harness import machine
-from benchmarks.learning import report
+from benchmarks.learning import results
 from benchmarks.learning.checkpoints import final_model
 from benchmarks.learning.objectives import MODELS
 from benchmarks.learning.runs import ROOT, Run, collect, pooled, train
@@ -179,10 +179,10 @@ def main() -> None:
     p.add_argument("text", nargs="*", help="files or folders; default: the manual of Python")
     options = p.parse_args()
     found = measure(options.experiment, tuple(options.text))
-    results = report.load()
-    results.setdefault("variants", {})[options.experiment] = found
-    report.write(results)
+    everything = results.read()
+    everything.setdefault("variants", {})[options.experiment] = found
+    results.write(everything)
 
 
 if __name__ == "__main__":
-    main()
+    results.run(main)

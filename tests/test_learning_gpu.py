@@ -171,6 +171,29 @@ def test_what_cannot_be_done_is_refused(words, says, tmp_path, monkeypatch, caps
     assert says in capsys.readouterr().err
 
 
+BEFORE_THE_BUILD = """
+import pathlib, sys
+from benchmarks.learning import on_gpu
+
+on_gpu.machine.device = lambda: "cuda"
+folders = on_gpu.Folders(*map(pathlib.Path, sys.argv[1:]))
+on_gpu.required(folders, False, 480.0)
+print(on_gpu.required(folders, True, 480.0)["models"], "electra_fast.ops" in sys.modules)
+"""
+
+
+def test_no_op_is_imported_before_its_extension_is_built(tmp_path):
+    folders = folders_in(tmp_path)
+    folders.data.mkdir(parents=True)
+    (folders.data / on_gpu.WORDS).write_text("{}")
+    folders.runs.mkdir()
+    result = {"models": {"fused": {}}, "seconds": {"training fused": 240.0}}
+    (folders.runs / on_gpu.RESULT).write_text(json.dumps(result))
+    program = [sys.executable, "-c", BEFORE_THE_BUILD, *map(str, folders)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'fused': {}} False\n"
+
+
 def test_files_that_cannot_come_back_are_found(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     with (tmp_path / "b").open("wb") as file:

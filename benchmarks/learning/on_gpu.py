@@ -100,18 +100,17 @@ def first_result(folders: Folders) -> dict[str, Any]:
 def required(folders: Folders, more: bool, budget: float) -> dict[str, Any]:
     """Return the result of the first command for the second one; {} for the first.
 
+    It imports no op, because `prepare` has not yet built their extension.
+
     Raises:
         ValueError, OSError: a command cannot be run: there is no GPU, no data, no result or not enough time.
     """
-    from benchmarks.learning.transfer import NEEDED, require_files
-
     if machine.device() != "cuda":
         raise ValueError(
             must("gpu-learn: torch", "see a GPU", "none", "`make gpu-learn-rehearse` needs none")
         )
-    if not (folders.data / WORDS).exists():
+    if not (folders.data / WORDS).exists():  # `pack` writes it last
         raise ValueError(must("gpu-learn", f"find {folders.data}", "none", "make gpu-learn-pack DATA=folder"))
-    require_files(f"gpu-learn: {folders.data}", folders.data, {*TEXTS, *NEEDED})
     if not more:
         return {}
     before = first_result(folders)

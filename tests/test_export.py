@@ -96,14 +96,17 @@ def test_torch_export(tmp_path, tokenizer):
     assert (known["task"], tuple(json.loads(known["labels"]))) == ("intent", LABELS[kind])
 
 
-def test_openvino(tmp_path, tokenizer):
+def test_openvino(tmp_path, tokenizer, monkeypatch):
     core = pytest.importorskip("openvino").Core()
+    sent = Mock()
+    monkeypatch.setattr(pytest.importorskip("openvino_telemetry").Telemetry, "send_event", sent)
     source = folder(tmp_path / "model", tokenizer, TokenClassifier)
     files = export(source, "openvino", tmp_path / "m.xml").files
     assert [file.suffixes[-1] for file in files] == [".xml", ".bin", ".json"]
     read = core.read_model(files[0])
     assert [output.any_name for output in read.outputs] == ["logits"]
     assert read.get_rt_info(["electra_fast", "task"]).astype(str) == "tag"
+    sent.assert_not_called()
 
 
 def test_a_run_of_pretraining_exports_its_discriminator(tmp_path, tokenizer):

@@ -128,18 +128,6 @@ def _verdicts(models: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def _compared(change: float, error: float) -> str:
-    """Describe a difference by its standard error, which is NaN for one seed."""
-    if math.isnan(error):
-        return f"{change:+.4f}; one seed has no standard error"
-    verdict = "within" if abs(change) <= 2 * error else "outside"
-    return f"{change:+.4f}, {verdict} two standard errors ({2 * error:.4f})"
-
-
-def _with_error(text: str, error: float, digits: int) -> str:
-    return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
-
-
 def _change(runs: list[dict], share: float) -> str:
     """Describe the change of the AUC from the first evaluation after this share of the run to the end."""
     first = [next(p["auc"] for p in run["curve"] if p["step"] >= share * run["steps"]) for run in runs]
